@@ -1,0 +1,2 @@
+"""GPT-2 in NumPy: run it, read it, copy it."""
+from .gpt2_np import *  # noqa: F403
