@@ -1,18 +1,78 @@
-"""GPT-2: the forward pass in einsum, a key/value cache, sampling, generation, scoring, a command line.
+"""GPT-2 in NumPy, and on a GPU through CuPy: from sizes to the command line, in reading order.
 
-Language Models are Unsupervised Multitask Learners, Radford et al. 2019.
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". This file copied alone
+runs the model on token ids with NumPy only; `bpe`, `checkpoint` and `backend` beside it add text,
+the official weights and the GPU.
+
+One alphabet for einsum: b batch, q query position, k key position, d residual width, h head,
+e head width, m hidden width of the MLP, v vocabulary, c the three of query, key, value.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import contextlib
+import functools
+import json
+import math
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+
+try:
+    if __package__:
+        from .backend import einsum, namespace, to_host
+    else:
+        from backend import einsum, namespace, to_host
+except ImportError:  # copied alone: NumPy does everything, a little slower
+
+    def einsum(specification, *operands):
+        return np.einsum(specification, *operands, optimize=True)
+
+    def namespace(array):
+        return np
+
+    def to_host(array):
+        return array
+
 
 __version__ = "0.1.0"
+__all__ = [
+    "SIZES",
+    "Config",
+    "Error",
+    "KVCache",
+    "Model",
+    "complete",
+    "forward",
+    "generate",
+    "generate_batch",
+    "load",
+    "main",
+    "parameter_shapes",
+    "sample",
+    "score",
+    "stream",
+]
+
+LAYER_NORM_EPSILON = 1e-5
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # a Python float: np.sqrt would make everything float64
+
+# Elementwise work goes through the second-level cache (1 to 2 MiB a core) in blocks of this many
+# elements, and attention through as many queries at once as give scores of about this size.
+BLOCK_ELEMENTS = 1 << 18
 
 
 class Error(ValueError):
     """What every failure of this project is: the message says what was wrong, where, what to do."""
+
+
+# --- sizes -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,3 +127,996 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
         "blocks": [block() for _ in range(config.n_layer)],
         "ln_f": norm(),
     }
+
+
+def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Model:
+    """The model of an official size, "shakespeare", a folder or file, or an http(s) URL.
+
+    Official sizes are downloaded on first use. Raises CheckpointError, DownloadError, both Error.
+    """
+    if __package__:
+        from . import checkpoint
+    else:
+        import checkpoint
+    return checkpoint.load(name_or_path, device, dtype)
+
+
+# --- the forward pass ------------------------------------------------------------------
+
+
+def forward(
+    params: Mapping[str, Any],
+    config: Config,
+    tokens: Any,
+    cache: KVCache | None = None,
+    tap: Callable[[str, Any], Any] | None = None,
+    last_only: bool = False,
+) -> Any:
+    """The logits of the token that follows each position.
+
+    `tokens` is [position] or [batch, position], a list or an integer array; the logits have the
+    same rank and n_vocab more: [position, n_vocab] or [batch, position, n_vocab], of which
+    `last_only` keeps the last position (an axis of length 1). With a `cache`, `tokens` continue
+    what it holds. `tap(name, array)` sees every named activation, always with a batch axis;
+    what it returns, if not None, replaces the array. Raises Error for tokens outside the
+    vocabulary and for positions past n_ctx.
+    """
+    batch = token_batch(tokens, config)
+    x = residual_stream(params, config, batch, cache, Tap(tap) if tap else NO_TAP)  # [b, q, d]
+    logits = unembed(x[:, -1:] if last_only else x, params)
+    return logits if np.ndim(tokens) == 2 else logits[0]
+
+
+def residual_stream(params, config, tokens, cache=None, tap=None):
+    """Token ids [b, q] -> the residual stream after the last block and layer norm [b, q, d]."""
+    tap = tap or NO_TAP
+    xp = namespace(params["wte"])
+    start = cache.reserve(tokens.shape) if cache else np.zeros(len(tokens), int)
+    positions = start[:, None] + np.arange(tokens.shape[1])  # [b, q]
+    if positions.max() >= config.n_ctx:
+        raise Error(
+            f"{positions.max() + 1} positions do not fit: this model's n_ctx is {config.n_ctx}; "
+            "shorten the text or drop its beginning"
+        )
+    blocks = functools.cache(functools.partial(attention_blocks, positions, config.n_head, xp))
+
+    x = tap("hook_embed", params["wte"][xp.asarray(tokens)])
+    x = x + tap("hook_pos_embed", params["wpe"][xp.asarray(positions)])
+    for layer, block in enumerate(params["blocks"]):
+        remember = functools.partial(cache.append, layer) if cache else keep
+        here = tap.under(f"blocks.{layer}.")
+        x = transformer_block(x, block, config.n_head, remember, blocks, here)
+    if cache:
+        cache.lengths += tokens.shape[1]
+    return layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
+
+
+def transformer_block(x, block, n_head, remember, blocks, tap):  # [b, q, d] -> [b, q, d]
+    x = tap("hook_resid_pre", x)
+    normalized = layer_norm(x, **block["ln_1"], tap=tap.under("ln1."))
+    attn_out = attention(normalized, **block["attn"], n_head=n_head, remember=remember,
+                         blocks=blocks, tap=tap.under("attn."))
+    x = tap("hook_resid_mid", x + tap("hook_attn_out", attn_out))
+    normalized = layer_norm(x, **block["ln_2"], tap=tap.under("ln2."))
+    mlp_out = mlp(normalized, **block["mlp"], tap=tap.under("mlp."))
+    return tap("hook_resid_post", x + tap("hook_mlp_out", mlp_out))
+
+
+def layer_norm(x, g, b, tap):  # [b, q, d] -> [b, q, d]
+    """Mean 0 and (biased) variance 1 over the residual width, then gain and bias."""
+    width = x.shape[-1]
+    x = x - x.sum(axis=-1, keepdims=True) / width
+    variance = einsum("bqd,bqd->bq", x, x)[..., None] / width
+    scale = tap("hook_scale", (variance + LAYER_NORM_EPSILON) ** 0.5)
+    x /= scale
+    x *= g
+    x += b
+    return tap("hook_normalized", x)
+
+
+def attention(x, c_attn, c_proj, n_head, remember, blocks, tap):  # [b, q, d] -> [b, q, d]
+    """Causal multi-head attention; `remember` puts keys and values behind the cached ones."""
+    n_embd = x.shape[-1]
+    by_head = (3, n_head, n_embd // n_head)
+    qkv = einsum("bqd,dche->bqche", x, c_attn["w"].reshape(n_embd, *by_head))
+    qkv += c_attn["b"].reshape(by_head)
+    q, k, v = (tap(f"hook_{name}", qkv[:, :, c]) for c, name in enumerate("qkv"))
+    k, v = remember(k, v)  # [b, k, h, e], from the first position on
+
+    z = tap("hook_z", attend(q, k, v, blocks, tap))
+    w = c_proj["w"].reshape(*by_head[1:], n_embd)
+    if tap.wants("hook_result"):
+        out = tap("hook_result", einsum("bqhe,hed->bqhd", z, w)).sum(axis=2)
+    else:
+        out = einsum("bqhe,hed->bqd", z, w)
+    out += c_proj["b"]
+    return out
+
+
+def attend(q, k, v, blocks, tap):  # [b, q, h, e], [b, k, h, e] twice -> [b, q, h, e]
+    """softmax(q kᵀ / √e) v, a block of queries at a time over the keys that it may see."""
+    xp = namespace(q)
+    z = xp.empty(q.shape, q.dtype)
+    q = q / math.sqrt(q.shape[-1])
+    whole = tap.wants("hook_attn_scores") or tap.wants("hook_pattern")
+    for rows, queries, n_keys, first_masked, later in blocks(whole):
+        scores = einsum("bqhe,bkhe->bhqk", q[rows, queries], k[rows, :n_keys])
+        if later is not None:
+            xp.copyto(scores[..., first_masked:], -math.inf, where=later)
+        scores = tap("hook_attn_scores", scores)
+        pattern = tap("hook_pattern", softmax(scores))
+        z[rows, queries] = einsum("bhqk,bkhe->bqhe", pattern, v[rows, :n_keys])
+    return z
+
+
+def softmax(x):  # over the last axis
+    x = x - x.max(axis=-1, keepdims=True)
+    namespace(x).exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def mlp(x, c_fc, c_proj, tap):  # [b, q, d] -> [b, q, d]
+    pre = einsum("bqd,dm->bqm", x, c_fc["w"])
+    pre += c_fc["b"]
+    post = tap("hook_post", gelu(tap("hook_pre", pre)))
+    out = einsum("bqm,md->bqd", post, c_proj["w"])
+    out += c_proj["b"]
+    return out
+
+
+def gelu(x):
+    """x Φ(x) in the tanh approximation (Hendrycks & Gimpel 2016), block by block in the cache."""
+    xp = namespace(x)
+    result = xp.empty(x.shape, x.dtype)
+    flat, out = x.reshape(-1), result.reshape(-1)
+    for start in range(0, flat.size, BLOCK_ELEMENTS):
+        block, inner = flat[start : start + BLOCK_ELEMENTS], out[start : start + BLOCK_ELEMENTS]
+        xp.multiply(block, block, out=inner)  # √(2/π) (x + 0.044715 x³) = (x² · 0.0357 + 0.798) x
+        inner *= 0.044715 * SQRT_2_OVER_PI
+        inner += SQRT_2_OVER_PI
+        inner *= block
+        xp.tanh(inner, out=inner)
+        inner += 1
+        inner *= block
+        inner *= 0.5
+    return result
+
+
+def unembed(x, params):  # [b, q, d] -> [b, q, v]; the embedding serves twice
+    return einsum("bqd,vd->bqv", x, params["wte"])
+
+
+class AttentionBlock(NamedTuple):
+    """Which queries are worked on at once, the keys they see, and which of those come too late."""
+
+    rows: slice
+    queries: slice
+    n_keys: int
+    first_masked: int
+    later: Any  # [b, 1, q, k - first_masked], or None where every query sees every key
+
+
+def attention_blocks(positions, n_head, xp, whole):
+    """Split [batch, query] positions so that scores stay small and masked keys are skipped.
+
+    A query at position p sees keys 0 to p. One mask, made here, serves every layer. `whole` is
+    for those who look at scores or patterns: a single block.
+    """
+    n_rows, n_queries = positions.shape
+    whole = whole or n_queries == 1
+    row_step = n_rows if whole else 1
+    most_keys = int(positions.max()) + 1
+    query_step = n_queries if whole else max(32, BLOCK_ELEMENTS // (n_head * most_keys))
+    blocks = []
+    for row in range(0, n_rows, row_step):
+        rows = slice(row, row + row_step)
+        for query in range(0, n_queries, query_step):
+            queries = slice(query, query + query_step)
+            here = positions[rows, queries]
+            first_masked, n_keys = int(here.min()) + 1, int(here.max()) + 1
+            later = None
+            if first_masked < n_keys:
+                later = np.arange(first_masked, n_keys) > here[:, None, :, None]
+                later = xp.asarray(later)
+            blocks.append(AttentionBlock(rows, queries, n_keys, first_masked, later))
+    return blocks
+
+
+def keep(keys, values):
+    """What `remember` is where there is no cache."""
+    return keys, values
+
+
+class KVCache:
+    """The keys and values of every position so far, so that each token is computed once.
+
+    Holds up to `capacity` positions (n_ctx, or 1,024 as in every official size) of `batch` rows:
+    2 * n_layer * n_embd numbers a position. `lengths` [batch] says how many positions each row
+    holds; setting it lower rolls a row back. The arrays are made on first use, of the keys' own
+    type, and belong to one sequence of calls: threads need a cache each.
+    """
+
+    def __init__(self, config: Config, batch: int = 1, capacity: int = 1024):
+        self.shape = (batch, config.n_head, capacity, config.n_embd // config.n_head)
+        self.lengths = np.zeros(batch, int)
+        self._layers = [[] for _ in range(config.n_layer)]  # keys, values: [b, h, capacity, e]
+
+    def reserve(self, shape: tuple[int, int]) -> np.ndarray:
+        """The first free position of each row, once it is sure that [batch, position] more fit."""
+        batch, capacity = self.shape[0], self.shape[2]
+        if shape[0] != batch:
+            raise Error(f"the cache was made for {batch} rows, the tokens are {shape[0]} rows")
+        most = int(self.lengths.max())
+        if most + shape[1] > capacity:
+            raise Error(
+                f"the cache holds {most} of at most {capacity} positions and {shape[1]} more "
+                "were given: make it with a larger capacity"
+            )
+        return self.lengths.copy()
+
+    def append(self, layer: int, *new: Any) -> tuple[Any, Any]:
+        """Store new keys and values [b, q, h, e]; all of that layer, [b, k, h, e] each."""
+        if not self._layers[layer]:  # zeros: a masked position must hold a number, not a NaN
+            xp = namespace(new[0])
+            self._layers[layer] = [xp.zeros(self.shape, array.dtype) for array in new]
+        n_new = new[0].shape[1]
+        most, least = int(self.lengths.max()), int(self.lengths.min())
+        for stored, array in zip(self._layers[layer], new, strict=True):
+            array = array.swapaxes(1, 2)  # a head's positions side by side: one stream to read
+            if most == least:
+                stored[:, :, most : most + n_new] = array
+            else:
+                for row, length in enumerate(self.lengths):
+                    stored[row, :, length : length + n_new] = array[row]
+        keys, values = (a[:, :, : most + n_new].swapaxes(1, 2) for a in self._layers[layer])
+        return keys, values
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch only, in this order."""
+        rows = list(rows)
+        self.shape = (len(rows), *self.shape[1:])
+        self.lengths = self.lengths[rows]
+        self._layers = [[array[rows] for array in layer] for layer in self._layers]
+
+
+class Tap:
+    """A caller's tap as one place of the model sees it: names get the place's prefix."""
+
+    def __init__(self, function, prefix=""):
+        self.function, self.prefix = function, prefix
+        self.asks = getattr(function, "wants", None)  # without it: everything but hook_result
+
+    def under(self, prefix):
+        return Tap(self.function, self.prefix + prefix)
+
+    def __call__(self, name, array):
+        if not self.wants(name):
+            return array
+        name = self.prefix + name
+        replacement = self.function(name, array)
+        if replacement is None:
+            return array
+        if np.shape(replacement) != array.shape:
+            raise Error(
+                f"the tap gave {name} back with shape {np.shape(replacement)}, "
+                f"it must stay {array.shape}"
+            )
+        return namespace(array).asarray(replacement, dtype=array.dtype)
+
+    def wants(self, name):
+        name = self.prefix + name
+        return self.asks(name) if self.asks else not name.endswith("hook_result")
+
+
+class NoTap:
+    """What stands where nobody looks: it hands every array on and wants nothing."""
+
+    def under(self, prefix):
+        return self
+
+    def __call__(self, name, array):
+        return array
+
+    def wants(self, name):
+        return False
+
+
+NO_TAP = NoTap()
+
+
+def token_batch(tokens: Any, config: Config) -> np.ndarray:
+    """Tokens as a checked array [batch, position] on the host."""
+    if not isinstance(tokens, np.ndarray | Sequence):
+        tokens = to_host(tokens)
+    try:
+        array = np.asarray(tokens)
+    except ValueError:
+        raise Error("tokens of unequal length: pad them, or use generate_batch") from None
+    if array.size == 0:
+        raise Error("there are no tokens: give at least one")
+    if array.ndim not in (1, 2) or array.dtype.kind not in "iu":
+        raise Error(
+            "tokens must be integers, [position] or [batch, position]; "
+            f"these are {array.dtype} of shape {array.shape}"
+        )
+    if array.min() < 0 or array.max() >= config.n_vocab:
+        wrong = array.min() if array.min() < 0 else array.max()
+        raise Error(f"token {wrong} is outside the vocabulary of {config.n_vocab}")
+    return array.reshape(-1, array.shape[-1])
+
+
+# --- sampling --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. Temperature 0 is greedy; None leaves a restriction out."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def __post_init__(self):
+        def check(name, fine, expected):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and fine(value)):
+                raise Error(f"{name} is {value!r}: it must be {expected}")
+
+        if self.temperature is None:
+            raise Error("temperature is None: it must be a number from 0 up")
+        check("temperature", lambda t: 0 <= t < math.inf, "a number from 0 up")
+        check("top_k", lambda k: k >= 1 and k == int(k), "a whole number from 1 up")
+        check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
+        check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
+        check("repetition_penalty", lambda r: 0 < r < math.inf, "a number above 0")
+
+
+def _is_number(value):
+    return isinstance(value, int | float | np.integer | np.floating) and value == value
+
+
+def sample(
+    logits: Any,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    previous: Sequence[int] = (),
+    seed: Any = None,
+) -> int:
+    """One token id chosen from logits [n_vocab].
+
+    In this order: `repetition_penalty` divides positive logits of the tokens in `previous` and
+    multiplies negative ones (Keskar et al. 2019, section 4.1); logits are divided by
+    `temperature`; `top_k` keeps the k most probable tokens and what ties with the last of them;
+    `top_p` the fewest of the most probable tokens whose probabilities reach p (Holtzman et al.
+    2020), lower ids first among equals; `min_p` those with at least p times the highest
+    probability. Temperature 0 takes the most probable token, the lowest id among equals. `seed`
+    is what numpy.random.default_rng takes, a Generator included.
+    """
+    options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    return _choose(logits, options, previous, generator(seed))
+
+
+def generator(seed: Any) -> np.random.Generator:
+    """The random generator of a seed: None, a whole number from 0 up, several, or a Generator."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise Error(f"seed is {seed!r}: it must be None, whole numbers from 0 up, or a Generator"
+                    ) from None
+
+
+def _choose(logits, options, previous, rng):
+    penalty = options.repetition_penalty or 1
+    if penalty != 1 and len(previous):
+        logits = to_host(logits).copy()
+        seen = np.unique(np.asarray(previous))
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    if options.temperature == 0:
+        return int(logits.argmax())
+    cumulative = probabilities(to_host(logits), options).cumsum()
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def probabilities(logits: np.ndarray, options: Sampling) -> np.ndarray:
+    """The distribution [n_vocab], float64, that a token is drawn from at temperature above 0."""
+    p = logits.astype(np.float64)
+    p -= p.max()
+    p /= options.temperature
+    np.exp(p, out=p)
+    if options.top_k is not None and options.top_k < p.size:
+        p[p < np.partition(p, -int(options.top_k))[-int(options.top_k)]] = 0
+    if options.top_p is not None and options.top_p < 1:
+        total = p.sum()
+        # Tokens under (1 - top_p) / n_vocab come to less than 1 - top_p together: sort the others.
+        candidates = np.flatnonzero(p * p.size >= (1 - options.top_p) * total)
+        ranked = candidates[np.argsort(-p[candidates], kind="stable")]
+        before = np.cumsum(p[ranked]) - p[ranked]
+        kept = ranked[before < options.top_p * total]
+        restricted = np.zeros_like(p)
+        restricted[kept] = p[kept]
+        p = restricted
+    if options.min_p is not None:
+        p[p < options.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+# --- generation ------------------------------------------------------------------------
+
+
+def generate(
+    model: Model,
+    tokens: Sequence[int],
+    n_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: Iterable[str | int] = (),
+    seed: Any = None,
+) -> Iterator[int]:
+    """Up to `n_tokens` token ids that continue `tokens`, each as soon as it is chosen.
+
+    The sampling options are those of `sample`. It ends early after the token that completes a
+    string in `stop` (which needs the model's tokenizer), before a token id in `stop` (so that
+    `stop=(model.tokenizer.end_of_text,)` ends at the end of a text), and, with a warning, where
+    n_ctx is reached. The generator's return value says which: "length", "stop" or "context".
+    Raises Error at once for bad options, and for a prompt that is empty or longer than n_ctx.
+    """
+    options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    rows = _Rows(model, [tokens], n_tokens, stop, [seed], options)
+
+    def stream_tokens():
+        for _, token in rows.steps():
+            yield token
+        rows.warn_if_full()
+        return rows.reasons[0]
+
+    return stream_tokens()
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    n_tokens: int,
+    stop: Iterable[str | int] = (),
+    seed: Any = None,
+    **sampling: Any,
+) -> list[list[int]]:
+    """The continuations of several prompts of any lengths, computed together.
+
+    Options are those of `generate`. Each row is what `generate` gives for its prompt alone; with
+    an integer seed, row i draws as `generate(..., seed=(seed, i))` does, and row 0 also as with
+    `seed` itself.
+    """
+    rows = generate_rows(model, prompts, n_tokens, stop, seed, **sampling)
+    rows.warn_if_full()
+    return rows.continuations()
+
+
+def generate_rows(model, prompts, n_tokens, stop=(), seed=None, **sampling) -> _Rows:
+    """`generate_batch` run to its end, with the reasons why each row ended."""
+    seeds = [None if seed is None else (seed, row) for row in range(len(prompts))]
+    rows = _Rows(model, prompts, n_tokens, stop, seeds, Sampling(**sampling))
+    for _ in rows.steps():
+        pass
+    return rows
+
+
+class _Rows:
+    """Texts that grow together: the loop behind `generate` and `generate_batch`."""
+
+    def __init__(self, model, prompts, n_tokens, stop, seeds, options):
+        if not _is_number(n_tokens) or n_tokens != int(n_tokens) or n_tokens < 0:
+            raise Error(f"n_tokens is {n_tokens!r}: it must be a whole number from 0 up")
+        self.model, self.n_tokens, self.options = model, int(n_tokens), options
+        self.texts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
+        self.n_prompt = [len(text) for text in self.texts]
+        if max(self.n_prompt, default=0) > model.config.n_ctx:
+            raise Error(
+                f"the prompt has {max(self.n_prompt)} tokens and this model's n_ctx is "
+                f"{model.config.n_ctx}: drop its beginning"
+            )
+        self.generators = [generator(seed) for seed in seeds]
+        stop = stop_tuple(stop)
+        self.stops = [Stop(stop, model.tokenizer) for _ in prompts]
+        self.reasons = ["length"] * len(self.texts)
+
+    def steps(self) -> Iterator[tuple[int, int]]:
+        """(row, token) for every token as it is chosen, row by row within a step."""
+        config, params = self.model.config, self.model.params
+        growing = list(range(len(self.texts)))
+        longest = max(self.n_prompt, default=0)
+        cache = KVCache(config, len(growing), min(config.n_ctx, longest + self.n_tokens))
+        tokens = np.zeros((len(growing), longest), int)
+        for row, text in enumerate(self.texts):
+            tokens[row, : len(text)] = text
+        for step in range(self.n_tokens if growing else 0):
+            x = residual_stream(params, config, tokens, cache)
+            if step == 0:  # shorter prompts were padded on the right: back to their own ends
+                cache.lengths[:] = self.n_prompt
+                x = x[np.arange(len(growing)), cache.lengths - 1][:, None]
+            logits = unembed(x, params)[:, 0]
+            still = []
+            for index, row in enumerate(growing):
+                text = self.texts[row]
+                token = _choose(logits[index], self.options, text, self.generators[row])
+                if self.stops[row].at_token(token):
+                    self.reasons[row] = "stop"
+                    continue
+                text.append(token)
+                yield row, token
+                if self.stops[row].after_token(token):
+                    self.reasons[row] = "stop"
+                elif len(text) > config.n_ctx and step + 1 < self.n_tokens:
+                    self.reasons[row] = "context"
+                else:
+                    still.append(index)
+            if not still:
+                return
+            if len(still) < len(growing):
+                cache.select(still)
+                growing = [growing[index] for index in still]
+            tokens = np.array([[self.texts[row][-1]] for row in growing])
+
+    def continuations(self) -> list[list[int]]:
+        return [text[n:] for text, n in zip(self.texts, self.n_prompt, strict=True)]
+
+    def warn_if_full(self):
+        if "context" in self.reasons:
+            n_ctx = self.model.config.n_ctx
+            warnings.warn(f"generation stopped at n_ctx = {n_ctx} positions", stacklevel=3)
+
+
+def stop_tuple(stop: Any) -> tuple[str | int, ...]:
+    """One stop or several, checked: strings that are not empty, and token ids."""
+    stop = (stop,) if isinstance(stop, str | int) else tuple(stop)
+    for item in stop:
+        if item == "" or not isinstance(item, str | int | np.integer):
+            raise Error(f"stop holds {item!r}: give strings that are not empty, or token ids")
+    return stop
+
+
+class Stop:
+    """Whether a growing text has come to one of the stop strings or token ids."""
+
+    def __init__(self, stop, tokenizer):
+        self.strings = [s for s in stop if isinstance(s, str)]
+        self.ids = {int(s) for s in stop if not isinstance(s, str)}
+        if self.strings and tokenizer is None:
+            raise Error("stop strings need a tokenizer and this model has none: give token ids")
+        self.decoder = tokenizer.decoder() if self.strings else None
+        self.tail = ""  # what a stop string that the next token completes may begin with
+
+    def at_token(self, token: int) -> bool:
+        return token in self.ids
+
+    def after_token(self, token: int) -> bool:
+        if not self.strings:
+            return False
+        text = self.tail + self.decoder.push(token)
+        longest = max(map(len, self.strings))
+        self.tail = text[max(0, len(text) - longest + 1) :]
+        return any(s in text for s in self.strings)
+
+
+def stream(
+    model: Model,
+    prompt: str | Sequence[int],
+    n_tokens: int = 40,
+    stop: Iterable[str | int] = (),
+    **options: Any,
+) -> Iterator[str]:
+    """The continuation of a text, in pieces of whole characters, as it is made.
+
+    Options are those of `generate`. A stop string and what follows is left out, and nothing that
+    may yet turn out to be the beginning of one is given. A prompt in text is ordinary text: give
+    token ids to use special tokens. The generator's return value is `generate`'s.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise Error("this model has no tokenizer: use generate on token ids")
+    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    stop = stop_tuple(stop)
+    chosen = generate(model, tokens, n_tokens, stop=stop, **options)
+    return _text_pieces(chosen, tokenizer.decoder(), [s for s in stop if isinstance(s, str)])
+
+
+def _text_pieces(chosen, decoder, stops):
+    held, reason = "", None
+    while reason is None:
+        try:
+            held += decoder.push(next(chosen))
+        except StopIteration as end:
+            reason, held = end.value, held + decoder.flush()
+        cut = min((held.find(s) for s in stops if s in held), default=None)
+        if cut is not None:
+            yield held[:cut]
+            return "stop"
+        n_safe = len(held) if reason else len(held) - _open_end(held, stops)
+        if n_safe:
+            yield held[:n_safe]
+            held = held[n_safe:]
+    return reason
+
+
+def _open_end(text, stops):
+    """How many of the last characters may begin a stop string: "so\\n" and "\\n\\n" give 1."""
+    return max(
+        (n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),
+        default=0,
+    )
+
+
+def complete(model: Model, prompt: str, n_tokens: int = 40, **options: Any) -> str:
+    """The continuation of a text, without the prompt. Options are those of `stream`."""
+    return "".join(stream(model, prompt, n_tokens, **options))
+
+
+# --- scoring ---------------------------------------------------------------------------
+
+
+def score(model: Model, tokens: Sequence[int], stride: int | None = None) -> np.ndarray:
+    """log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
+
+    A text longer than n_ctx is read in windows that begin `stride` tokens apart (half of n_ctx
+    unless told), so that every token but those of the first window is given at least
+    n_ctx - stride tokens before it. Logits are made for a block of positions at a time.
+    """
+    config, params = model.config, model.params
+    tokens = token_batch([tokens], config)[0]
+    stride = config.n_ctx // 2 if stride is None else stride
+    if not 1 <= stride <= config.n_ctx:
+        raise Error(f"stride is {stride}: it must be from 1 to n_ctx = {config.n_ctx}")
+    pieces, scored = [np.zeros(0, np.float32)], 0  # token 0 has nothing before it
+    for start in range(0, len(tokens) - 1, stride):
+        inputs = tokens[start : start + config.n_ctx]
+        targets = tokens[scored + 1 : start + config.n_ctx + 1]
+        x = residual_stream(params, config, inputs[None, : len(tokens) - 1 - start])
+        pieces.append(target_log_probabilities(x[:, -len(targets) :], targets, params))
+        scored += len(targets)
+        if scored == len(tokens) - 1:
+            break
+    return np.concatenate(pieces)
+
+
+def target_log_probabilities(x, targets, params):  # [1, q, d], [q] -> [q] on the host
+    """Log-probabilities of the targets alone, so that [position, n_vocab] is never held whole."""
+    xp = namespace(x)
+    step = max(1, 16 * BLOCK_ELEMENTS // len(params["wte"]))
+    pieces = []
+    for start in range(0, len(targets), step):
+        logits = unembed(x[:, start : start + step], params)[0]
+        wanted = xp.asarray(targets[start : start + step])
+        highest = logits.max(axis=-1)
+        chosen = logits[xp.arange(len(wanted)), wanted] - highest
+        logits -= highest[:, None]
+        xp.exp(logits, out=logits)
+        pieces.append(to_host(chosen - xp.log(logits.sum(axis=-1))))
+    return np.concatenate(pieces)
+
+
+# --- what a model costs ----------------------------------------------------------------
+
+
+def describe(config: Config, bytes_per_number: int = 4) -> dict[str, Any]:
+    """Parameters by part, bytes, key/value cache, and floating-point operations per token.
+
+    A product of sizes [1, n] and [n, m] counts 2 n m operations; layer norms, GELU, softmax and
+    biases are left out (under 1% at these sizes).
+    """
+
+    def count(shapes):
+        if isinstance(shapes, tuple):
+            return math.prod(shapes)
+        return sum(map(count, shapes.values() if isinstance(shapes, Mapping) else shapes))
+
+    shapes, d, layers = parameter_shapes(config), config.n_embd, config.n_layer
+    parts = {
+        "token embedding (and unembedding)": count(shapes["wte"]),
+        "position embedding": count(shapes["wpe"]),
+        "attention": sum(count(block["attn"]) for block in shapes["blocks"]),
+        "MLP": sum(count(block["mlp"]) for block in shapes["blocks"]),
+        "layer norms": count(shapes["ln_f"])
+        + sum(count(block[name]) for block in shapes["blocks"] for name in ("ln_1", "ln_2")),
+    }
+    cache = 2 * layers * d * bytes_per_number
+    products = 2 * (layers * 12 * d * d + config.n_vocab * d)
+    return {
+        "config": vars(config),
+        "parameters": parts | {"total": count(shapes)},
+        "bytes": count(shapes) * bytes_per_number,
+        "cache_bytes_per_token": cache,
+        "cache_bytes_at_n_ctx": cache * config.n_ctx,
+        "flops_per_token_first": products + 4 * layers * d,
+        "flops_per_token_at_n_ctx": products + 4 * layers * d * config.n_ctx,
+    }
+
+
+# --- command line ----------------------------------------------------------------------
+
+
+def command_line():
+    parser = argparse.ArgumentParser(
+        prog="gpt2_np.py",
+        description="GPT-2 in NumPy: continue a text, score one, or say what a model costs.",
+        epilog="The official models are downloaded on first use; --model shakespeare needs no "
+        "download. Environment: GPT2_NP_CACHE (where downloads go), GPT2_NP_OFFLINE=1, "
+        "GPT2_NP_DEVICE, GPT2_NP_URL and HF_ENDPOINT (mirrors).",
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", help="the text to continue; - reads standard input")
+    add("-m", "--model", default="124M", metavar="NAME",
+        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
+    add("--min-p", type=float, metavar="P", help="leave out what is under P times the best")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
+    add("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    add("--samples", type=int, default=1, metavar="N", help="continuations, made as one batch")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text, such as '<|endoftext|>'; may be repeated")
+    add("--no-echo", action="store_true", help="print the continuation without the prompt")
+    add("--file", metavar="PATH", help="read the prompt, or the text to score, from a file")
+    add("--score", action="store_true", help="log-probability of every token of the text")
+    add("--info", action="store_true", help="sizes, bytes and operations of a model")
+    add("--interactive", action="store_true", help="continue one prompt after another")
+    add("--download", action="store_true", help="fetch and verify the model, and no more")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add("--dtype", default="float32", choices=("float32", "float64"), help="default float32")
+    add("--json", action="store_true", help="machine-readable result of generate, score, info")
+    add("--version", action="version", version=f"gpt2_np {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Text goes to stdout, all else to stderr; returns the exit status."""
+    # The modules beside this file import it by name: they must get this very module, not a second.
+    if __name__ == "__main__" and not __package__:
+        sys.modules["gpt2_np"] = sys.modules["__main__"]
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    sys.stderr.reconfigure(encoding="utf-8", errors="replace")
+    parser = command_line()
+    args = parser.parse_args(argv)
+    try:
+        run(args, parser)
+        sys.stdout.flush()
+    except Error as error:
+        print(f"gpt2_np: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def run(args, parser):
+    modes = [name for name in ("score", "info", "interactive", "download") if getattr(args, name)]
+    if len(modes) > 1:
+        parser.error(f"--{modes[0]} and --{modes[1]} are different jobs: choose one")
+    if args.json and modes and modes[0] in ("interactive", "download"):
+        parser.error(f"--json goes with generating, --score and --info, not with --{modes[0]}")
+    if args.samples < 1:
+        parser.error(f"--samples is {args.samples}: it must be at least 1")
+    if args.samples > 1 and args.temperature == 0:
+        parser.error("--samples above 1 needs --temperature above 0: greedy texts are all the same")
+    if args.tokens < 0:
+        parser.error(f"--tokens is {args.tokens}: it must be at least 0")
+    sampling = {
+        name: getattr(args, name)
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    }
+    try:
+        Sampling(**sampling)
+    except Error as error:
+        parser.error(str(error))
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed is {args.seed}: it must be at least 0")
+    other = "file" if args.file else "".join(modes).replace("score", "")
+    if args.prompt is not None and other:
+        parser.error(f"a prompt and --{other} do not go together")
+
+    if args.info:
+        return print_info(args)
+    if args.download:
+        return print_download(args)
+    if args.interactive:
+        return interact(text_model(args), args, sampling)
+    if args.prompt is None and args.file is None:
+        parser.error('there is no prompt: python gpt2_np.py "Alan Turing was", or - to read stdin')
+    text = prompt_text(args)
+    model = text_model(args)
+    return print_score(model, text, args) if args.score else print_text(model, text, args, sampling)
+
+
+def prompt_text(args) -> str:
+    """The prompt from the argument, the file or standard input; UTF-8 whatever the locale."""
+    source = "the prompt"
+    try:
+        if args.file is not None:
+            source = args.file
+            with open(args.file, "rb") as file:
+                data = file.read()
+        elif args.prompt == "-":
+            source = "standard input"
+            data = sys.stdin.buffer.read()
+        else:
+            data = os.fsencode(args.prompt)
+        text = data.decode()
+    except OSError as error:
+        raise Error(f"{source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} is {data[error.start]:#x}"
+        raise Error(f"{source} is not UTF-8 text: {wrong}") from None
+    if not text:
+        raise Error(f"{source} is empty: give some text, or '<|endoftext|>' to begin from nothing")
+    return text
+
+
+def text_model(args) -> Model:
+    model = load(args.model, args.device, args.dtype)
+    if model.tokenizer is None:
+        raise Error(f"{args.model} has no vocabulary files beside its weights: the command line "
+                    "needs them (vocab.bpe or merges.txt)")
+    return model
+
+
+def prompt_tokens(model, text):
+    """A prompt typed by a person may hold <|endoftext|>, which stands for the token."""
+    return model.tokenizer.encode(text, allowed_special="all")
+
+
+def stops_of(model, args):
+    """--stop texts, the special token's name as its id."""
+    return [
+        model.tokenizer.end_of_text if text == "<|endoftext|>" else text
+        for text in stop_tuple(args.stop)
+    ]
+
+
+def print_text(model, text, args, sampling):
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    options = {"n_tokens": args.tokens, "stop": stops_of(model, args), "seed": seed, **sampling}
+    tokens = prompt_tokens(model, text)
+    echo = "" if args.no_echo else text
+    if args.samples == 1 and not args.json:
+        print(echo, end="", flush=True)
+        print_stream(stream(model, tokens, **options), model)
+        return
+    rows = generate_rows(model, [tokens] * args.samples, **options)
+    texts = [cut_at_stop(model.tokenizer.decode(row), options["stop"])
+             for row in rows.continuations()]
+    if args.json:
+        columns = zip(texts, rows.continuations(), rows.reasons, strict=True)
+        samples = [
+            {"text": sample_text, "tokens": row, "ended_by": reason}
+            for sample_text, row, reason in columns
+        ]
+        result = {"model": args.model, "prompt": text, "prompt_tokens": tokens, "seed": seed,
+                  **sampling, "samples": samples}
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    print("\n---\n".join(echo + sample_text for sample_text in texts))
+    if "context" in rows.reasons:
+        note_full(model)
+
+
+def cut_at_stop(text, stop):
+    cuts = [text.find(s) for s in stop if isinstance(s, str) and s in text]
+    return text[: min(cuts, default=len(text))]
+
+
+def print_stream(pieces, model):
+    """Text as it is made, to the last whole character even when it is interrupted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while True:
+            try:
+                sys.stdout.write(next(pieces))
+                sys.stdout.flush()
+            except StopIteration as end:
+                sys.stdout.write("\n")
+                sys.stdout.flush()
+                if end.value == "context":
+                    note_full(model)
+                return
+
+
+def note_full(model):
+    print(f"gpt2_np: stopped at n_ctx = {model.config.n_ctx} positions", file=sys.stderr)
+
+
+def interact(model, args, sampling):
+    """Continue one line after another; the arrow keys bring earlier lines back."""
+    with contextlib.suppress(ImportError):  # there is no readline on Windows
+        import readline  # noqa: F401
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        print("A line is continued; an empty line or Ctrl-D ends.", file=sys.stderr)
+    options = {"n_tokens": args.tokens, "stop": stops_of(model, args), **sampling}
+    seed = args.seed
+    while True:
+        try:
+            line = input("> " if at_terminal else "")
+        except (EOFError, UnicodeDecodeError):
+            return
+        if not line:
+            return
+        try:
+            pieces = stream(model, prompt_tokens(model, line), seed=seed, **options)
+            print("" if args.no_echo else line, end="", flush=True)
+            print_stream(pieces, model)
+        except Error as error:
+            print(f"gpt2_np: {error}", file=sys.stderr)
+
+
+def print_score(model, text, args):
+    tokens = prompt_tokens(model, text)
+    start = model.tokenizer.end_of_text
+    log_p = score(model, tokens if start is None else [start, *tokens]).astype(float)
+    scored = tokens[len(tokens) - len(log_p) :]
+    if not scored:
+        raise Error("one token is too short to score: this vocabulary has no <|endoftext|> to "
+                    "put before it")
+    loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
+    totals = {
+        "loss_nats_per_token": loss,
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_byte": -log_p.sum() / math.log(2) / n_bytes,
+    }
+    names = [model.tokenizer.decode([token]) for token in scored]
+    if args.json:
+        rows = [{"token": t, "text": name, "log_p": p}
+                for t, name, p in zip(scored, names, log_p, strict=True)]
+        print(json.dumps({"model": args.model, "tokens": rows, "n_bytes": n_bytes, **totals},
+                         ensure_ascii=False))
+        return
+    print(" token     log p  text")
+    for token, name, p in zip(scored, names, log_p, strict=True):
+        print(f"{token:6d} {p:9.4f}  {name!r}")
+    given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
+    print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
+    print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity']:.2f}, "
+          f"{totals['bits_per_byte']:.4f} bits per byte")
+
+
+def print_info(args):
+    itemsize = 8 if args.dtype == "float64" else 4
+    config = SIZES.get(args.model) or load(args.model, "cpu").config
+    about = describe(config, itemsize)
+    if args.json:
+        print(json.dumps({"model": args.model, "dtype": args.dtype, **about}))
+        return
+    sizes = ", ".join(f"{name} {value:,}" for name, value in about["config"].items())
+    print(f"{args.model}: {sizes}")
+    print("parameters")
+    for part, n in about["parameters"].items():
+        print(f"  {part:34s} {n:15,d} {n / about['parameters']['total']:7.1%}")
+    print(f"{'weights in ' + args.dtype:36s} {about['bytes']:15,d} bytes")
+    print(f"{'key/value cache, a token':36s} {about['cache_bytes_per_token']:15,d} bytes")
+    print(f"{'key/value cache at n_ctx':36s} {about['cache_bytes_at_n_ctx']:15,d} bytes")
+    print(f"{'operations, the first token':36s} {about['flops_per_token_first']:15,d} FLOP")
+    print(f"{'operations, a token at n_ctx':36s} {about['flops_per_token_at_n_ctx']:15,d} FLOP")
+
+
+def print_download(args):
+    if __package__:
+        from . import checkpoint
+    else:
+        import checkpoint
+    print(checkpoint.download(args.model))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
