@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -164,17 +165,10 @@ def einsum(specification: str, *operands: Any) -> Any:
     batch, row_sizes = left.shape[:n_batch], left.shape[n_batch : n_batch + n_rows]
     column_sizes = right.shape[n_batch + n_summed :]
     if n_rows != 1 or n_summed != 1:
-        left = left.reshape(*batch, _size(row_sizes), -1)
+        left = left.reshape((*batch, math.prod(row_sizes), -1))
     if n_summed != 1 or n_columns != 1:
-        right = right.reshape(*right.shape[:n_batch], left.shape[-1], _size(column_sizes))
+        right = right.reshape((*batch, left.shape[-1], math.prod(column_sizes)))
     product = left @ right
     if n_rows != 1 or n_columns != 1:
-        product = product.reshape(*batch, *row_sizes, *column_sizes)
+        product = product.reshape((*batch, *row_sizes, *column_sizes))
     return product.transpose(lowered.result) if lowered.result else product
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

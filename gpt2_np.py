@@ -374,10 +374,12 @@ class KVCache:
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows of the batch only, in this order."""
-        rows = list(rows)
+        rows = np.asarray(rows, int)
         self.shape = (len(rows), *self.shape[1:])
         self.lengths = self.lengths[rows]
-        self._layers = [[array[rows] for array in layer] for layer in self._layers]
+        self._layers = [
+            [array[namespace(array).asarray(rows)] for array in layer] for layer in self._layers
+        ]
 
 
 class Tap:
@@ -427,7 +429,7 @@ NO_TAP = NoTap()
 
 def token_batch(tokens: Any, config: Config) -> np.ndarray:
     """Tokens as a checked array [batch, position] on the host."""
-    if not isinstance(tokens, np.ndarray | Sequence):
+    if hasattr(tokens, "__cuda_array_interface__"):
         tokens = to_host(tokens)
     try:
         array = np.asarray(tokens)
@@ -641,7 +643,9 @@ class _Rows:
             x = residual_stream(params, config, tokens, cache)
             if step == 0:  # shorter prompts were padded on the right: back to their own ends
                 cache.lengths[:] = self.n_prompt
-                x = x[np.arange(len(growing)), cache.lengths - 1][:, None]
+                xp = namespace(x)
+                ends = xp.arange(len(growing)), xp.asarray(cache.lengths - 1)
+                x = x[ends][:, None]
             logits = unembed(x, params)[:, 0]
             still = []
             for index, row in enumerate(growing):

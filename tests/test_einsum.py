@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import backend
+
+FORWARD = [
+    "bqd,dche->bqche", "bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe", "bqhe,hed->bqd", "bqhe,hed->bqhd",
+    "bqd,dm->bqm", "bqm,md->bqd", "bqd,vd->bqv", "bqd,bqd->bq",
+]  # fmt: skip
+SIZES = dict(zip("bqkdhemvc", (2, 3, 5, 8, 4, 2, 6, 7, 3), strict=True))
+
+
+def operands(specification, seed=0, sizes=SIZES):
+    rng = np.random.default_rng(seed)
+    inputs = specification.partition("->")[0].split(",")
+    return [rng.standard_normal([sizes[x] for x in part]) for part in inputs]
+
+
+@pytest.mark.parametrize("specification", FORWARD)
+def test_the_forward_pass_lowers_every_contraction_to_one_product(specification):
+    assert backend.plan(specification) is not None
+    pair = operands(specification)
+    expected = np.einsum(specification, *pair)
+    np.testing.assert_allclose(backend.einsum(specification, *pair), expected, rtol=1e-12)
+
+
+@st.composite
+def specifications(draw):
+    letters = "abcdef"
+    left = draw(st.permutations(letters).map(lambda p: "".join(p)[: draw(st.integers(0, 4))]))
+    right = draw(st.permutations(letters).map(lambda p: "".join(p)[: draw(st.integers(0, 4))]))
+    letters_used = sorted(set(left + right))
+    output = draw(st.permutations(letters_used))[: draw(st.integers(0, len(letters_used)))]
+    return f"{left},{right}->{''.join(output)}"
+
+
+@settings(deadline=None, max_examples=400)
+@given(specifications(), st.lists(st.integers(1, 3), min_size=6, max_size=6), st.booleans())
+def test_any_contraction_of_two_arrays_equals_numpys(specification, sizes, strided):
+    pair = operands(specification, sizes=dict(zip("abcdef", sizes, strict=True)))
+    if strided:  # the same numbers as views with other strides
+        pair = [np.asfortranarray(np.repeat(a, 2, axis=-1))[..., ::2] if a.ndim else a for a in pair]
+    expected = np.einsum(specification, *pair)
+    result = backend.einsum(specification, *pair)
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("specification", "shapes"),
+    [
+        ("ab->ba", [(2, 3)]),
+        ("aa,ab->b", [(2, 2), (2, 3)]),
+        ("ab,bc,cd->ad", [(2, 3), (3, 4), (4, 5)]),
+        ("ab,cd->ac", [(2, 3), (4, 5)]),
+    ],
+)
+def test_what_is_no_matrix_product_goes_to_numpy(specification, shapes):
+    arrays = [np.random.default_rng(0).standard_normal(shape) for shape in shapes]
+    np.testing.assert_allclose(
+        backend.einsum(specification, *arrays), np.einsum(specification, *arrays), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("specification", "left", "right"),
+    [
+        ("ab,bc->ac", (2, 3), (4, 5)),
+        ("abc,abd->acd", (2, 3, 4), (2, 5, 4)),
+        ("ahe,hed->ad", (2, 3, 4), (4, 3, 5)),
+    ],
+)
+def test_sizes_that_disagree_are_an_error(specification, left, right):
+    with pytest.raises(ValueError, match="disagree"):
+        backend.einsum(specification, np.ones(left), np.ones(right))
+
+
+def test_weights_and_cache_are_multiplied_where_they_lie(monkeypatch):
+    """No operand is copied: what reaches the product shares memory with what was given."""
+    seen = []
+
+    class Spy(np.ndarray):
+        def __matmul__(self, other):
+            seen.append((np.asarray(self), np.asarray(other)))
+            return np.asarray(self) @ np.asarray(other)
+
+    qkv = np.ones((2, 3, 3, 4, 2))
+    cached = np.ones((2, 4, 9, 2))[:, :, :5].swapaxes(1, 2)  # [b, k, h, e] in head order
+    weight = np.ones((8, 3 * 4 * 2))
+    cases = [
+        ("bqd,dche->bqche", np.ones((2, 3, 8)), weight.reshape(8, 3, 4, 2)),
+        ("bqhe,bkhe->bhqk", qkv[:, :, 0], cached),
+        ("bhqk,bkhe->bqhe", np.ones((2, 4, 3, 5)), cached),
+        ("bqhe,hed->bqd", np.ones((2, 3, 4, 2)), np.ones((8, 8)).reshape(4, 2, 8)),
+        ("bqd,vd->bqv", np.ones((2, 3, 8)), np.ones((7, 8))),
+    ]
+    for specification, left, right in cases:
+        backend.einsum(specification, left.view(Spy), right)
+        used_left, used_right = seen.pop()
+        assert np.shares_memory(used_left, left), specification
+        assert np.shares_memory(used_right, right), specification
