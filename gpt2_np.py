@@ -849,6 +849,7 @@ def describe(config: Config, bytes_per_number: int = 4) -> dict[str, Any]:
 def command_line():
     parser = argparse.ArgumentParser(
         prog="gpt2_np.py",
+        usage="%(prog)s [options] [prompt]",
         description="GPT-2 in NumPy: continue a text, score one, or say what a model costs.",
         epilog="The official models are downloaded on first use; --model shakespeare needs no "
         "download. Environment: GPT2_NP_CACHE (where downloads go), GPT2_NP_OFFLINE=1, "
@@ -883,34 +884,63 @@ def command_line():
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Text goes to stdout, all else to stderr; returns the exit status."""
-    # The modules beside this file import it by name: they must get this very module, not a second.
-    if __name__ == "__main__" and not __package__:
-        sys.modules["gpt2_np"] = sys.modules["__main__"]
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-    sys.stderr.reconfigure(encoding="utf-8", errors="replace")
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
+            output.reconfigure(encoding="utf-8", errors="replace")
     parser = command_line()
     args = parser.parse_args(argv)
     try:
         run(args, parser)
-        sys.stdout.flush()
-    except Error as error:
-        print(f"gpt2_np: {error}", file=sys.stderr)
-        return 1
+        print(end="", flush=True)
+        return 0
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough; what is still buffered must not raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
+        discard_output()
         return 141
-    return 0
+    except OSError as error:
+        discard_output()
+        return fail(f"reading or writing failed: {error}")
+    except MemoryError:
+        return fail("there is not enough memory: choose a smaller model, a shorter text or fewer "
+                    "--samples")
+    except failures() as error:
+        return fail(error)
+
+
+def fail(reason):
+    print(f"gpt2_np: {reason}", file=sys.stderr)
+    return 1
+
+
+def discard_output():
+    """What is still buffered must not raise again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def failures():
+    """Error, and the errors of the modules beside this file that know nothing of it."""
+    try:
+        if __package__:
+            from . import backend, bpe
+        else:
+            import backend
+            import bpe
+    except ImportError:
+        return (Error,)
+    return Error, backend.DeviceError, bpe.TokenizerError
 
 
 def run(args, parser):
     modes = [name for name in ("score", "info", "interactive", "download") if getattr(args, name)]
+    mode = modes[0] if modes else "generate"
     if len(modes) > 1:
         parser.error(f"--{modes[0]} and --{modes[1]} are different jobs: choose one")
-    if args.json and modes and modes[0] in ("interactive", "download"):
-        parser.error(f"--json goes with generating, --score and --info, not with --{modes[0]}")
+    if args.json and mode in ("interactive", "download"):
+        parser.error(f"--json goes with generating, --score and --info, not with --{mode}")
+    if args.samples > 1 and mode != "generate":
+        parser.error(f"--samples goes with generating, not with --{mode}")
     if args.samples < 1:
         parser.error(f"--samples is {args.samples}: it must be at least 1")
     if args.samples > 1 and args.temperature == 0:
@@ -923,13 +953,19 @@ def run(args, parser):
     }
     try:
         Sampling(**sampling)
+        stop_tuple(args.stop)
     except Error as error:
         parser.error(str(error))
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed is {args.seed}: it must be at least 0")
-    other = "file" if args.file else "".join(modes).replace("score", "")
-    if args.prompt is not None and other:
-        parser.error(f"a prompt and --{other} do not go together")
+    texts = [name for name, value in (("a prompt", args.prompt), ("--file", args.file))
+             if value is not None]
+    if mode not in ("generate", "score"):
+        texts.append(f"--{mode}")
+    if len(texts) > 1:
+        parser.error(f"{texts[0]} and {texts[1]} do not go together")
+    if not texts:
+        parser.error('there is no prompt: python gpt2_np.py "Alan Turing was", or - to read stdin')
 
     if args.info:
         return print_info(args)
@@ -937,8 +973,6 @@ def run(args, parser):
         return print_download(args)
     if args.interactive:
         return interact(text_model(args), args, sampling)
-    if args.prompt is None and args.file is None:
-        parser.error('there is no prompt: python gpt2_np.py "Alan Turing was", or - to read stdin')
     text = prompt_text(args)
     model = text_model(args)
     return print_score(model, text, args) if args.score else print_text(model, text, args, sampling)
@@ -946,26 +980,28 @@ def run(args, parser):
 
 def prompt_text(args) -> str:
     """The prompt from the argument, the file or standard input; UTF-8 whatever the locale."""
-    source = "the prompt"
+    source = args.file
     try:
         if args.file is not None:
-            source = args.file
             with open(args.file, "rb") as file:
                 data = file.read()
         elif args.prompt == "-":
-            source = "standard input"
-            data = sys.stdin.buffer.read()
+            source, data = "standard input", sys.stdin.buffer.read()
         else:
-            data = os.fsencode(args.prompt)
-        text = data.decode()
+            source, data = "the prompt", os.fsencode(args.prompt)
     except OSError as error:
         raise Error(f"{source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        wrong = f"byte {error.start} is {data[error.start]:#x}"
-        raise Error(f"{source} is not UTF-8 text: {wrong}") from None
-    if not text:
+    if not data:
         raise Error(f"{source} is empty: give some text, or '<|endoftext|>' to begin from nothing")
-    return text
+    return utf_8(data, source)
+
+
+def utf_8(data, source):
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Error(f"{source} is not UTF-8 text, byte {error.start} is "
+                    f"{data[error.start]:#x}: convert it to UTF-8") from None
 
 
 def text_model(args) -> Model:
@@ -982,11 +1018,8 @@ def prompt_tokens(model, text):
 
 
 def stops_of(model, args):
-    """--stop texts, the special token's name as its id."""
-    return [
-        model.tokenizer.end_of_text if text == "<|endoftext|>" else text
-        for text in stop_tuple(args.stop)
-    ]
+    """--stop texts, a special token's name as its id."""
+    return [model.tokenizer.special_tokens.get(text, text) for text in args.stop]
 
 
 def print_text(model, text, args, sampling):
@@ -995,8 +1028,9 @@ def print_text(model, text, args, sampling):
     tokens = prompt_tokens(model, text)
     echo = "" if args.no_echo else text
     if args.samples == 1 and not args.json:
+        pieces = stream(model, tokens, **options)
         print(echo, end="", flush=True)
-        print_stream(stream(model, tokens, **options), model)
+        print_stream(pieces, model)
         return
     rows = generate_rows(model, [tokens] * args.samples, **options)
     texts = [cut_at_stop(model.tokenizer.decode(row), options["stop"])
@@ -1027,11 +1061,9 @@ def print_stream(pieces, model):
         warnings.simplefilter("ignore")
         while True:
             try:
-                sys.stdout.write(next(pieces))
-                sys.stdout.flush()
+                print(next(pieces), end="", flush=True)
             except StopIteration as end:
-                sys.stdout.write("\n")
-                sys.stdout.flush()
+                print(flush=True)
                 if end.value == "context":
                     note_full(model)
                 return
@@ -1045,20 +1077,22 @@ def interact(model, args, sampling):
     """Continue one line after another; the arrow keys bring earlier lines back."""
     with contextlib.suppress(ImportError):  # there is no readline on Windows
         import readline  # noqa: F401
+    with contextlib.suppress(AttributeError):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         print("A line is continued; an empty line or Ctrl-D ends.", file=sys.stderr)
     options = {"n_tokens": args.tokens, "stop": stops_of(model, args), **sampling}
-    seed = args.seed
     while True:
         try:
             line = input("> " if at_terminal else "")
-        except (EOFError, UnicodeDecodeError):
+        except EOFError:
             return
         if not line:
             return
         try:
-            pieces = stream(model, prompt_tokens(model, line), seed=seed, **options)
+            line = utf_8(line.encode(errors="surrogateescape"), "this line")
+            pieces = stream(model, prompt_tokens(model, line), seed=args.seed, **options)
             print("" if args.no_echo else line, end="", flush=True)
             print_stream(pieces, model)
         except Error as error:
@@ -1087,12 +1121,20 @@ def print_score(model, text, args):
                          ensure_ascii=False))
         return
     print(" token     log p  text")
-    for token, name, p in zip(scored, names, log_p, strict=True):
-        print(f"{token:6d} {p:9.4f}  {name!r}")
+    for token, p in zip(scored, log_p, strict=True):
+        print(f"{token:6d} {p:9.4f}  {quoted(model.tokenizer.token_bytes(token))}")
     given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
     print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
     print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity']:.2f}, "
           f"{totals['bits_per_byte']:.4f} bits per byte")
+
+
+def quoted(token):
+    """A token's text, or its bytes where it is part of a character."""
+    try:
+        return repr(token.decode())
+    except UnicodeDecodeError:
+        return repr(token)
 
 
 def print_info(args):
@@ -1123,4 +1165,9 @@ def print_download(args):
 
 
 if __name__ == "__main__":
+    # The modules beside this file import it by name and must get this very module, not a second.
+    if __package__:
+        from .gpt2_np import main
+    else:
+        sys.modules["gpt2_np"] = sys.modules["__main__"]
     raise SystemExit(main())
