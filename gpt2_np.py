@@ -464,7 +464,7 @@ class Sampling:
     def __post_init__(self):
         def check(name, fine, expected):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and fine(value)):
+            if value is not None and not (is_number(value) and fine(value)):
                 raise Error(f"{name} is {value!r}: it must be {expected}")
 
         if self.temperature is None:
@@ -476,7 +476,7 @@ class Sampling:
         check("repetition_penalty", lambda r: 0 < r < math.inf, "a number above 0")
 
 
-def _is_number(value):
+def is_number(value):
     return isinstance(value, int | float | np.integer | np.floating) and value == value
 
 
@@ -501,7 +501,7 @@ def sample(
     is what numpy.random.default_rng takes, a Generator included.
     """
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    return _choose(logits, options, previous, generator(seed))
+    return choose(logits, options, previous, generator(seed))
 
 
 def generator(seed: Any) -> np.random.Generator:
@@ -513,7 +513,7 @@ def generator(seed: Any) -> np.random.Generator:
                     ) from None
 
 
-def _choose(logits, options, previous, rng):
+def choose(logits, options, previous, rng):
     penalty = options.repetition_penalty or 1
     if penalty != 1 and len(previous):
         logits = to_host(logits).copy()
@@ -572,7 +572,7 @@ def generate(
     Raises Error at once for bad options, and for a prompt that is empty or longer than n_ctx.
     """
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    rows = _Rows(model, [tokens], n_tokens, stop, [seed], options)
+    rows = Rows(model, [tokens], n_tokens, stop, [seed], options)
 
     def stream_tokens():
         for _, token in rows.steps():
@@ -602,20 +602,20 @@ def generate_batch(
     return rows.continuations()
 
 
-def generate_rows(model, prompts, n_tokens, stop=(), seed=None, **sampling) -> _Rows:
+def generate_rows(model, prompts, n_tokens, stop=(), seed=None, **sampling) -> Rows:
     """`generate_batch` run to its end, with the reasons why each row ended."""
     seeds = [None if seed is None else (seed, row) for row in range(len(prompts))]
-    rows = _Rows(model, prompts, n_tokens, stop, seeds, Sampling(**sampling))
+    rows = Rows(model, prompts, n_tokens, stop, seeds, Sampling(**sampling))
     for _ in rows.steps():
         pass
     return rows
 
 
-class _Rows:
+class Rows:
     """Texts that grow together: the loop behind `generate` and `generate_batch`."""
 
     def __init__(self, model, prompts, n_tokens, stop, seeds, options):
-        if not _is_number(n_tokens) or n_tokens != int(n_tokens) or n_tokens < 0:
+        if not is_number(n_tokens) or n_tokens != int(n_tokens) or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be a whole number from 0 up")
         self.model, self.n_tokens, self.options = model, int(n_tokens), options
         self.texts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
@@ -650,7 +650,7 @@ class _Rows:
             still = []
             for index, row in enumerate(growing):
                 text = self.texts[row]
-                token = _choose(logits[index], self.options, text, self.generators[row])
+                token = choose(logits[index], self.options, text, self.generators[row])
                 if self.stops[row].at_token(token):
                     self.reasons[row] = "stop"
                     continue
@@ -729,10 +729,10 @@ def stream(
     tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     stop = stop_tuple(stop)
     chosen = generate(model, tokens, n_tokens, stop=stop, **options)
-    return _text_pieces(chosen, tokenizer.decoder(), [s for s in stop if isinstance(s, str)])
+    return text_pieces(chosen, tokenizer.decoder(), [s for s in stop if isinstance(s, str)])
 
 
-def _text_pieces(chosen, decoder, stops):
+def text_pieces(chosen, decoder, stops):
     held, reason = "", None
     while reason is None:
         try:
@@ -743,14 +743,14 @@ def _text_pieces(chosen, decoder, stops):
         if cut is not None:
             yield held[:cut]
             return "stop"
-        n_safe = len(held) if reason else len(held) - _open_end(held, stops)
+        n_safe = len(held) if reason else len(held) - open_end(held, stops)
         if n_safe:
             yield held[:n_safe]
             held = held[n_safe:]
     return reason
 
 
-def _open_end(text, stops):
+def open_end(text, stops):
     """How many of the last characters may begin a stop string: "so\\n" and "\\n\\n" give 1."""
     return max(
         (n for s in stops for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])),

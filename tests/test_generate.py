@@ -1,0 +1,285 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_model import TINY, random_model
+
+import bpe
+import gpt2_np
+from gpt2_np import complete, forward, generate, generate_batch, stream
+
+MODEL = random_model()
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def greedy_without_cache(model, prompt, n_tokens):
+    tokens = list(prompt)
+    for _ in range(n_tokens):
+        tokens.append(int(forward(model.params, model.config, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def ended_by(generator):
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    """Random weights with a vocabulary whose tokens often end inside a character."""
+    tokenizer = bpe.train("the cat sat on the mat, naïve café — 猫と犬 🐈🐕 " * 20, 290)
+    config = gpt2_np.Config(tokenizer.n_vocab, n_ctx=64, n_embd=16, n_head=2, n_layer=2)
+    return random_model(config, scale=0.5, tokenizer=tokenizer)
+
+
+# --- generate --------------------------------------------------------------------------
+
+
+def test_greedy_generation_equals_the_argmax_of_forward():
+    assert list(generate(MODEL, PROMPT, 12)) == greedy_without_cache(MODEL, PROMPT, 12)
+
+
+def test_tokens_come_one_by_one():
+    passes = []
+
+    class Counting(dict):
+        def __getitem__(self, key):
+            passes.append(key)
+            return super().__getitem__(key)
+
+    model = gpt2_np.Model(TINY, Counting(MODEL.params))
+    stream_of_tokens = generate(model, PROMPT, 10)
+    next(stream_of_tokens)
+    assert passes.count("blocks") == 1
+
+
+def test_the_return_value_says_why_it_ended():
+    assert ended_by(generate(MODEL, PROMPT, 3)) == "length"
+    assert ended_by(generate(MODEL, PROMPT, 0)) == "length"
+    third = list(generate(MODEL, PROMPT, 3))[2]
+    assert ended_by(generate(MODEL, PROMPT, 9, stop=[third])) == "stop"
+
+
+def test_generation_stops_at_n_ctx_with_a_warning():
+    room = TINY.n_ctx - len(PROMPT)
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        tokens = list(generate(MODEL, PROMPT, 100))
+    assert len(tokens) == room + 1  # the last token is predicted from the last position
+    assert tokens == greedy_without_cache(MODEL, PROMPT, room + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(generate(MODEL, PROMPT, room + 1)) == tokens
+
+
+def test_a_prompt_of_n_ctx_tokens_gives_one_token_more():
+    prompt = [1] * TINY.n_ctx
+    assert list(generate(MODEL, prompt, 1)) == greedy_without_cache(MODEL, prompt, 1)
+
+
+def test_a_stop_token_ends_the_text_before_it():
+    tokens = list(generate(MODEL, PROMPT, 10))
+    stop = tokens[4]
+    assert list(generate(MODEL, PROMPT, 10, stop=[stop])) == tokens[: tokens.index(stop)]
+    assert list(generate(MODEL, PROMPT, 10, stop=stop)) == tokens[: tokens.index(stop)]
+
+
+def test_sampled_generation_repeats_with_its_seed():
+    options = {"temperature": 1.0, "seed": 3}
+    first = list(generate(MODEL, PROMPT, 15, **options))
+    assert first == list(generate(MODEL, PROMPT, 15, **options))
+    assert first != list(generate(MODEL, PROMPT, 15, temperature=1.0, seed=4))
+
+
+def test_each_token_is_drawn_from_the_restricted_distribution():
+    options = {"temperature": 1.3, "top_k": 7, "top_p": 0.8, "repetition_penalty": 1.4}
+    rng, tokens = np.random.default_rng(9), list(PROMPT)
+    for _ in range(10):
+        logits = forward(MODEL.params, TINY, tokens)[-1]
+        tokens.append(gpt2_np.sample(logits, **options, previous=tokens, seed=rng))
+    assert list(generate(MODEL, PROMPT, 10, **options, seed=9)) == tokens[len(PROMPT) :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], 5), "no tokens"),
+        (([1] * 25, 5), "prompt has 25 tokens and this model's n_ctx is 24"),
+        (([61], 5), "outside the vocabulary"),
+        (([1], -1), "n_tokens is -1"),
+        (([1], 2.5), "n_tokens is 2.5"),
+    ],
+)
+def test_bad_prompts_are_an_error_at_once(arguments, message):
+    with pytest.raises(gpt2_np.Error, match=message):
+        generate(MODEL, *arguments)
+
+
+@pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5]])
+def test_bad_stops_are_an_error_at_once(stop):
+    with pytest.raises(gpt2_np.Error, match="stop holds"):
+        generate(MODEL, PROMPT, 5, stop=stop)
+
+
+def test_stop_strings_need_a_tokenizer():
+    with pytest.raises(gpt2_np.Error, match="need a tokenizer"):
+        generate(MODEL, PROMPT, 5, stop="x")
+
+
+# --- batches ---------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=TINY.n_ctx),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 30),
+    st.sampled_from([{}, {"temperature": 1.0, "top_p": 0.9, "seed": 7}, {"stop": [3, 17, 40]}]),
+)
+def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(prompts, n_tokens, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = generate_batch(MODEL, prompts, n_tokens, **options)
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+            alone = dict(options)
+            if "seed" in alone:
+                alone["seed"] = (alone["seed"], index)
+            assert row == list(generate(MODEL, prompt, n_tokens, **alone))
+
+
+def test_row_0_draws_as_the_seed_alone_does():
+    [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=21)
+    assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))
+
+
+def test_rows_with_the_same_prompt_draw_differently():
+    rows = generate_batch(MODEL, [PROMPT] * 3, 12, temperature=1.0, seed=1)
+    assert len(set(map(tuple, rows))) == 3
+
+
+def test_an_empty_batch_gives_no_rows():
+    assert generate_batch(MODEL, [], 5) == []
+
+
+def test_a_batch_stops_at_n_ctx_row_by_row_with_one_warning():
+    with pytest.warns(UserWarning, match="n_ctx = 24") as caught:
+        rows = generate_batch(MODEL, [[1] * 23, [2, 3]], 10)
+    assert [len(row) for row in rows] == [2, 10]
+    assert len(caught) == 1
+
+
+def test_an_unknown_option_is_a_type_error():
+    with pytest.raises(TypeError, match="topk"):
+        generate_batch(MODEL, [PROMPT], 5, topk=3)
+
+
+# --- text ------------------------------------------------------------------------------
+
+
+def test_streamed_pieces_join_to_the_decoded_tokens(text_model):
+    tokenizer = text_model.tokenizer
+    for seed in range(20):
+        options = {"n_tokens": 30, "temperature": 1.5, "seed": seed}
+        pieces = list(stream(text_model, "the 猫", **options))
+        tokens = list(generate(text_model, tokenizer.encode("the 猫"), **options))
+        assert "".join(pieces) == tokenizer.decode(tokens)
+        assert all(pieces)
+        assert complete(text_model, "the 猫", **options) == "".join(pieces)
+
+
+def test_a_character_is_never_given_half(text_model):
+    """Every piece but the last is whole characters; U+FFFD stands only for bytes that are none."""
+    tokenizer, cats = text_model.tokenizer, "🐈" * 3
+    tokens = iter(tokenizer.encode(cats))
+    pieces = []
+
+    def chosen():
+        yield from tokens
+        return "length"
+
+    pieces = list(gpt2_np.text_pieces(chosen(), tokenizer.decoder(), []))
+    assert "".join(pieces) == cats
+    assert "\ufffd" not in "".join(pieces)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=12),
+    st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+)
+def test_text_ends_before_the_first_stop_string_however_it_arrives(parts, stops):
+    class Decoder:
+        push = staticmethod(lambda part: part)
+        flush = staticmethod(lambda: "")
+
+    def chosen():
+        yield from parts
+        return "length"
+
+    text = "".join(parts)
+    given_text, reason = "", None
+    pieces = gpt2_np.text_pieces(chosen(), Decoder, stops)
+    consumed = 0
+    while reason is None:
+        try:
+            given_text += next(pieces)
+            consumed += 1
+        except StopIteration as end:
+            reason = end.value
+    ends = [text.index(s) for s in stops if s in text]
+    if ends:
+        assert reason == "stop"
+        # A stop that completes earlier wins over one that begins earlier but is not whole yet.
+        assert any(text[len(given_text) :].startswith(s) for s in stops)
+        assert not any(s in given_text for s in stops)
+    else:
+        assert (given_text, reason) == (text, "length")
+
+
+def test_generation_ends_with_the_token_that_completes_a_stop_string(text_model):
+    tokenizer = text_model.tokenizer
+    prompt = tokenizer.encode("the cat")
+    tokens = list(generate(text_model, prompt, 30))
+    text = tokenizer.decode(tokens)
+    stop = text[8:11]
+    stopped = list(generate(text_model, prompt, 30, stop=[stop]))
+    assert stop in tokenizer.decode(stopped)
+    assert stop not in tokenizer.decode(stopped[:-1])
+    assert stopped == tokens[: len(stopped)]
+    assert complete(text_model, "the cat", 30, stop=stop) == text[: text.index(stop)]
+
+
+def test_a_special_token_in_a_text_prompt_is_ordinary_text(text_model):
+    seen = []
+
+    class Spy:
+        end_of_text = text_model.tokenizer.end_of_text
+
+        def encode(self, text, **options):
+            tokens = text_model.tokenizer.encode(text, **options)
+            seen.append(tokens)
+            return tokens
+
+        decoder = text_model.tokenizer.decoder
+
+    model = gpt2_np.Model(text_model.config, text_model.params, Spy())
+    complete(model, "<|endoftext|>", 1)
+    assert Spy.end_of_text not in seen[0]
+
+
+def test_text_needs_a_tokenizer():
+    with pytest.raises(gpt2_np.Error, match="no tokenizer"):
+        complete(MODEL, "hello")
+
+
+def test_nothing_is_printed_by_the_library(text_model, capfd):
+    complete(text_model, "the cat", 5, temperature=1.0)
+    gpt2_np.score(text_model, [1, 2, 3])
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from random_model import TINY, random_model
+
+import gpt2_np
+from gpt2_np import forward, score
+
+MODEL = random_model()
+TEXT = np.random.default_rng(3).integers(0, TINY.n_vocab, 100)
+
+
+def log_probabilities(tokens):
+    """From whole logits, in float64: log p(tokens[i + 1] | tokens[: i + 1])."""
+    logits = forward(MODEL.params, TINY, tokens[:-1]).astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return log_p[np.arange(len(tokens) - 1), tokens[1:]]
+
+
+def test_scores_are_the_log_probabilities_of_forward():
+    for n in (2, 3, TINY.n_ctx, TINY.n_ctx + 1):
+        scores = score(MODEL, TEXT[:n])
+        assert scores.dtype == np.float32
+        np.testing.assert_allclose(scores, log_probabilities(TEXT[:n]), rtol=1e-5, atol=1e-6)
+
+
+def test_one_token_has_nothing_to_score():
+    assert score(MODEL, [5]).shape == (0,)
+
+
+@pytest.mark.parametrize("stride", [1, 5, 12, 23, 24])
+def test_long_texts_are_scored_in_overlapping_windows(stride):
+    scores = score(MODEL, TEXT, stride)
+    n_ctx = TINY.n_ctx
+    assert scores.shape == (len(TEXT) - 1,)
+    for i in range(1, len(TEXT)):
+        # The first window that reaches token i begins at the first multiple of stride from
+        # which n_ctx inputs extend to it.
+        start = max(0, -(-(i - n_ctx) // stride) * stride)
+        context = TEXT[start : i + 1]
+        assert i - start >= min(i, n_ctx - stride + 1)
+        np.testing.assert_allclose(scores[i - 1], log_probabilities(context)[-1], rtol=1e-4)
+
+
+def test_half_of_n_ctx_is_the_default_stride():
+    np.testing.assert_array_equal(score(MODEL, TEXT), score(MODEL, TEXT, TINY.n_ctx // 2))
+
+
+def test_logits_are_never_held_for_the_whole_text(monkeypatch):
+    rows = []
+    original = gpt2_np.unembed
+
+    def spy(x, params):
+        rows.append(x.shape[1])
+        return original(x, params)
+
+    expected = log_probabilities(TEXT[:20])
+    monkeypatch.setattr(gpt2_np, "unembed", spy)
+    monkeypatch.setattr(gpt2_np, "BLOCK_ELEMENTS", 20)
+    np.testing.assert_allclose(score(MODEL, TEXT[:20]), expected, rtol=1e-5, atol=1e-6)
+    assert max(rows) * TINY.n_vocab <= 16 * 20
+
+
+@pytest.mark.parametrize("stride", [0, -1, 25])
+def test_a_stride_that_skips_tokens_is_an_error(stride):
+    with pytest.raises(gpt2_np.Error, match="from 1 to n_ctx = 24"):
+        score(MODEL, TEXT, stride)
+
+
+def test_no_tokens_are_an_error():
+    with pytest.raises(gpt2_np.Error, match="no tokens"):
+        score(MODEL, [])
