@@ -1,0 +1,624 @@
+"""The command line as a person meets it: `gpt2_np.main`, and processes where a process matters."""
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_model import TINY, random_params
+from small_model import save_small_model
+
+import bpe
+import gpt2_np
+
+ROOT = Path(gpt2_np.__file__).parent
+PROMPT = "The café at the"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save_small_model(tmp_path_factory.mktemp("models") / "small"))
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory):
+    """A model with so much room that its text is not at its end before a test has looked."""
+    return str(save_small_model(tmp_path_factory.mktemp("models") / "long", n_ctx=40_000))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return gpt2_np.load(folder, "cpu")
+
+
+@pytest.fixture
+def run(capsys):
+    """The exit status, stdout and stderr of a command line."""
+
+    def run(*arguments):
+        try:
+            status = gpt2_np.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            status = stopped.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def standard_input(monkeypatch):
+    return lambda data: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def start(*arguments, **options):
+    """A process of `python gpt2_np.py`, which is killed at the latest after a minute."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "gpt2_np.py", *arguments], **{**pipes, **options}
+    )
+    timer = threading.Timer(60, process.kill)
+    timer.daemon = True
+    timer.start()
+    return process
+
+
+# --- generating ------------------------------------------------------------------------
+
+
+def test_it_prints_the_prompt_and_forty_greedy_tokens_and_nothing_else(run, folder, model):
+    continuation = gpt2_np.complete(model, PROMPT, n_tokens=40)
+    assert len(model.tokenizer.encode(continuation)) >= 20
+    assert run(PROMPT, "-m", folder) == (0, PROMPT + continuation + "\n", "")
+
+
+def test_the_default_model_is_124m_in_float32(run, monkeypatch):
+    asked = []
+
+    def load(*arguments):
+        asked.extend(arguments)
+        raise gpt2_np.Error("not here")
+
+    monkeypatch.setattr(gpt2_np, "load", load)
+    assert run("Hello") == (1, "", "gpt2_np: not here\n")
+    assert asked == ["124M", "auto", "float32"]
+
+
+def test_device_and_dtype_reach_the_model(run, folder, monkeypatch):
+    asked, load = [], gpt2_np.load
+    monkeypatch.setattr(gpt2_np, "load", lambda *a: asked.extend(a) or load(*a))
+    assert run(PROMPT, "-m", folder, "--device", "cpu", "--dtype", "float64")[0] == 0
+    assert asked == [folder, "cpu", "float64"]
+
+
+def test_no_echo_prints_the_continuation_alone(run, folder, model):
+    continuation = gpt2_np.complete(model, PROMPT, n_tokens=7)
+    assert run(PROMPT, "-m", folder, "-n", 7, "--no-echo") == (0, continuation + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--temperature", "2"], {}),
+        (["--temperature", "2", "--top-k", "2"], {"top_k": 2}),
+        (["--temperature", "2", "--top-p", "0.3"], {"top_p": 0.3}),
+        (["--temperature", "2", "--min-p", "0.2"], {"min_p": 0.2}),
+        (["--temperature", "2", "--repetition-penalty", "3"], {"repetition_penalty": 3.0}),
+    ],
+)
+def test_sampling_options_reach_the_generator(run, folder, model, arguments, options):
+    def text(**options):
+        return PROMPT + gpt2_np.complete(model, PROMPT, temperature=2.0, seed=5, **options) + "\n"
+
+    assert run(PROMPT, "-m", folder, "--seed", 5, *arguments) == (0, text(**options), "")
+    assert not options or text(**options) != text()
+
+
+def test_a_seed_repeats_a_text_and_no_seed_does_not(run, folder):
+    def text(*seed):
+        return run(PROMPT, "-m", folder, "--temperature", 2, *seed)[1]
+
+    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
+    assert text() != text()
+
+
+def test_samples_are_what_generate_batch_gives(run, folder, model):
+    tokens = model.tokenizer.encode(PROMPT)
+    rows = gpt2_np.generate_batch(model, [tokens] * 3, 8, temperature=1.5, seed=7)
+    texts = [PROMPT + model.tokenizer.decode(row) for row in rows]
+    assert len(set(texts)) == 3
+    arguments = ["-m", folder, "-n", 8, "--temperature", 1.5, "--seed", 7]
+    assert run(PROMPT, "--samples", 3, *arguments) == (0, "\n---\n".join(texts) + "\n", "")
+    assert run(PROMPT, *arguments)[1] == texts[0] + "\n"
+
+
+@pytest.mark.parametrize("samples", [[], ["--samples", "2", "--temperature", "1e-9"]])
+def test_a_stop_text_and_what_follows_are_left_out(run, folder, model, samples):
+    continuation = gpt2_np.complete(model, PROMPT)
+    stop = continuation[12:15]  # over the border of tokens
+    expected = PROMPT + continuation[: continuation.index(stop)]
+    status, out, err = run(PROMPT, "-m", folder, "--stop", "not there", "--stop", stop, *samples)
+    assert (status, err) == (0, "")
+    assert out == (f"{expected}\n---\n{expected}\n" if samples else f"{expected}\n")
+
+
+def test_end_of_text_in_prompt_and_stop_is_the_token(run, folder, model, monkeypatch):
+    seen = {}
+
+    def generate(model, tokens, n_tokens, stop, **options):
+        seen.update(tokens=tokens, stop=stop)
+        yield from model.tokenizer.encode("!")
+        return "stop"
+
+    monkeypatch.setattr(gpt2_np, "generate", generate)
+    end = model.tokenizer.end_of_text
+    assert run("<|endoftext|>The", "-m", folder, "--stop", "<|endoftext|>")[0] == 0
+    assert seen == {"tokens": [end, *model.tokenizer.encode("The")], "stop": (end,)}
+
+
+def test_a_full_context_ends_the_text_with_a_notice(run, folder, model):
+    for samples in [], ["--samples", "2", "--temperature", "1"]:
+        status, out, err = run(PROMPT, "-m", folder, "-n", 1000, *samples)
+        assert status == 0
+        assert out.startswith(PROMPT)
+        assert err == "gpt2_np: stopped at n_ctx = 64 positions\n"
+
+
+def test_no_character_is_ever_printed_half(folder, model, monkeypatch):
+    text = " — naïve 🦙, 你好"
+    tokens = [id for byte in text.encode() for id in one_byte(model, byte)]
+    assert len(tokens) == len(text.encode())
+
+    def generate(*arguments, **options):
+        yield from tokens
+        return "length"
+
+    class Pieces(io.StringIO):
+        def write(self, piece):
+            pieces.append(piece)
+
+    pieces = []
+    monkeypatch.setattr(gpt2_np, "generate", generate)
+    monkeypatch.setattr("sys.stdout", Pieces())
+    assert gpt2_np.main([PROMPT, "-m", folder]) == 0
+    assert [piece for piece in pieces if piece] == [PROMPT, *text, "\n"]
+
+
+def one_byte(model, byte):
+    return [id for id in range(256) if model.tokenizer.token_bytes(id) == bytes([byte])]
+
+
+def test_what_may_begin_a_stop_text_is_held_back_until_it_is_clear(folder, model, monkeypatch):
+    def generate(*arguments, **options):
+        for character in "one.\ntwo.\n\nthree":
+            yield from model.tokenizer.encode(character)
+            made.append(character)
+        return "length"
+
+    class Screen(io.StringIO):
+        def write(self, piece):
+            shown.append(("".join(made), piece))
+
+    made, shown = [], []
+    monkeypatch.setattr(gpt2_np, "generate", generate)
+    monkeypatch.setattr("sys.stdout", Screen())
+    assert gpt2_np.main([PROMPT, "-m", folder, "--stop", ".\n\n"]) == 0
+    assert "".join(piece for _, piece in shown) == PROMPT + "one.\ntwo\n"
+    assert ("one.\n", ".\nt") in shown  # given as soon as "t" showed that it was no stop
+    assert "three" not in "".join(made)  # and nothing was computed after the stop
+
+
+def test_prompts_come_from_a_file_or_standard_input(run, folder, tmp_path, standard_input):
+    prompt = PROMPT + "\r\n\tcorner"
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(prompt.encode())
+    expected = run(prompt, "-m", folder)
+    assert expected[1].startswith(prompt)
+    assert run("--file", file, "-m", folder) == expected
+    standard_input(prompt.encode())
+    assert run("-", "-m", folder) == expected
+
+
+def test_json_says_what_the_plain_text_says(run, folder, model):
+    arguments = [PROMPT, "-m", folder, "-n", 9, "--temperature", 2, "--seed", 3]
+    status, out, err = run(*arguments, "--json")
+    result = json.loads(out)
+    (sample,) = result["samples"]
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    assert PROMPT + sample["text"] + "\n" == run(*arguments)[1]
+    assert model.tokenizer.decode(sample["tokens"]) == sample["text"]
+    assert (len(sample["tokens"]), sample["ended_by"]) == (9, "length")
+    assert result["prompt"] == model.tokenizer.decode(result["prompt_tokens"]) == PROMPT
+    assert (result["model"], result["seed"], result["temperature"]) == (folder, 3, 2.0)
+
+
+def test_json_names_the_seed_that_was_drawn_and_why_a_text_ended(run, folder):
+    arguments = [PROMPT, "-m", folder, "--json", "--temperature", 2, "--samples", 3, "-n", 500]
+    first = json.loads(run(*arguments)[1])
+    again = json.loads(run(*arguments, "--seed", first["seed"])[1])
+    assert again == first
+    assert [sample["ended_by"] for sample in first["samples"]] == ["context"] * 3
+    stop = first["samples"][1]["text"][5:8]
+    stopped = json.loads(run(*arguments, "--seed", first["seed"], "--stop", stop)[1])
+    assert stopped["samples"][1]["ended_by"] == "stop"
+    assert stop not in stopped["samples"][1]["text"]
+
+
+# --- scoring ---------------------------------------------------------------------------
+
+
+def test_score_is_the_log_probability_of_each_token_after_end_of_text(run, folder, model):
+    """The table and the totals against log-softmax in float64, from the definition."""
+    text = PROMPT + " 🦙 corner"
+    tokens = model.tokenizer.encode(text)
+    inputs = [model.tokenizer.end_of_text, *tokens]
+    logits = gpt2_np.forward(model.params, model.config, inputs).astype(float)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    log_p = log_p[np.arange(len(tokens)), tokens]
+
+    status, out, err = run(text, "-m", folder, "--score")
+    head, *rows, counts, totals = out.splitlines()
+    assert (status, err, head.split()) == (0, "", ["token", "log", "p", "text"])
+    assert [int(row.split()[0]) for row in rows] == tokens
+    assert [float(row.split()[1]) for row in rows] == pytest.approx(log_p, abs=1e-4)
+    assert b"".join(eval_bytes(row.split(maxsplit=2)[2]) for row in rows) == text.encode()
+    assert counts.startswith(f"{len(tokens)} tokens")
+    assert f"{len(text.encode())} bytes" in counts
+
+    result = json.loads(run(text, "-m", folder, "--score", "--json")[1])
+    loss, bits = -log_p.mean(), -log_p.sum() / math.log(2) / len(text.encode())
+    assert [row["token"] for row in result["tokens"]] == tokens
+    assert [row["log_p"] for row in result["tokens"]] == pytest.approx(log_p, abs=1e-5)
+    assert result["n_bytes"] == len(text.encode())
+    assert result["loss_nats_per_token"] == pytest.approx(loss, abs=1e-5)
+    assert result["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert result["bits_per_byte"] == pytest.approx(bits, abs=1e-5)
+    assert totals == (
+        f"loss {loss:.4f} nats per token, perplexity {math.exp(loss):.2f}, "
+        f"{bits:.4f} bits per byte"
+    )
+
+
+def eval_bytes(quoted):
+    """What a row of the table shows: text, or bytes where a token is part of a character."""
+    value = eval(quoted, {"__builtins__": {}})
+    return value if isinstance(value, bytes) else value.encode()
+
+
+def test_score_reads_a_file_longer_than_the_context(run, folder, model, tmp_path):
+    text = (PROMPT + " corner of the street. ") * 20
+    tokens = model.tokenizer.encode(text)
+    assert len(tokens) > 2 * model.config.n_ctx
+    file = tmp_path / "long.txt"
+    file.write_text(text, encoding="utf-8")
+    result = json.loads(run("--file", file, "-m", folder, "--score", "--json")[1])
+    log_p = gpt2_np.score(model, [model.tokenizer.end_of_text, *tokens])
+    assert [row["log_p"] for row in result["tokens"]] == pytest.approx(log_p.tolist())
+
+
+# --- what a model costs ----------------------------------------------------------------
+
+PUBLISHED = {"124M": 124439808, "355M": 354823168, "774M": 774030080, "1558M": 1557611200}
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_info_of_every_size_needs_no_files(run, size, monkeypatch):
+    monkeypatch.setattr(gpt2_np, "load", None)
+    status, out, err = run("--info", "-m", size, "--json")
+    about = json.loads(out)
+    config = gpt2_np.SIZES[size]
+    width, layers = config.n_embd, config.n_layer
+    assert (status, err) == (0, "")
+    assert about["config"] == vars(config)
+    assert about["parameters"]["total"] == PUBLISHED[size]
+    assert sum(about["parameters"].values()) == 2 * PUBLISHED[size]
+    assert about["parameters"]["MLP"] == layers * (8 * width * width + 5 * width)
+    assert about["parameters"]["attention"] == layers * (4 * width * width + 4 * width)
+    assert about["bytes"] == 4 * PUBLISHED[size]
+    assert about["cache_bytes_per_token"] == layers * 2 * width * 4  # a key and a value, float32
+    assert about["cache_bytes_at_n_ctx"] == 1024 * about["cache_bytes_per_token"]
+
+    table = run("--info", "-m", size)[1]
+    assert size in table.splitlines()[0]
+    figures = [about[key] for key in about if key.startswith(("bytes", "cache", "flops"))]
+    for figure in [*about["parameters"].values(), *figures]:
+        assert f" {figure:,} " in table
+
+
+def test_info_in_float64_counts_twice_the_bytes(run):
+    single, double = (json.loads(run("--info", "--json", "--dtype", dtype)[1])
+                      for dtype in ("float32", "float64"))
+    for key in "bytes", "cache_bytes_per_token", "cache_bytes_at_n_ctx":
+        assert double[key] == 2 * single[key]
+    assert double["flops_per_token_first"] == single["flops_per_token_first"]
+
+
+@pytest.mark.parametrize(("key", "before"), [("first", 0), ("at_n_ctx", TINY.n_ctx - 1)])
+def test_operations_are_those_that_a_token_takes(monkeypatch, key, before):
+    """Each product that the forward pass of one token makes, counted as it is made."""
+    params, cache, counted = random_params(TINY), gpt2_np.KVCache(TINY), []
+    if before:
+        gpt2_np.forward(params, TINY, [1] * before, cache)
+    einsum = gpt2_np.einsum
+
+    def counting(specification, left, right):
+        if specification != "bqd,bqd->bq":  # the variance of a layer norm
+            axes = "".join(specification.partition("->")[0].split(","))
+            sizes = dict(zip(axes, left.shape + right.shape, strict=True))
+            counted.append(2 * math.prod(sizes.values()))
+        return einsum(specification, left, right)
+
+    monkeypatch.setattr(gpt2_np, "einsum", counting)
+    gpt2_np.forward(params, TINY, [1], cache)
+    assert gpt2_np.describe(TINY)[f"flops_per_token_{key}"] == sum(counted)
+
+
+def test_info_of_a_folder_reads_its_sizes(run, folder, model):
+    about = json.loads(run("--info", "-m", folder, "--json")[1])
+    assert about["config"] == vars(model.config)
+    assert about["bytes"] == 4 * about["parameters"]["total"]
+    arrays = (Path(folder) / "model.safetensors").stat().st_size
+    assert 0 < arrays - about["bytes"] < 5000  # the file has a header beside the arrays
+
+
+# --- what goes wrong -------------------------------------------------------------------
+
+USAGE = {
+    "no prompt": ([], "python gpt2_np.py"),
+    "two texts": ([PROMPT, "--file", "x"], "a prompt and --file"),
+    "a prompt for info": ([PROMPT, "--info"], "a prompt and --info"),
+    "a file for info": (["--file", "x", "--info"], "--file and --info"),
+    "a prompt for a conversation": ([PROMPT, "--interactive"], "a prompt and --interactive"),
+    "two jobs": (["--score", "--info"], "--score and --info"),
+    "json and a conversation": (["--interactive", "--json"], "not with --interactive"),
+    "samples and score": ([PROMPT, "--score", "--samples", "2", "--temperature", "1"], "--score"),
+    "greedy samples": ([PROMPT, "--samples", "2"], "--temperature above 0"),
+    "no samples": ([PROMPT, "--samples", "0"], "at least 1"),
+    "tokens below 0": ([PROMPT, "-n", "-1"], "at least 0"),
+    "tokens in words": ([PROMPT, "-n", "many"], "'many'"),
+    "temperature below 0": ([PROMPT, "--temperature", "-1"], "temperature is -1.0"),
+    "temperature not a number": ([PROMPT, "--temperature", "nan"], "temperature is nan"),
+    "top-k of 0": ([PROMPT, "--top-k", "0"], "top_k is 0"),
+    "top-p of 0": ([PROMPT, "--top-p", "0"], "top_p is 0.0"),
+    "top-p above 1": ([PROMPT, "--top-p", "1.5"], "top_p is 1.5"),
+    "min-p above 1": ([PROMPT, "--min-p", "2"], "min_p is 2.0"),
+    "penalty of 0": ([PROMPT, "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+    "seed below 0": ([PROMPT, "--seed", "-1"], "--seed is -1"),
+    "an empty stop": ([PROMPT, "--stop", ""], "stop"),
+    "unknown device": ([PROMPT, "--device", "tpu"], "'tpu'"),
+    "unknown dtype": ([PROMPT, "--dtype", "int8"], "'int8'"),
+    "unknown option": ([PROMPT, "--fast"], "--fast"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_bad_usage_is_one_sentence_before_anything_is_loaded(run, monkeypatch, case):
+    arguments, expected = USAGE[case]
+    monkeypatch.setattr(gpt2_np, "load", None)
+    status, out, err = run(*arguments)
+    usage, sentence = err.splitlines()
+    assert (status, out) == (2, "")
+    assert usage == "usage: gpt2_np.py [options] [prompt]"
+    assert sentence.startswith("gpt2_np.py: error: ")
+    assert expected in sentence
+
+
+BAD_INPUT = {
+    "an empty prompt": ([""], "the prompt is empty: give"),
+    "an empty file": (["--file", "empty.txt"], "empty.txt is empty: give"),
+    "no such file": (["--file", "none.txt"], "none.txt cannot be read: No such file"),
+    "a folder as file": (["--file", "."], ". cannot be read: Is a directory"),
+    "a file in Latin-1": (["--file", "latin.txt"], "latin.txt is not UTF-8 text, byte 7 is 0xe9"),
+    "a prompt too long": (["the " * 70], "n_ctx is 64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence(run, folder, tmp_path, monkeypatch, case):
+    arguments, expected = BAD_INPUT[case]
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").touch()
+    Path("latin.txt").write_bytes("The café".encode("latin-1"))
+    status, out, err = run(*arguments, "-m", folder)
+    assert (status, out) == (1, "")
+    assert err.startswith("gpt2_np: ")
+    assert (err.count("\n"), err[-1]) == (1, "\n")
+    assert expected in err
+
+
+def test_standard_input_that_is_not_utf_8_is_one_sentence(run, folder, standard_input):
+    standard_input(b"The caf\xe9")
+    sentence = "standard input is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8"
+    assert run("-", "-m", folder) == (1, "", f"gpt2_np: {sentence}\n")
+    standard_input(b"")
+    assert "standard input is empty" in run("-", "-m", folder)[2]
+
+
+def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):
+    for arguments in ["Hello"], ["--info"], ["Hello", "--score"], ["--interactive"]:
+        status, out, err = run(*arguments, "-m", "125M")
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        for word in ["'125M'", *gpt2_np.SIZES, "shakespeare", "path"]:
+            assert word in err
+
+
+@pytest.mark.parametrize("variable", ["GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"])
+def test_without_a_network_the_sentence_names_what_needs_none(run, monkeypatch, tmp_path, variable):
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
+    for arguments in ["Hello"], ["--download"]:
+        status, out, err = run(*arguments)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        for word in "124M", variable, "--model shakespeare", "path":
+            assert word in err
+
+
+def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
+    for name in "config.json", "model.safetensors":
+        (tmp_path / name).write_bytes((Path(folder) / name).read_bytes())
+    status, out, err = run(PROMPT, "-m", tmp_path)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "vocabulary" in err
+    assert "merges.txt" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (gpt2_np.Error("this failed: do that"), "this failed: do that"),
+        (bpe.TokenizerError("this failed: do that"), "this failed: do that"),
+        (MemoryError(), "there is not enough memory: choose a smaller model"),
+        (OSError(5, "Input/output error"), "reading or writing failed: [Errno 5] Input/output"),
+    ],
+)
+def test_failures_are_one_sentence(run, monkeypatch, error, sentence):
+    def load(*arguments):
+        raise error
+
+    monkeypatch.setattr(gpt2_np, "load", load)
+    monkeypatch.setattr(gpt2_np, "discard_output", lambda: None)
+    status, out, err = run("Hello")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"gpt2_np: {sentence}")
+
+
+def test_a_bug_is_not_taken_for_a_failure(run, monkeypatch):
+    def load(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(gpt2_np, "load", load)
+    with pytest.raises(ValueError, match="a bug"):
+        run("Hello")
+
+
+def test_a_gpu_that_cannot_be_had_is_one_sentence(run, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    status, out, err = run(PROMPT, "-m", folder, "--device", "cuda")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "device 'cpu'" in err
+
+
+def test_streams_that_cannot_be_set_to_utf_8_are_used_as_they_are(folder, model, monkeypatch):
+    """As in a notebook."""
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    assert gpt2_np.main([PROMPT, "-m", folder]) == 0
+    assert out.getvalue() == PROMPT + gpt2_np.complete(model, PROMPT) + "\n"
+
+
+# --- processes -------------------------------------------------------------------------
+
+
+def test_text_appears_while_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
+    process = start(PROMPT, "-m", long_folder, "-n", "39000")
+    begun = process.stdout.read(100)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate()
+    assert (process.returncode, err) == (130, b"\n")
+    assert (begun + rest).decode().startswith(PROMPT)  # in whole characters to the end
+
+
+def test_a_closed_pipe_ends_it_quietly(long_folder):
+    process = start(PROMPT, "-m", long_folder, "-n", "39000")
+    assert process.stdout.read(5) == PROMPT.encode()[:5]
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_sentence(folder):
+    with open("/dev/full", "wb") as full:
+        process = start("--info", "-m", folder, stdout=full)
+        err = process.communicate()[1].decode()
+    assert (process.returncode, err.count("\n")) == (1, 1)
+    assert "No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    "variables", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0"}]
+)
+def test_output_is_utf_8_in_any_locale(folder, variables):
+    text = "naïve “🦙” 你好"
+    process = start("-", "-m", folder, "-n", "0", stdin=subprocess.PIPE,
+                    env={**os.environ, **variables})
+    out, err = process.communicate(text.encode())
+    assert (process.returncode, out, err) == (0, text.encode() + b"\n", b"")
+
+
+def test_a_prompt_that_is_not_utf_8_is_one_sentence(folder):
+    process = start(b"The caf\xe9", "-m", folder, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, b"")
+    assert err == b"gpt2_np: the prompt is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8\n"
+
+
+def test_errors_of_the_modules_are_caught_where_the_file_is_the_program(folder):
+    """`python gpt2_np.py` is the module __main__, whose Error must be the one checkpoint raises."""
+    process = start("Hello", "-m", "nowhere")
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
+
+
+def test_version_is_the_library_s(run):
+    assert run("--version") == (0, f"gpt2_np {gpt2_np.__version__}\n", "")
+
+
+def test_help_names_every_option(run):
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    for option in gpt2_np.command_line()._option_string_actions:
+        assert option in out
+
+
+# --- a conversation --------------------------------------------------------------------
+
+
+def test_interactive_continues_one_line_after_another(run, folder, model, standard_input):
+    standard_input(f"{PROMPT}\nthe corner\n\nnot read\n".encode())
+    texts = [text + gpt2_np.complete(model, text, n_tokens=5) for text in (PROMPT, "the corner")]
+    expected = "".join(text + "\n" for text in texts)
+    assert run("--interactive", "-m", folder, "-n", 5) == (0, expected, "")
+
+
+def test_interactive_goes_on_after_a_bad_line(run, folder, model, standard_input):
+    standard_input(b"the " * 70 + b"\nThe caf\xe9\nThe\n")
+    status, out, err = run("--interactive", "-m", folder, "-n", 5)
+    assert (status, out) == (0, "The" + gpt2_np.complete(model, "The", n_tokens=5) + "\n")
+    too_long, not_text = err.splitlines()
+    assert "n_ctx is 64" in too_long
+    assert "this line is not UTF-8 text, byte 7 is 0xe9" in not_text
+
+
+def test_at_a_terminal_the_arrow_key_brings_the_last_line_back(folder, model):
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("readline")
+    continuation = gpt2_np.complete(model, PROMPT, n_tokens=3).encode()
+    keyboard, terminal = pty.openpty()
+    process = start("--interactive", "-m", folder, "-n", "3", stdin=terminal, stdout=terminal,
+                    env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"})
+    os.close(terminal)
+    seen = b""
+
+    def wait_for(expected, times):
+        nonlocal seen
+        while seen.count(expected) < times:
+            seen += os.read(keyboard, 4096)
+
+    wait_for(b"> ", 1)
+    os.write(keyboard, PROMPT.encode() + b"\n")
+    wait_for(PROMPT.encode() + continuation, 1)
+    wait_for(b"> ", 2)
+    os.write(keyboard, b"\x1b[A\n")
+    wait_for(PROMPT.encode() + continuation, 2)
+    wait_for(b"> ", 3)
+    os.write(keyboard, b"\x04")  # Ctrl-D
+    assert process.stderr.read() == b"A line is continued; an empty line or Ctrl-D ends.\n"
+    assert process.wait() == 0
+    os.close(keyboard)
