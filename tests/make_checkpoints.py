@@ -138,13 +138,20 @@ def varint(value):
 
 @functools.cache
 def crc(content):
-    """CRC-32C by its definition, one bit after the other."""
+    """CRC-32C, one byte after the other."""
     register = 0xFFFFFFFF
     for byte in content:
-        register ^= byte
-        for _ in range(8):
-            register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+        register = register >> 8 ^ TABLE[(register ^ byte) & 255]
     return register ^ 0xFFFFFFFF
+
+
+def after_eight_bits(register):
+    for _ in range(8):
+        register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
+    return register
+
+
+TABLE = [after_eight_bits(byte) for byte in range(256)]
 
 
 def mask(value):

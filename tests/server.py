@@ -6,12 +6,21 @@ import argparse
 import hashlib
 import io
 import re
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PAGE = b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>"
+
+
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # that is a client that has gone
+            super().handle_error(request, client_address)
 
 
 class Server:
@@ -30,8 +39,7 @@ class Server:
         self.cut, self.ranges, self.etag, self.slow = None, True, True, 0.0
         self.first, self.instead, self.soft_404, self.headers = [], {}, False, {}
         self.log = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
-        self.http.daemon_threads = True
+        self.http = QuietServer(("127.0.0.1", port), self._handler())
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def __enter__(self):
@@ -76,7 +84,8 @@ class Server:
         if self.etag:
             headers["ETag"] = tag
         with content:
-            same = request.headers.get("If-Range", tag) == tag
+            version = request.headers.get("If-Range", tag)
+            same = version in (tag, self.headers.get("Last-Modified"))
             if not (asked and self.ranges and same):
                 return self.send(request, 200, content, headers)
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])

@@ -55,7 +55,7 @@ def test_crc32c_gives_the_published_values(content, crc):
 @pytest.mark.parametrize(
     "size", [1, 3, 4, 5, 7, 8, 9, 205, 208, 209, 210, 1671, 1672, 1673, 13379, 20001]
 )
-def test_crc32c_of_any_length_is_its_definition(size):
+def test_crc32c_of_any_length_is_that_of_a_loop_over_bytes(size):
     content = np.random.default_rng(size).bytes(size)
     assert checkpoint.crc32c(content) == make.crc(content)
 
