@@ -868,11 +868,18 @@ def sources_of(name: str, progress: bool = True) -> list[Source]:
 
 def is_verified(folder: Path) -> bool:
     """Whether the files in a folder are the ones that were verified, by length and time."""
-    try:
-        files = read_json(folder / VERIFIED)
+    files = verified_files(folder)
+    with contextlib.suppress(OSError):
         return bool(files) and all(stamp(folder / name) == files[name] for name in files)
-    except (CheckpointError, OSError):
-        return False
+    return False
+
+
+def verified_files(folder: Path) -> dict[str, Any]:
+    """The stamps of the files in a folder when they were last verified, by name."""
+    try:
+        return read_json(folder / VERIFIED)
+    except CheckpointError:
+        return {}
 
 
 def stamp(file: Path) -> list[int]:
@@ -912,10 +919,10 @@ def try_lock(file: int) -> bool:
 def fetch_checkpoint(source: Source) -> None:
     """Fetch the small files, which say what the large ones must be; then those; verify all."""
     folder, layout = source.folder, fetch_layout(source)
-    complete = is_verified(folder)
+    known = verified_files(folder)
     for name in (layout.merges, layout.vocab):
-        if complete and not (folder / name).exists():
-            continue  # known to be optional and not there
+        if known and name not in known:
+            continue  # the server had none
         try:
             fetch(source, name)
         except NotServed:

@@ -428,6 +428,13 @@ def test_a_flipped_byte_in_the_cache_is_found(server, bundle):
     assert_same_params(checkpoint.load(bundle[0]).params, bundle[1])
 
 
+def test_what_the_server_did_not_have_is_not_asked_for_again(server, larger, monkeypatch):
+    checkpoint.load(larger)  # has no tokenizer
+    os.utime(cached(DATA)[0])
+    monkeypatch.setenv("GPT2_NP_OFFLINE", "1")
+    assert checkpoint.load(larger).tokenizer is None
+
+
 def test_download_verifies_again_what_load_takes_for_verified(server, bundle):
     folder = checkpoint.download(bundle[0])
     status = (folder / DATA).stat()
