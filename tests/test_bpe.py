@@ -277,6 +277,16 @@ def test_encode_is_gpt2s_algorithm_with_any_merges(merges, text, long):
         assert bpe.Tokenizer(merges).encode(text) == slow_encoder(merges)(text)
 
 
+@pytest.mark.parametrize("limit", [1, 1000])
+def test_runs_of_one_letter_are_joined_from_the_left(monkeypatch, limit):
+    """a a a is aa a, in a short word as in a long one."""
+    monkeypatch.setattr(bpe, "_SHORT_WORD", limit)
+    merges = [(b"a", b"a"), (b"aa", b"aa"), (b"aa", b"a"), (b"b", b"aaa")]
+    tokenizer, slow = bpe.Tokenizer(merges), slow_encoder(merges)
+    for text in ("a" * n + "b" * (n % 3) + "a" * m for n in range(9) for m in range(9)):
+        assert tokenizer.encode(text) == slow(text)
+
+
 def test_a_token_that_its_own_merges_miss_is_never_made():
     """b c comes before a b c is whole, so "abc" is a, bc, though a token abc exists."""
     tokenizer = bpe.Tokenizer([(b"b", b"c"), (b"a", b"b"), (b"ab", b"c")])
