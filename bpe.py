@@ -9,12 +9,13 @@ Language Models are Unsupervised Multitask Learners, Radford et al. 2019, sectio
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, cached_property
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, count, pairwise
 from operator import index
@@ -32,7 +33,14 @@ _BYTE_OF_CHAR = codecs.charmap_build(_CHAR_OF_BYTE)
 _END_OF_TEXT = "<|endoftext|>"
 _HEADER = "#version: 0.2"
 
+_OFFICIAL_SHA256 = {
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",  # vocab.bpe
+    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",  # encoder.json
+}
+
+_NONE = 1 << 62  # what a pair makes that is in no merge; more than any id
 _CACHE_BYTES = 32 << 20  # about 150,000 words of English
+_CACHE_PAIRS = 1 << 17  # 20 MB
 _CACHED_WORD = 32  # characters; longer words seldom come back
 _SHORT_WORD = 64  # bytes; longer words are quicker in `_merge_long`
 _PIECE = 1 << 18  # characters of text that are in the form of words at one time
@@ -136,8 +144,9 @@ class Tokenizer:
         merges: Sequence[tuple[bytes, bytes]],
         special_tokens: Sequence[str] = (_END_OF_TEXT,),
     ):
-        written = ((_written(left), _written(right)) for left, right in merges)
-        self._set_up(*_number(written, lambda n: f"merges[{n}]"), special_tokens)
+        lines = [f"{_written(left)} {_written(right)}" for left, right in merges]
+        _check_merges(lines, lambda n: f"merges[{n}]")
+        self._set_up(lines, special_tokens)
 
     @classmethod
     def from_files(
@@ -149,38 +158,37 @@ class Tokenizer:
         than <|endoftext|>, with the ids after the merges. Raises TokenizerError where it does not
         or a file is damaged, OSError where one cannot be read.
         """
-        text = _read(merges_path).replace("\r\n", "\n").removesuffix("\n")
-        lines = text.split("\n")
-        first = int(lines[0].startswith("#version"))
-        merged, tokens = _number(
-            (line.split(" ") for line in lines[first:]),
-            lambda n: f"{os.fspath(merges_path)}: line {n + first + 1}",
-        )
+        merges_path = os.fspath(merges_path)
+        text, official = _read(merges_path)
+        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+        header = lines[0].startswith("#version")
+        if header:
+            del lines[0]
+        if not official:  # the check takes twice as long as all the rest
+            _check_merges(lines, lambda n: f"{merges_path}: line {n + 1 + header}")
         special: Sequence[str] = (_END_OF_TEXT,)
         if vocab_path is not None:
-            special = _special_tokens(vocab_path, tokens, merges_path)
+            vocab_path = os.fspath(vocab_path)
+            text, official_ids = _read(vocab_path)
+            if not (official and official_ids):
+                special = _special_tokens(text, vocab_path, lines, merges_path)
         tokenizer = cls.__new__(cls)
-        tokenizer._set_up(merged, tokens, special)
+        tokenizer._set_up(lines, special)
         return tokenizer
 
-    def _set_up(
-        self,
-        merged: dict[tuple[int, int], int],
-        tokens: Iterable[str],
-        special_tokens: Sequence[str],
-    ) -> None:
-        self._merged = merged  # (left id, right id): new id
-        self._pairs = list(merged)  # new id - 256: (left id, right id)
-        self._tokens = list(tokens)  # as in the files
-        self._sizes = list(map(len, self._tokens))
-        self.special_tokens = dict(zip(special_tokens, count(len(self._tokens))))
+    def _set_up(self, lines: list[str], special_tokens: Sequence[str]) -> None:
+        self._n_ordinary = 256 + len(lines)
+        self.special_tokens = dict(zip(special_tokens, count(self._n_ordinary)))
         if len(self.special_tokens) < len(special_tokens) or "" in self.special_tokens:
             raise TokenizerError(
                 f"special_tokens must be different and not empty, but are {_short(special_tokens)}"
             )
-        self._tokens += [_written(_valid(name).encode()) for name in special_tokens]
-        self.n_vocab = len(self._tokens)
+        self.n_vocab = self._n_ordinary + len(special_tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
+        self._merges = _Merges(lines)
+        # Tokens as the files write them, with the " " between the parts of a merge.
+        special = (_written(_valid(name).encode()) for name in special_tokens)
+        self._lines = [*_CHAR_OF_ID, *lines, *special]
         self._known: dict[str, tuple[int, ...]] = {}  # ids of words met before
         self._room = _CACHE_BYTES
 
@@ -239,16 +247,16 @@ class Tokenizer:
 
         With the merges h e, l l, he ll: h e l l o, he l l o, he ll o, hell o.
         """
-        merged, none = self._merged.get, self.n_vocab
-        found = [merged(pair, none) for pair in pairwise(ids)]  # what each neighbouring pair makes
-        while found and (new := min(found)) != none:
+        makes = self._merges
+        found = [makes[pair] for pair in pairwise(ids)]
+        while found and (new := min(found)) != _NONE:
             i = found.index(new)
             ids[i : i + 2] = [new]
             del found[i]
             if i > 0:
-                found[i - 1] = merged((ids[i - 1], new), none)
+                found[i - 1] = makes[ids[i - 1], new]
             if i < len(found):
-                found[i] = merged((new, ids[i + 1]), none)
+                found[i] = makes[new, ids[i + 1]]
         return ids
 
     def _merge_long(self, ids: list[int]) -> list[int]:
@@ -258,22 +266,23 @@ class Tokenizer:
         neighbours are found by sizes. What a token is merged into was learned after it, so kinds
         come up in order, each once. A place may be out of date: its tokens have grown since.
         """
-        merged, sizes, end = self._merged.get, self._sizes, len(ids)
-        places: defaultdict[int, list[int]] = defaultdict(list)  # by what the pair there makes
-        for i, pair in enumerate(pairwise(ids)):
-            if (new := merged(pair)) is not None:
-                places[new].append(i)
-        heap = sorted(places)
+        end, sizes = len(ids), self._sizes
+        heap: list[int] = []  # kinds: the ids that pairs make
+        pairs: dict[int, tuple[int, int]] = {}
+        places: defaultdict[int, list[int]] = defaultdict(list)
 
-        def expect(left: int, right: int, i: int) -> None:
-            if (new := merged((left, right))) is not None:
-                if new not in places:
+        def expect(pair: tuple[int, int], i: int) -> None:
+            if (new := self._merges[pair]) != _NONE:
+                if new not in pairs:
+                    pairs[new] = pair
                     heappush(heap, new)
                 places[new].append(i)
 
+        for i, pair in enumerate(pairwise(ids)):
+            expect(pair, i)
         while heap:
             new = heappop(heap)
-            left, right = self._pairs[new - 256]
+            left, right = pairs[new]
             for i in sorted(places.pop(new)):  # left to right: a a a is aa a
                 middle, after = i + sizes[left], i + sizes[new]
                 if after > end or ids[i] != left or ids[middle] != right:
@@ -281,14 +290,19 @@ class Tokenizer:
                 ids[middle - 1] = ids[middle] = -1
                 ids[i] = ids[after - 1] = new
                 if i > 0:
-                    expect(ids[i - 1], new, i - sizes[ids[i - 1]])
+                    expect((ids[i - 1], new), i - sizes[ids[i - 1]])
                 if after < end:
-                    expect(new, ids[after], i)
-        starts, i = [], 0
+                    expect((new, ids[after]), i)
+        tokens, i = [], 0
         while i < end:
-            starts.append(ids[i])
+            tokens.append(ids[i])
             i += sizes[ids[i]]
-        return starts
+        return tokens
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Of each token, in bytes."""
+        return [len(line.replace(" ", "")) for line in self._lines]
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token. Raises TokenizerError where there is no such id."""
@@ -302,7 +316,7 @@ class Tokenizer:
             raise TokenizerError(
                 f"ids[{n}] is {_short(wrong)}, but this vocabulary has ids 0 to {self.n_vocab - 1}"
             )
-        written = "".join(map(self._tokens.__getitem__, ids))
+        written = "".join(map(self._lines.__getitem__, ids)).replace(" ", "")
         return codecs.charmap_encode(written, "strict", _BYTE_OF_CHAR)[0]
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
@@ -321,14 +335,14 @@ class Tokenizer:
         Hugging Face calls the same files "merges.txt" and "vocab.json". Raises TokenizerError
         where a special token is spelled as another token is written, so that it would be lost.
         """
-        tokens = self._tokens
-        ids = dict(zip(tokens[: len(self._sizes)], count())) | self.special_tokens
+        tokens = [line.replace(" ", "") for line in self._lines[: self._n_ordinary]]
+        ids = dict(zip(tokens, count())) | self.special_tokens
         if len(ids) < self.n_vocab:
             raise TokenizerError(
                 f"{names[1]} cannot hold the special tokens {_short(list(self.special_tokens))}, "
                 "because it writes another token so: rename them"
             )
-        merges = "".join(f"{tokens[left]} {tokens[right]}\n" for left, right in self._pairs)
+        merges = "".join(f"{line}\n" for line in self._lines[256 : self._n_ordinary])
         os.makedirs(folder, exist_ok=True)
         _write(os.path.join(folder, names[0]), f"{_HEADER}\n{merges}")
         _write(os.path.join(folder, names[1]), json.dumps(ids))
@@ -419,34 +433,44 @@ def _written(token: bytes) -> str:
     return codecs.charmap_decode(token, "strict", _CHAR_OF_BYTE)[0]
 
 
-def _number(
-    merges: Iterable[Sequence[str]], place: Callable[[int], str]
-) -> tuple[dict[tuple[int, int], int], dict[str, int]]:
-    """What each pair of ids makes, and the id of each token; `place` names a wrong merge."""
-    ids = dict(zip(_CHAR_OF_ID, count()))
-    merged = {}
-    for new, merge in enumerate(merges, 256):
-        try:
-            left, right = merge
-            merged[ids[left], ids[right]] = new
-        except (KeyError, ValueError):
+class _Merges(dict[tuple[int, int], int]):
+    """What two neighbouring ids make, or _NONE: found in the lines when first asked, then kept.
+
+    To number the pairs of all lines beforehand would take most of the time of loading.
+    """
+
+    def __init__(self, lines: list[str]):
+        self._ids = dict(zip(lines, count(256)))
+        self._lines = [*_CHAR_OF_ID, *lines]
+
+    def __missing__(self, pair: tuple[int, int]) -> int:
+        left, right = pair
+        line = f"{self._lines[left].replace(' ', '')} {self._lines[right].replace(' ', '')}"
+        if len(self) >= _CACHE_PAIRS:
+            self.clear()
+        self[pair] = new = self._ids.get(line, _NONE)
+        return new
+
+
+def _check_merges(lines: list[str], place: Callable[[int], str]) -> None:
+    """Each line must join two tokens into a new one; `place` names a wrong line."""
+    known = set(_CHAR_OF_ID)
+    for n, line in enumerate(lines):
+        left, _, right = line.partition(" ")
+        if left not in known or right not in known:
             raise TokenizerError(
-                f"{place(new - 256)} is {_short(merge)}, but a merge is two tokens, each of them a "
-                "byte or made by an earlier merge"
-            ) from None
-        if ids.setdefault(left + right, new) != new:
-            raise TokenizerError(
-                f"{place(new - 256)} makes {_short(left + right)}, which exists by then"
+                f"{place(n)} is {_short(line)}, but a merge is two tokens, each of them a byte or "
+                "made by an earlier merge"
             )
-    return merged, ids
+        if left + right in known:
+            raise TokenizerError(f"{place(n)} makes {_short(left + right)}, which exists by then")
+        known.add(left + right)
 
 
-def _special_tokens(
-    path: str | os.PathLike[str], tokens: dict[str, int], merges_path: str | os.PathLike[str]
-) -> list[str]:
+def _special_tokens(text: str, path: str, lines: list[str], merges_path: str) -> list[str]:
     """The names in encoder.json after the merges' tokens, about which it must agree."""
-    ids = _read_ids(path)
-    path, merges_path = os.fspath(path), os.fspath(merges_path)
+    ids = _parse_ids(text, path)
+    tokens = dict(zip([*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)], count()))
     if not tokens.items() <= ids.items():
         token, id = next(item for item in tokens.items() if ids.get(item[0]) != item[1])
         found = f"id {_short(ids[token])}" if token in ids else "no id"
@@ -466,34 +490,35 @@ def _special_tokens(
     return special
 
 
-def _read_ids(path: str | os.PathLike[str]) -> dict[str, int]:
+def _parse_ids(text: str, path: str) -> dict[str, int]:
     def distinct(pairs: list[tuple[str, int]]) -> dict[str, int]:
         if len(ids := dict(pairs)) < len(pairs):
             twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-            raise TokenizerError(f"{os.fspath(path)}: {_short(twice)} has two ids")
+            raise TokenizerError(f"{path}: {_short(twice)} has two ids")
         return ids
 
     try:
-        ids = json.loads(_read(path), object_pairs_hook=distinct)
+        ids = json.loads(text, object_pairs_hook=distinct)
     except TokenizerError:
         raise
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{os.fspath(path)}: not JSON: {_short(error)}") from None
+        raise TokenizerError(f"{path}: not JSON: {_short(error)}") from None
     if not isinstance(ids, dict) or set(map(type, ids.values())) != {int}:
-        raise TokenizerError(f"{os.fspath(path)}: not one JSON object of tokens and integers")
+        raise TokenizerError(f"{path}: not one JSON object of tokens and integers")
     return ids
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def _read(path: str) -> tuple[str, bool]:
+    """The text of a file, and whether it is one of OpenAI's, byte for byte."""
     with open(path, "rb") as file:
         data = file.read(_MAX_FILE + 1)
     if not 0 < len(data) <= _MAX_FILE:
         found = "empty" if not data else f"over {_MAX_FILE >> 20} MiB"
-        raise TokenizerError(f"{os.fspath(path)}: {found}, which a vocabulary never is")
+        raise TokenizerError(f"{path}: {found}, which a vocabulary never is")
     try:
-        return data.decode()
+        return data.decode(), hashlib.sha256(data).hexdigest() in _OFFICIAL_SHA256
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"{os.fspath(path)}: not UTF-8 at byte {error.start}") from None
+        raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def _write(path: str, text: str) -> None:
