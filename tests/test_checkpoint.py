@@ -237,10 +237,11 @@ def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
 # --- what is refused -------------------------------------------------------------------------
 
 
-NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder"]
+NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder",
+         pathlib.Path("no"), None, 3, b"x", ["124M"]]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:20]))
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
 def test_an_unknown_name_is_answered_with_the_choices(name):
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(name)

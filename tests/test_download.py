@@ -1,4 +1,5 @@
 """Downloading from a real server on 127.0.0.1 that cuts, lies, stalls and fails."""
+import contextlib
 import hashlib
 import json
 import os
@@ -148,6 +149,14 @@ def test_without_an_announced_length_small_files_are_read_and_large_ones_refused
     server.instead = {"/x/config.json": content}
     with pytest.raises(DownloadError, match="goes on after 4194304 bytes"):
         checkpoint.load(server.url + "/x")
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "many", "1e9"])
+def test_a_length_that_is_no_number_is_none(server, bundle, length, monkeypatch):
+    monkeypatch.setattr(checkpoint, "TIMEOUT", (1, 0.05))
+    server.headers = {"Content-Length": length}
+    with contextlib.suppress(DownloadError, CheckpointError):
+        checkpoint.load(bundle[0])
 
 
 def test_a_small_file_that_announces_to_be_huge_is_not_fetched(server, bundle):
@@ -401,7 +410,7 @@ def test_without_a_network_the_error_names_the_ways_out():
     with pytest.raises(DownloadError) as caught:
         checkpoint.load(NOWHERE + "/folder")
     message = str(caught.value)
-    for part in (NOWHERE, "Connection refused", "--model shakespeare", "path of a checkpoint"):
+    for part in ("127.0.0.1:9 cannot be reached", "Connection refused", "--model shakespeare"):
         assert part in message
     assert "\n" not in message
 
@@ -412,7 +421,7 @@ def test_without_a_network_the_error_names_the_ways_out():
 def test_a_flipped_byte_on_the_server_is_found_and_the_data_not_kept(server, bundle):
     url, params = bundle
     damage(server.folder / "models/124M" / DATA)
-    with pytest.raises(CheckpointError, match=rf"{DATA}: tensor 'model/wte' has CRC-32C .*again"):
+    with pytest.raises(CheckpointError, match=rf"{DATA}: tensor 'model/wte' has CRC-32C .*anew"):
         checkpoint.load(url)
     damage(server.folder / "models/124M" / DATA)
     server.log.clear()
@@ -463,7 +472,7 @@ def test_a_broken_safetensors_file_is_not_kept(server):
     params = write_hugging_face(server.folder)
     content = (server.folder / "model.safetensors").read_bytes()
     server.instead = {"/model.safetensors": content[:-1]}
-    with pytest.raises(CheckpointError, match=r"safetensors.*bytes, expected.*try again"):
+    with pytest.raises(CheckpointError, match=r"safetensors.*bytes, expected.*run again"):
         checkpoint.load(server.url)
     server.instead = {}
     assert_same_params(checkpoint.load(server.url).params, params)
@@ -503,7 +512,7 @@ def test_an_official_size_comes_from_openai_first(server, official):
 def test_hugging_face_is_the_second_source(server, official, capsys, monkeypatch):
     shutil.rmtree(server.folder / "124M")
     assert_same_params(checkpoint.load("124M").params, official)
-    assert "answered 404" in capsys.readouterr().err
+    assert "answered 404 Not Found; trying the next source" in capsys.readouterr().err
     shutil.rmtree(checkpoint.cache_folder())
     monkeypatch.setenv("GPT2_NP_URL", NOWHERE)
     assert_same_params(checkpoint.load("124M").params, official)
