@@ -53,7 +53,7 @@ POSITION, PREVIOUS, TOKEN = slice(0, 64), slice(64, 128), slice(128, 256)  # of 
 
 def clean(markdown: str) -> str:
     """A play as plain text: `NAME:` on a line, the speech, a blank line; [stage directions]."""
-    text = markdown.replace("& c", "&c").replace("&", "and").replace("andc", "&c").replace("\\", "")
+    text = re.sub(r"&(?! c\b)", "and", markdown).replace("& c", "&c").replace("\\", "")
     text = re.sub(r"\*\*([^*\n]+)\*\*", lambda m: m[1].replace(":", "").strip().upper() + ":", text)
     for mark in r"\*", "_":  # both mean italics, which may run over a line end but not a blank line
         text = re.sub(
@@ -497,7 +497,7 @@ def draw(log: dict, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=70, help="training time (default 70)")
+    parser.add_argument("--minutes", type=float, default=48, help="training time (default 48)")
     parser.add_argument("--rows", type=int, default=16, help="rows of 256 tokens in a step")
     parser.add_argument("--lr", type=float, default=0.015, help="Muon's peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.1, help="in the second half")
