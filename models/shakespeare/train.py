@@ -53,7 +53,8 @@ POSITION, PREVIOUS, TOKEN = slice(0, 64), slice(64, 128), slice(128, 256)  # of 
 
 def clean(markdown: str) -> str:
     """A play as plain text: `NAME:` on a line, the speech, a blank line; [stage directions]."""
-    text = re.sub(r"&(?! c\b)", "and", markdown).replace("& c", "&c").replace("\\", "")
+    # "& c" is etc. This also makes "gr&child" of a "grandchild": the shipped vocabulary saw it so.
+    text = markdown.replace("& c", "&c").replace("&", "and").replace("andc", "&c").replace("\\", "")
     text = re.sub(r"\*\*([^*\n]+)\*\*", lambda m: m[1].replace(":", "").strip().upper() + ":", text)
     for mark in r"\*", "_":  # both mean italics, which may run over a line end but not a blank line
         text = re.sub(
