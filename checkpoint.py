@@ -801,7 +801,7 @@ def download(name_or_url: str, progress: bool = True) -> Path:
     for source in sorted(sources, key=lambda source: not is_verified(source.folder)):
         try:
             with locked(source):
-                if not is_verified(source.folder):
+                if not (offline() or is_verified(source.folder)):
                     source.note(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder

@@ -173,7 +173,7 @@ def test_cuda_that_cannot_be_had_says_why(cupy_that_says, said, told):
 
 
 def test_an_unknown_device_lists_the_known():
-    with pytest.raises(backend.DeviceError, match="unknown device 'tpu': .* auto, cpu, cuda"):
+    with pytest.raises(backend.DeviceError, match=r"unknown device 'tpu': .* auto, cpu, cuda"):
         backend.pick("tpu")
 
 
