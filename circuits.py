@@ -1,0 +1,1354 @@
+"""Looking inside GPT-2: activations, attribution, lenses, patching, weight circuits, circuit search.
+
+The residual stream is a sum: embeddings, then what every head and MLP adds (Elhage et al. 2021,
+"A Mathematical Framework for Transformer Circuits"). All here follows from that, on NumPy arrays
+and the model's own logits. Names are TransformerLens's; activations always have a batch axis.
+
+Text gets <|endoftext|> put before it unless `bos=False`; token ids are taken as they are unless
+`bos=True`. Every result says which it was in its field `bos`.
+
+One alphabet for einsum: b batch (prompt), q query position, k key position, d residual width,
+h head, e head width, m hidden width of the MLP, v vocabulary; and p part of the stream.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import fnmatch
+import functools
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+if __package__:
+    from . import gpt2_np
+    from .backend import DeviceError, einsum, namespace, to_host
+    from .gpt2_np import Config, Error, Model
+else:
+    import gpt2_np
+    from backend import DeviceError, einsum, namespace, to_host
+    from gpt2_np import Config, Error, Model
+
+__all__ = [
+    "Attention",
+    "Attribution",
+    "Circuit",
+    "EdgeCircuit",
+    "Estimate",
+    "Lens",
+    "LowRank",
+    "Measures",
+    "Parts",
+    "Prompts",
+    "Run",
+    "Sweep",
+    "Task",
+    "ablated",
+    "ablation",
+    "activation_name",
+    "activation_names",
+    "attribution",
+    "bootstrap",
+    "composition",
+    "copying_scores",
+    "decompose",
+    "edge_attribution",
+    "find",
+    "find_edges",
+    "full_ov",
+    "full_qk",
+    "gradients",
+    "head_names",
+    "heads",
+    "indirect_object",
+    "knock_out",
+    "lens",
+    "log_probability",
+    "logit_difference",
+    "main",
+    "measure",
+    "name_repetition",
+    "neuron_tokens",
+    "ov",
+    "patch",
+    "patching",
+    "path_patching",
+    "plot_attention",
+    "plot_heads",
+    "plot_lens",
+    "prompts",
+    "qk",
+    "repeat_loss",
+    "repeated_tokens",
+    "run",
+    "singular_tokens",
+    "token_id",
+    "zero",
+]
+
+# Sweeps run as many patched prompts at once as make about this many positions: enough for the
+# matrix products to reach full speed, and small enough that their activations stay in the cache.
+ROWS_AT_ONCE = 512
+
+Edit = Callable[[Any, str], Any]
+Metric = Callable[[np.ndarray], np.ndarray]
+
+
+# --- prompts ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one length: ids [b, q]; `bos` says that <|endoftext|> is the first of each."""
+
+    tokens: np.ndarray
+    bos: bool
+
+
+def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Prompts:
+    """A text, a list of texts, ids [q] or [b, q], or Prompts, as Prompts.
+
+    `bos` puts <|endoftext|> first: by default before text and not before ids. Raises Error where
+    the prompts differ in length, since their activations could not be one array.
+    """
+    if isinstance(text_or_tokens, Prompts):
+        return text_or_tokens
+    end = getattr(model.tokenizer, "end_of_text", None)
+    texts = [text_or_tokens] if isinstance(text_or_tokens, str) else text_or_tokens
+    if isinstance(texts, list | tuple) and texts and all(isinstance(t, str) for t in texts):
+        encode = _tokenizer(model).encode
+        bos = True if bos is None else bos
+        rows = [encode(text, allowed_special="all") for text in texts]
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise Error(
+                f"the prompts have {', '.join(map(str, lengths))} tokens: they are compared "
+                "position by position, so give prompts of equal length"
+            )
+        if not lengths[0] and not bos:
+            raise Error("the text is empty: give some, or leave bos on")
+        tokens = np.array(rows, int).reshape(len(rows), lengths[0])
+    else:
+        tokens = gpt2_np.token_batch(text_or_tokens, model.config)
+    if bos:
+        if end is None:
+            raise Error("bos=True needs a model whose vocabulary has <|endoftext|>: use bos=False")
+        tokens = np.insert(tokens, 0, end, axis=1)
+    if tokens.shape[1] > model.config.n_ctx:
+        raise Error(f"{tokens.shape[1]} positions do not fit: n_ctx is {model.config.n_ctx}")
+    return Prompts(tokens, end is not None and bool((tokens[:, 0] == end).all()))
+
+
+def _tokenizer(model):
+    if model.tokenizer is None:
+        raise Error("this model has no vocabulary files, so text means nothing to it: give ids")
+    return model.tokenizer
+
+
+def token_id(model: Model, text_or_id: Any) -> int:
+    """The id of a text that is exactly one token, or an id checked; Error where it is neither."""
+    if isinstance(text_or_id, str):
+        ids = _tokenizer(model).encode(text_or_id, allowed_special="all")
+        if len(ids) != 1:
+            pieces = [model.tokenizer.decode([i]) for i in ids]
+            hint = "" if text_or_id.startswith(" ") else "; words inside a text begin with a space"
+            raise Error(f"{text_or_id!r} is {len(ids)} tokens {pieces}, an answer must be one{hint}")
+        return ids[0]
+    return int(gpt2_np.token_batch([[text_or_id]], model.config)[0, 0])
+
+
+def _answers(model, answers, n):
+    """One id per prompt, [b], from a text, an id, or a sequence of either."""
+    several = isinstance(answers, list | tuple | np.ndarray)
+    ids = np.array([token_id(model, a) for a in (answers if several else [answers])])
+    if len(ids) not in (1, n):
+        raise Error(f"{len(ids)} answers were given for {n} prompts: give one, or one for each")
+    return np.broadcast_to(ids, n)
+
+
+def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
+    """What each token reads as, for tables and plots; ids where there is no vocabulary."""
+    if model.tokenizer is None:
+        return [str(int(token)) for token in tokens]
+    return [model.tokenizer.decode([int(token)]) for token in tokens]
+
+
+# --- names -----------------------------------------------------------------------------
+
+_BLOCK_NAMES = (
+    "hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v "
+    "attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out "
+    "hook_resid_mid ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out "
+    "hook_resid_post"
+).split()
+_SHORT = {name.rpartition("hook_")[2]: name for name in _BLOCK_NAMES if "ln" not in name} | {
+    "scores": "attn.hook_attn_scores", "pre": "mlp.hook_pre", "post": "mlp.hook_post",
+}  # fmt: skip
+_BY_HEAD = {"q", "k", "v", "z", "result", "pattern", "attn_scores"}
+
+
+def activation_name(short: str, layer: int) -> str:
+    """("q", 5) -> "blocks.5.attn.hook_q"; likewise resid_pre, attn_out, pattern, post, ..."""
+    if short not in _SHORT:
+        raise Error(f"unknown activation {short!r}{_near(short, _SHORT)}")
+    return f"blocks.{layer}.{_SHORT[short]}"
+
+
+def activation_names(config: Config) -> list[str]:
+    """Every name that `run` can give, in the order of the forward pass."""
+    blocks = [f"blocks.{layer}.{name}" for layer in range(config.n_layer) for name in _BLOCK_NAMES]
+    ends = ["ln_final.hook_scale", "ln_final.hook_normalized"]
+    return ["hook_embed", "hook_pos_embed", *blocks, *ends]
+
+
+def _near(name, known):
+    """"; did you mean a, b or c?" with the names most like this one, or how to see them all."""
+    found = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if not found:
+        return "; activation_names(model.config) lists what there is"
+    return f"; did you mean {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}?"
+
+
+def _matching(names, config):
+    """The set of activation names that exact names, globs or a predicate mean."""
+    known = activation_names(config)
+    if callable(names):
+        return {name for name in known if names(name)}
+    matching = set()
+    for pattern in [names] if isinstance(names, str) else names:
+        found = set(fnmatch.filter(known, pattern))
+        if not found:
+            raise Error(f"unknown activation {pattern!r}{_near(pattern, known)}")
+        matching |= found
+    return matching
+
+
+# --- running ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one pass gave: logits [b, q, v], activations by name, and the prompts it ran on."""
+
+    logits: np.ndarray
+    activations: dict[str, np.ndarray]
+    tokens: np.ndarray
+    bos: bool
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.activations:
+            raise Error(f"{name!r} was not kept{_near(name, self.activations)}")
+        return self.activations[name]
+
+
+class _Watch:
+    """A tap that keeps some activations on the host and edits some."""
+
+    def __init__(self, keep, edits):
+        self.keep, self.edits, self.kept = keep, edits, {}
+
+    def wants(self, name):
+        return name in self.keep or name in self.edits
+
+    def __call__(self, name, array):
+        edited = None
+        for edit in self.edits.get(name, ()):
+            given = (array if edited is None else edited).copy()
+            edited = edit(given, name) if callable(edit) else edit
+            edited = given if edited is None else edited
+        if name in self.keep:
+            seen = to_host(array if edited is None else edited)
+            self.kept[name] = seen if seen.base is None else seen.copy()
+        return edited
+
+
+def run(
+    model: Model,
+    text_or_tokens: Any,
+    names: Sequence[str] | str | Callable[[str], bool] = (),
+    *,
+    edits: Mapping[str, Edit | Any] | None = None,
+    bos: bool | None = None,
+    last_only: bool = False,
+) -> Run:
+    """Logits and the activations asked for, by exact name, glob or predicate; no other is kept.
+
+    `edits` maps names or globs to `function(array, name)`, which returns a new array or changes
+    the one it is given, or to an array; edits come before what is kept. `last_only` makes logits
+    of the last position only, [b, 1, v]. Raises Error for names that do not exist, with the
+    nearest that do, and for edits of another shape.
+    """
+    given = prompts(model, text_or_tokens, bos)
+    by_name: dict[str, list] = {}
+    for pattern, edit in (edits or {}).items():
+        for name in _matching(pattern, model.config):
+            by_name.setdefault(name, []).append(edit)
+    watch = _Watch(_matching(names, model.config), by_name)
+    logits = gpt2_np.forward(model.params, model.config, given.tokens, tap=watch,
+                             last_only=last_only)
+    return Run(to_host(logits), watch.kept, given.tokens, given.bos)
+
+
+def rest(model, x, start, first=0, before=None, tap=gpt2_np.NO_TAP, last_only=False):
+    """From the residual stream before sub-layer `start` to the logits, on the host [b, q, v].
+
+    Sub-layers alternate: 2l is the attention of layer l, 2l + 1 its MLP. `x` [b, q, d] starts at
+    position `first`; `before(layer)` gives the keys and values [b, first, h, e] of the earlier
+    ones. `last_only` drops all but the last position as soon as no attention needs them.
+    """
+    config, params = model.config, model.params
+    xp = namespace(params["wte"])
+    x = xp.asarray(x)
+    positions = np.broadcast_to(np.arange(first, first + x.shape[1]), x.shape[:2])
+    short = x.shape[1] <= 256  # every prompt at once, where the scores stay small
+
+    @functools.cache
+    def blocks(whole):
+        return gpt2_np.attention_blocks(positions, config.n_head, xp, whole or short)
+
+    def remember(layer, *new):
+        if not first:
+            return new
+        old = (xp.asarray(array) for array in before(layer))
+        return [xp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)]
+
+    for layer in range(start // 2, config.n_layer):
+        block, here = params["blocks"][layer], tap.under(f"blocks.{layer}.")
+        if start <= 2 * layer:
+            normalized = gpt2_np.layer_norm(x, **block["ln_1"], tap=here.under("ln1."))
+            out = gpt2_np.attention(
+                normalized, **block["attn"], n_head=config.n_head, blocks=blocks,
+                remember=functools.partial(remember, layer), tap=here.under("attn."),
+            )
+            x = x + here("hook_attn_out", out)
+        if last_only and layer == config.n_layer - 1:
+            x = x[:, -1:]
+        normalized = gpt2_np.layer_norm(x, **block["ln_2"], tap=here.under("ln2."))
+        x = x + here("hook_mlp_out", gpt2_np.mlp(normalized, **block["mlp"], tap=here.under("mlp.")))
+    if last_only:
+        x = x[:, -1:]
+    x = gpt2_np.layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
+    return to_host(gpt2_np.unembed(x, params))
+
+
+# --- the residual stream as a sum ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What wrote the residual stream: `values` [p, b, q, d] sum over `labels` to the stream."""
+
+    labels: list[str]
+    values: np.ndarray
+    tokens: np.ndarray
+    bos: bool
+
+    def __getitem__(self, label: str) -> np.ndarray:
+        if label not in self.labels:
+            raise Error(f"unknown part {label!r}{_near(label, self.labels)}")
+        return self.values[self.labels.index(label)]
+
+
+def head_names(config: Config) -> list[str]:
+    """"L0H0", "L0H1", ...: every head, layer by layer."""
+    return [f"L{layer}H{head}" for layer in range(config.n_layer) for head in range(config.n_head)]
+
+
+def decompose(
+    model: Model,
+    text_or_tokens: Any,
+    at: str | None = None,
+    *,
+    position: int | None = None,
+    neurons: Sequence[int] = (),
+    folded: bool = False,
+    bos: bool | None = None,
+) -> Parts:
+    """The stream at `at` (a resid_pre, resid_mid or resid_post; the last unless told) as a sum.
+
+    Labels: "embed", "pos_embed", heads "L5H1", each layer's attention bias "b_O5", MLPs "MLP5";
+    for layers in `neurons` single neurons "L5N17" and the bias "b_out5" instead of "MLP5". One
+    `position` (an axis of length 1) or all. With `folded`, the constant that a head writes
+    whatever it attends to, (b_V + ln_1.b W_V) W_O, counts as attention bias: where TransformerLens
+    puts it when it processes weights. (Elhage et al. 2021, "virtual weights and the stream".)
+    """
+    config = model.config
+    given = prompts(model, text_or_tokens, bos)
+    n_attention, n_mlp = _writers_before(at, config)
+    for layer in neurons:
+        _check_index("layer", layer, config.n_layer)
+    names = {"hook_embed", "hook_pos_embed"}
+    names |= {activation_name("z", layer) for layer in range(n_attention)}
+    names |= {activation_name("post" if layer in neurons else "mlp_out", layer)
+              for layer in range(n_mlp)}
+    seen = run(model, given, sorted(names), last_only=True)
+    where = _one_position(position, given.tokens)
+
+    def read(name):
+        return seen[name][:, where]
+
+    parts = {"embed": read("hook_embed"), "pos_embed": read("hook_pos_embed")}
+    for layer in range(n_attention):
+        attn, mlp = _attention_weights(model, layer), _host(model.params["blocks"][layer]["mlp"])
+        z, bias = read(activation_name("z", layer)), attn.b_O
+        if folded:
+            constant = attn.b_V + einsum("d,hde->he", attn.shift, attn.W_V)
+            z = z - constant
+            bias = bias + np.einsum("he,hed->d", constant, attn.W_O)
+        result = einsum("bqhe,hed->hbqd", z, attn.W_O)
+        parts |= {f"L{layer}H{head}": part for head, part in enumerate(result)}
+        parts[f"b_O{layer}"] = np.broadcast_to(bias, result.shape[1:])
+        if layer >= n_mlp:
+            continue
+        if layer in neurons:
+            post, w_out = read(activation_name("post", layer)), mlp["c_proj"]["w"]
+            written = post.transpose(2, 0, 1)[..., None] * w_out[:, None, None]
+            parts |= {f"L{layer}N{n}": part for n, part in enumerate(written)}
+            parts[f"b_out{layer}"] = np.broadcast_to(mlp["c_proj"]["b"], result.shape[1:])
+        else:
+            parts[f"MLP{layer}"] = read(activation_name("mlp_out", layer))
+    shape = (*given.tokens[:, where].shape, config.n_embd)
+    values = np.stack([np.broadcast_to(part, shape) for part in parts.values()])
+    return Parts(list(parts), values, given.tokens, given.bos)
+
+
+def _writers_before(at, config):
+    """How many attentions and how many MLPs have written the stream that `at` names."""
+    streams = {"hook_resid_pre": (0, 0), "hook_resid_mid": (1, 0), "hook_resid_post": (1, 1)}
+    at = at or activation_name("resid_post", config.n_layer - 1)
+    known = {f"blocks.{layer}.{name}": (layer + a, layer + m)
+             for layer in range(config.n_layer) for name, (a, m) in streams.items()}
+    if at not in known:
+        raise Error(f"{at!r} is not the residual stream{_near(at, known)}")
+    return known[at]
+
+
+def _one_position(position, tokens):
+    """A slice of one position, or of all."""
+    if position is None:
+        return slice(None)
+    n = tokens.shape[1]
+    _check_index("position", position, n, negative=True)
+    return slice(position % n, position % n + 1)
+
+
+def _check_index(what, index, n, negative=False):
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise Error(f"{what} is {index!r}: it must be an integer")
+    if not (-n if negative else 0) <= index < n:
+        raise Error(f"{what} {index} does not exist: there are {n}, counted from 0")
+
+
+class AttentionWeights(NamedTuple):
+    """One layer's attention, head by head: W_Q, W_K, W_V [h, d, e], W_O [h, e, d], biases.
+
+    `shift` [d] is what the layer norm adds to what it passes on.
+    """
+
+    W_Q: np.ndarray
+    W_K: np.ndarray
+    W_V: np.ndarray
+    W_O: np.ndarray
+    b_Q: np.ndarray
+    b_K: np.ndarray
+    b_V: np.ndarray
+    b_O: np.ndarray
+    shift: np.ndarray
+
+
+def _attention_weights(model, layer, folded=False):
+    """Views of one layer's weights; `folded` with the layer norm's gain and shift inside them.
+
+    Folded weights read normalised streams, which have mean 0, so that their own mean over d is
+    taken out of W_Q, W_K, W_V as well, and that of what W_O writes: no logit difference changes.
+    """
+    _check_index("layer", layer, model.config.n_layer)
+    block = _host(model.params["blocks"][layer])
+    d, h = model.config.n_embd, model.config.n_head
+    attn, norm = block["attn"], block["ln_1"]
+    reading = attn["c_attn"]["w"].reshape(d, 3, h, d // h).transpose(1, 2, 0, 3)
+    biases = attn["c_attn"]["b"].reshape(3, h, d // h)
+    writing, b_o, shift = attn["c_proj"]["w"].reshape(h, d // h, d), attn["c_proj"]["b"], norm["b"]
+    if folded:
+        biases = biases + np.einsum("d,chde->che", shift, reading)
+        reading = _centred(reading * norm["g"][:, None], axis=-2)
+        writing, b_o, shift = _centred(writing), _centred(b_o), np.zeros_like(shift)
+    return AttentionWeights(*reading, writing, *biases, b_o, shift)
+
+
+def _centred(array, axis=-1):
+    return array - array.mean(axis=axis, keepdims=True)
+
+
+def _host(params):
+    """Nested parameters on the host: the arrays themselves where they are NumPy's already."""
+    if isinstance(params, Mapping):
+        return {key: _host(value) for key, value in params.items()}
+    return to_host(params)
+
+
+# --- direct logit attribution and the lens ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What each part of the stream adds to a logit, to a difference of two, or to every logit.
+
+    `values` [p, b] (or [p, b, v]) over `labels` sum to `total`, the model's own logits. The last
+    part, "ln_final.b", is the final layer norm's shift. Units: logits.
+    """
+
+    labels: list[str]
+    values: np.ndarray
+    total: np.ndarray
+    position: int
+    tokens: np.ndarray
+    bos: bool
+
+    def __getitem__(self, label: str) -> np.ndarray:
+        return Parts.__getitem__(self, label)
+
+    def heads(self, config: Config) -> np.ndarray:
+        """The heads' part, [layer, head, b] (or [layer, head, b, v])."""
+        found = [self.labels.index(name) for name in head_names(config)]
+        return self.values[found].reshape(config.n_layer, config.n_head, *self.values.shape[1:])
+
+    def layers(self, config: Config) -> tuple[list[str], np.ndarray]:
+        """Parts summed by sub-layer: "embed", "pos_embed", "0_attn_out", "0_mlp_out", ..."""
+        names = ["embed", "pos_embed"]
+        names += [f"{n}_{s}_out" for n in range(config.n_layer) for s in ("attn", "mlp")]
+        sums = np.zeros((len(names), *self.values.shape[1:]), self.values.dtype)
+        for label, value in zip(self.labels[:-1], self.values, strict=False):
+            found = re.fullmatch(r"(?:L(\d+)H\d+|b_O(\d+))|(?:MLP|L|b_out)(\d+)(?:N\d+)?", label)
+            attn, mlp = (found[1] or found[2], found[3]) if found else (None, None)
+            name = f"{attn}_attn_out" if attn else f"{mlp}_mlp_out" if mlp else label
+            sums[names.index(name)] += value
+        return names, sums
+
+    def accumulated(self, config: Config) -> tuple[list[str], np.ndarray]:
+        """The logit as the stream grows: "0_pre", "0_mid", "1_pre", ..., "final_post".
+
+        The lens with the final scale frozen; without the final layer norm's shift.
+        """
+        _, sums = self.layers(config)
+        sums = np.cumsum(sums, axis=0)[1:]
+        return _stream_points(config), sums
+
+
+def _stream_points(config):
+    points = [f"{n}_{half}" for n in range(config.n_layer) for half in ("pre", "mid")]
+    return [*points, "final_post"]
+
+
+def attribution(
+    model: Model,
+    text_or_tokens: Any,
+    answer: Any = None,
+    wrong: Any = None,
+    *,
+    position: int = -1,
+    neurons: Sequence[int] = (),
+    folded: bool = False,
+    bos: bool | None = None,
+) -> Attribution:
+    """Direct logit attribution at one position: every part of the stream read by the unembedding.
+
+    For the logit of `answer`, minus that of `wrong` where given (one for all prompts, or one each;
+    texts of one token, or ids), or for all tokens. The final layer norm divides by the scale of
+    the whole stream, held fixed, so that it is linear and parts sum to the logit exactly. `neurons`
+    and `folded` as in `decompose`. (Elhage et al. 2021; Wang et al. 2022, section 3.1.)
+    """
+    given = prompts(model, text_or_tokens, bos)
+    if wrong is not None and answer is None:
+        raise Error("wrong was given without answer: give both, or answer alone")
+    parts = decompose(model, given, position=position, neurons=neurons, folded=folded)
+    values = parts.values[:, :, 0]  # [p, b, d]
+    norm, wte = _host(model.params["ln_f"]), to_host(model.params["wte"])
+    stream = _centred(values.sum(axis=0))
+    scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
+    read = _centred(values) / scale * norm["g"]
+    read = np.concatenate([read, np.broadcast_to(norm["b"], (1, *stream.shape))])
+    if answer is None:
+        values = einsum("pbd,vd->pbv", read, wte)
+    else:
+        direction = wte[_answers(model, answer, len(stream))]
+        if wrong is not None:
+            direction = direction - wte[_answers(model, wrong, len(stream))]
+        values = np.einsum("pbd,bd->pb", read, direction)
+    where = position % given.tokens.shape[1]
+    return Attribution([*parts.labels, "ln_final.b"], values, values.sum(axis=0), where,
+                       given.tokens, given.bos)
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The stream at each point read as if it were the last: the logit lens (nostalgebraist 2020).
+
+    `points` are "0_pre", "0_mid", ..., "final_post". `probability`, `rank` (0 is the best) of the
+    target and `entropy` (nats) are [point, b, q]; `top` and `top_probability` [point, b, q, k].
+    Targets are the tokens that follow, and at the last position the best of the model; or
+    `answer`. `logits` [point, b, q, v] where asked for.
+    """
+
+    points: list[str]
+    probability: np.ndarray
+    rank: np.ndarray
+    entropy: np.ndarray
+    top: np.ndarray
+    top_probability: np.ndarray
+    logits: np.ndarray | None
+    targets: np.ndarray
+    tokens: np.ndarray
+    bos: bool
+
+
+def lens(
+    model: Model,
+    text_or_tokens: Any,
+    answer: Any = None,
+    *,
+    position: int | None = None,
+    top: int = 5,
+    frozen: bool = False,
+    keep_logits: bool = False,
+    bos: bool | None = None,
+) -> Lens:
+    """The logit lens before and after every attention, and at the end, at one position or all.
+
+    Each point gets the final layer norm with its own statistics; with `frozen`, the scale of the
+    finished stream, as attribution has it.
+    """
+    config, params = model.config, model.params
+    given = prompts(model, text_or_tokens, bos)
+    where = _one_position(position, given.tokens)
+    streams = [activation_name(s, n) for n in range(config.n_layer)
+               for s in ("resid_pre", "resid_mid")]
+    streams.append(activation_name("resid_post", config.n_layer - 1))
+    seen = run(model, given, [*streams, "ln_final.hook_scale"])
+    if not 1 <= top <= config.n_vocab:
+        raise Error(f"top is {top}: it must be from 1 to the vocabulary's {config.n_vocab}")
+    if answer is None:
+        targets = np.append(given.tokens[:, 1:], seen.logits[:, -1:].argmax(axis=-1), axis=1)
+    else:
+        targets = np.repeat(_answers(model, answer, len(given.tokens))[:, None],
+                            given.tokens.shape[1], axis=1)
+    targets = targets[:, where]
+    xp = namespace(params["wte"])
+    rows = []
+    for name in streams:
+        fixed = xp.asarray(seen["ln_final.hook_scale"][:, where]) if frozen else None
+        x = xp.asarray(seen[name][:, where])
+        tap = gpt2_np.Tap(lambda _, array, fixed=fixed: fixed if array.shape[-1] == 1 else None)
+        normalized = gpt2_np.layer_norm(x, **params["ln_f"], tap=tap if frozen else gpt2_np.NO_TAP)
+        logits = to_host(gpt2_np.unembed(normalized, params))
+        rows.append((*_read_logits(logits, targets, top), logits if keep_logits else None))
+    columns = list(zip(*rows, strict=True))
+    return Lens(_stream_points(config), *map(np.stack, columns[:5]),
+                np.stack(columns[5]) if keep_logits else None, targets, given.tokens, given.bos)
+
+
+def _read_logits(logits, targets, top):
+    """Target's probability and rank, entropy in nats, and the `top` ids with probabilities."""
+    probabilities = gpt2_np.softmax(logits)
+    of_target = np.take_along_axis(logits, targets[..., None], axis=-1)
+    rank = (logits > of_target).sum(axis=-1)
+    entropy = _entropy(probabilities)
+    best = np.argpartition(logits, -top, axis=-1)[..., -top:]
+    order = np.argsort(-np.take_along_axis(logits, best, axis=-1), axis=-1, kind="stable")
+    best = np.take_along_axis(best, order, axis=-1)
+    target = np.take_along_axis(probabilities, targets[..., None], axis=-1)[..., 0]
+    return target, rank, entropy, best, np.take_along_axis(probabilities, best, axis=-1)
+
+
+def _entropy(probabilities):
+    """Over the last axis, in nats; 0 log 0 is 0."""
+    tiny = np.finfo(probabilities.dtype).tiny
+    return -(probabilities * np.log(np.maximum(probabilities, tiny))).sum(axis=-1)
+
+
+# --- attention -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How each head attends on average, every array [layer, head].
+
+    Shares of attention from 0 to 1: to the previous token, to earlier copies of the current token,
+    to the tokens after them (induction), to the first position. `entropy` in nats, `distance` in
+    positions back. NaN where no position of the prompts could show it.
+    """
+
+    previous_token: np.ndarray
+    duplicate_token: np.ndarray
+    induction: np.ndarray
+    beginning: np.ndarray
+    entropy: np.ndarray
+    distance: np.ndarray
+    tokens: np.ndarray
+    bos: bool
+
+
+def heads(
+    model: Model,
+    text_or_tokens: Any = None,
+    *,
+    length: int = 50,
+    batch: int = 4,
+    seed: int = 0,
+    bos: bool | None = None,
+) -> Attention:
+    """Scores of every head, on random tokens that repeat once (unless text or tokens are given).
+
+    A score is the attention on the keys in question, averaged over the queries that have any:
+    for previous tokens all but the first, for duplicate and induction those whose token has been
+    seen before. Patterns are read layer by layer and not kept. (Olsson et al. 2022, "Head
+    activation evaluators".)
+    """
+    if text_or_tokens is None:
+        text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
+    given = prompts(model, text_or_tokens, bos)
+    masks = _key_masks(given.tokens)
+    n = given.tokens.shape[1]
+    distance = np.arange(n)[:, None] - np.arange(n)
+    scores = {}
+
+    def read(name, pattern):
+        pattern = to_host(pattern)  # [b, h, q, k]
+        row = {kind: _mean_share(pattern, mask) for kind, mask in masks.items()}
+        row["entropy"] = _entropy(pattern).mean(axis=(0, 2))
+        row["distance"] = np.einsum("bhqk,qk->h", pattern, distance) / (len(pattern) * n)
+        scores[int(name.split(".")[1])] = row
+
+    read.wants = lambda name: name.endswith("hook_pattern")
+    gpt2_np.forward(model.params, model.config, given.tokens, tap=read, last_only=True)
+    columns = {kind: np.stack([scores[layer][kind] for layer in sorted(scores)])
+               for kind in scores[0]}
+    return Attention(**columns, tokens=given.tokens, bos=given.bos)
+
+
+def _key_masks(tokens):
+    """Which keys each query would attend to, [b, q, k], by kind of head."""
+    n = tokens.shape[1]
+    earlier = np.tri(n, n, -1, dtype=bool)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & earlier
+    after_same = np.zeros_like(same)
+    after_same[:, :, 1:] = same[:, :, :-1]
+    shape = tokens.shape[0], n, n
+    return {
+        "previous_token": np.broadcast_to(np.eye(n, k=-1, dtype=bool), shape),
+        "duplicate_token": same,
+        "induction": after_same,
+        "beginning": np.broadcast_to((np.arange(n) == 0) & (np.arange(n) > 0)[:, None], shape),
+    }
+
+
+def _mean_share(pattern, mask):
+    """Attention [b, h, q, k] on masked keys, averaged over queries that have any: [h]."""
+    queries = mask.any(axis=-1)
+    if not queries.any():
+        return np.full(pattern.shape[1], np.nan)
+    return np.einsum("bhqk,bqk->h", pattern, mask.astype(pattern.dtype)) / queries.sum()
+
+
+# --- metrics ---------------------------------------------------------------------------
+
+
+def logit_difference(model: Model, answer: Any, wrong: Any) -> Metric:
+    """Metric: logit of `answer` minus that of `wrong` at the last position, [b, q, v] -> [b].
+
+    Each is one token (text or id) for all prompts, or one for each.
+    """
+    signs = ((answer, 1.0), (wrong, -1.0))
+    return _logit_metric(model, signs)
+
+
+def _logit_metric(model, signs):
+    def metric(logits):
+        rows = np.arange(len(logits))
+        return sum(sign * logits[rows, -1, _answers(model, token, len(logits))]
+                   for token, sign in signs)
+
+    def gradient(logits):  # d metric[b] / d logits[b, last, v]
+        result = np.zeros((len(logits), logits.shape[-1]), logits.dtype)
+        for token, sign in signs:
+            np.add.at(result, (np.arange(len(logits)), _answers(model, token, len(logits))), sign)
+        return result
+
+    metric.gradient = gradient
+    return metric
+
+
+def log_probability(model: Model, answer: Any) -> Metric:
+    """Metric: log-probability (nats) of `answer` at the last position, [b, q, v] -> [b]."""
+
+    def metric(logits):
+        last = logits[:, -1]
+        return last[np.arange(len(last)), _answers(model, answer, len(last))] - _log_sum_exp(last)
+
+    def gradient(logits):
+        result = -gpt2_np.softmax(logits[:, -1])
+        result[np.arange(len(result)), _answers(model, answer, len(result))] += 1
+        return result
+
+    metric.gradient = gradient
+    return metric
+
+
+def repeat_loss(tokens: np.ndarray, n: int) -> Metric:
+    """Metric: mean loss (nats) of the last `n` tokens given all before, [b, q, v] -> [b].
+
+    Needs the logits of all positions: sweeps want `last_only=False` with it.
+    """
+    targets = np.asarray(tokens)[:, -n:, None]
+
+    def metric(logits):
+        before = logits[:, -n - 1 : -1]
+        right = np.take_along_axis(before, np.resize(targets, (*before.shape[:2], 1)), axis=-1)
+        return (_log_sum_exp(before) - right[..., 0]).mean(axis=-1)
+
+    return metric
+
+
+def _log_sum_exp(x):
+    best = x.max(axis=-1)
+    return best + np.log(np.exp(x - best[..., None]).sum(axis=-1))
+
+
+def _measured(metric, logits, n):
+    """The metric of logits [b, q, v], checked to be one number per prompt."""
+    values = np.asarray(metric(logits), float)
+    if values.shape != (n,):
+        raise Error(f"the metric gave shape {values.shape} for {n} prompts: it must give one "
+                    f"number for each, ({n},)")
+    return values
+
+
+# --- interventions ---------------------------------------------------------------------
+
+
+def _index(name, head, position):
+    """Where head and position are in the activation of that name; None means all."""
+    kind = name.rpartition("hook_")[2]
+    everything = slice(None)
+    position = everything if position is None else position
+    if kind in ("pattern", "attn_scores"):
+        return everything, everything if head is None else head, position
+    if head is None:
+        return everything, position
+    if kind not in _BY_HEAD:
+        raise Error(f"{name} has no heads: leave head out")
+    return everything, position, head
+
+
+def patch(values: Any, head: Any = None, position: Any = None) -> Edit:
+    """Edit for `run`: put `values` (an activation of the same shape) in at a head and position.
+
+    An int or slice each, a list for one of the two, or None for all. For attention patterns the
+    position is the query's.
+    """
+
+    def edit(array, name):
+        index = _index(name, head, position)
+        new = namespace(array).asarray(values)
+        if new.shape[1:] != array.shape[1:] or new.shape[0] not in (1, array.shape[0]):
+            raise Error(f"the values to patch into {name} have shape {new.shape}, "
+                        f"they must have {array.shape}")
+        array[index] = new[index]
+
+    return edit
+
+
+def zero(head: Any = None, position: Any = None) -> Edit:
+    """Edit for `run`: zero-ablation of a head and position, or of all."""
+
+    def edit(array, name):
+        array[_index(name, head, position)] = 0
+
+    return edit
+
+
+def knock_out(queries: Any, keys: Any, head: Any = None) -> Edit:
+    """Edit for `run` on hook_attn_scores: these queries can no longer attend to these keys.
+
+    Scores become -inf, and what is left of the attention is normalised again (Geva et al. 2023,
+    "attention knockout"). Raises Error where a query would be left with no key at all.
+    """
+
+    def edit(array, name):
+        if not name.endswith("hook_attn_scores"):
+            raise Error(f"knock_out edits hook_attn_scores, not {name}")
+        scores = to_host(array)
+        n, n_heads = scores.shape[-1], scores.shape[1]
+        chosen = np.arange(n_heads)[slice(None) if head is None else np.atleast_1d(head)]
+        cut = np.ix_(np.arange(len(scores)), chosen, np.arange(n)[_axis(queries)],
+                     np.arange(n)[_axis(keys)])
+        scores[cut] = -np.inf
+        if np.isneginf(scores).all(axis=-1).any():
+            raise Error(f"knock_out leaves a query of {name} without any key: spare one")
+        return scores
+
+    return edit
+
+
+def _axis(index):
+    return index if isinstance(index, slice) else np.atleast_1d(index)
+
+
+def parse_node(config: Config, node: Any) -> tuple[int, int | None]:
+    """"L9H6", "9.6" or (9, 6) as a head (9, 6); "MLP3" as (3, None). Error where there is none."""
+    found = re.fullmatch(r"(?:L?(\d+)[H.](\d+))|MLP(\d+)", node) if isinstance(node, str) else None
+    if found:
+        node = (int(found[3]), None) if found[3] else (int(found[1]), int(found[2]))
+    if not (isinstance(node, tuple) and len(node) == 2):
+        raise Error(f"{node!r} is not a head or MLP: write 'L9H6', '9.6', (9, 6) or 'MLP3'")
+    _check_index("layer", node[0], config.n_layer)
+    if node[1] is not None:
+        _check_index(f"head of layer {node[0]}", node[1], config.n_head)
+    return node
+
+
+def node_names(config: Config) -> list[str]:
+    """Every head and MLP, layer by layer: "L0H0", ..., "MLP0", "L1H0", ..."""
+    h = config.n_head
+    return [name for n in range(config.n_layer)
+            for name in [*head_names(config)[n * h : n * h + h], f"MLP{n}"]]
+
+
+MODES = ("zero", "mean", "resample")
+
+
+def _replacements(model, given, mode, reference, names):
+    """What ablation puts in: activations [1 or b, q, ...] by name, and shared first positions."""
+    if mode not in MODES:
+        raise Error(f"unknown ablation {mode!r}: choose one of {', '.join(MODES)}")
+    if mode == "zero":
+        return None, 0
+    if reference is None:
+        raise Error(f"{mode}-ablation needs reference prompts: give reference=")
+    reference = prompts(model, reference)
+    _same_length(given, reference, "reference prompts")
+    seen = run(model, reference, names, last_only=True).activations
+    if mode == "mean":
+        return {name: array.mean(axis=0, keepdims=True) for name, array in seen.items()}, 0
+    if len(reference.tokens) not in (1, len(given.tokens)):
+        raise Error(f"{len(reference.tokens)} reference prompts for {len(given.tokens)} prompts: "
+                    "resampling needs one for each, or one for all")
+    return seen, _shared(given, reference)
+
+
+def _same_length(a, b, what):
+    if a.tokens.shape[1] != b.tokens.shape[1]:
+        raise Error(f"the prompts have {a.tokens.shape[1]} tokens and the {what} "
+                    f"{b.tokens.shape[1]}: they are compared position by position")
+
+
+def _shared(a, b):
+    """How many first positions have the same token in every pair of prompts."""
+    differ = (a.tokens != b.tokens).any(axis=0)
+    return int(differ.argmax()) if differ.any() else a.tokens.shape[1]
+
+
+def ablated(
+    model: Model,
+    nodes: Iterable[Any],
+    mode: str = "zero",
+    *,
+    text_or_tokens: Any = None,
+    reference: Any = None,
+) -> dict[str, Edit]:
+    """Edits for `run` that ablate heads and MLPs ("L5H1", "5.1", (5, 1), "MLP3").
+
+    "zero"; "mean" puts in the mean over the `reference` prompts, position by position; "resample"
+    their activations, prompt by prompt. Reference prompts must be as long as those of the run.
+    """
+    parsed = [parse_node(model.config, node) for node in nodes]
+    names = sorted({activation_name("z" if h is not None else "mlp_out", n) for n, h in parsed})
+    source = None
+    if mode != "zero":
+        given = prompts(model, reference if text_or_tokens is None else text_or_tokens)
+        source, _ = _replacements(model, given, mode, reference, names)
+    elif mode not in MODES:
+        _replacements(model, None, mode, None, names)
+    edits: dict[str, Edit] = {}
+    for name in names:
+        layer = int(name.split(".")[1])
+        chosen = [h for n, h in parsed if n == layer and (h is not None) == name.endswith("z")]
+        head = chosen if name.endswith("z") else None
+        edits[name] = zero(head) if source is None else patch(source[name], head)
+    return edits
+
+
+# --- sweeps ----------------------------------------------------------------------------
+
+# Sub-layers after layer's own attention (0) from which a patched activation changes the stream.
+_START = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "mlp_out": 2,
+          "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One intervention after another: the metric each leaves, over `axes`.
+
+    `per_prompt` [*axes, b]; `base` [b] without intervention and `source` [b] (None for ablations)
+    of the prompts that the activations came from.
+    """
+
+    what: str
+    axes: tuple[str, ...]
+    per_prompt: np.ndarray
+    base: np.ndarray
+    source: np.ndarray | None
+    tokens: np.ndarray
+    bos: bool
+
+    @property
+    def values(self) -> np.ndarray:
+        """The metric, averaged over prompts: [*axes]."""
+        return self.per_prompt.mean(axis=-1)
+
+    @property
+    def effect(self) -> np.ndarray:
+        """The metric minus the unpatched metric: [*axes]."""
+        return self.values - self.base.mean()
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """The effect as a share of the difference between source and base: 0 none, 1 all of it."""
+        if self.source is None:
+            return self.effect / self.base.mean()
+        return self.effect / (self.source.mean() - self.base.mean())
+
+
+def patching(
+    model: Model,
+    base: Any,
+    source: Any,
+    metric: Metric,
+    what: str = "z",
+    *,
+    by_position: bool | None = None,
+    layers: Sequence[int] | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Activation patching: run `base` with one activation at a time from `source`.
+
+    `what` is resid_pre, resid_mid, resid_post, attn_out, mlp_out (axes layer, position) or per
+    head q, k, v, z, pattern (axes layer, head, and position where asked for; a pattern's is the
+    query's). `metric` maps logits [b, q, v] to [b]; it sees the last position only unless
+    `last_only` is off. Layers below the patch and positions before it are not computed again.
+    (Meng et al. 2022; Wang et al. 2022; Heimersheim & Nanda 2024 on how to read the result.)
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    _same_length(base, source, "source prompts")
+    if len(source.tokens) not in (1, len(base.tokens)):
+        raise Error(f"{len(source.tokens)} source prompts for {len(base.tokens)} prompts: "
+                    "give one for each, or one for all")
+    names = [activation_name(what, n) for n in range(model.config.n_layer)] if what in _START else ()
+    seen = run(model, source, names, last_only=last_only)
+    sweep = _sweep(model, base, seen.activations, metric, what, by_position, layers,
+                   _shared(base, source), last_only, progress)
+    logits = np.broadcast_to(seen.logits, (len(base.tokens), *seen.logits.shape[1:]))
+    return replace(sweep, source=_measured(metric, logits, len(base.tokens)))
+
+
+def ablation(
+    model: Model,
+    text_or_tokens: Any,
+    metric: Metric,
+    what: str = "z",
+    mode: str = "zero",
+    reference: Any = None,
+    *,
+    by_position: bool | None = None,
+    layers: Sequence[int] | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Ablate one head (or MLP, attention, ...) at a time; as `patching`, with what `mode` puts in.
+
+    "zero"; "mean" over the `reference` prompts, position by position; "resample" their
+    activations, prompt by prompt.
+    """
+    given = prompts(model, text_or_tokens, bos)
+    names = [activation_name(what, n) for n in range(model.config.n_layer)] if what in _START else ()
+    source, shared = _replacements(model, given, mode, reference, names)
+    return _sweep(model, given, source, metric, what, by_position, layers, shared, last_only,
+                  progress)
+
+
+class _Base(NamedTuple):
+    """An unpatched run and what sweeps restart from."""
+
+    run: Run
+    params: Mapping[str, Any]
+    n_layer: int
+
+    def stream(self, start):
+        """The residual stream before sub-layer `start`, [b, q, d]."""
+        if start >= 2 * self.n_layer:
+            return self.run[activation_name("resid_post", self.n_layer - 1)]
+        return self.run[activation_name(("resid_pre", "resid_mid")[start % 2], start // 2)]
+
+    def keys_values(self, first, copies, layer):
+        """Keys and values of the positions before `first`, for `copies` of the prompts."""
+        return (np.tile(self.run[activation_name(name, layer)][:, :first], (copies, 1, 1, 1))
+                for name in "kv")
+
+
+def _base_run(model, given, extra=(), edits=None, last_only=True):
+    config = model.config
+    names = {activation_name(s, n) for n in range(config.n_layer)
+             for s in ("resid_pre", "resid_mid", "k", "v", *extra)}
+    names.add(activation_name("resid_post", config.n_layer - 1))
+    seen = run(model, given, sorted(names), edits=edits, last_only=last_only)
+    return _Base(seen, model.params, config.n_layer)
+
+
+class _Cell(NamedTuple):
+    """One intervention: where its value goes, and what it adds to the stream from where on."""
+
+    index: tuple[int, ...]
+    start: int
+    first: int
+    change: Callable[[], np.ndarray]  # [b, q, d], 0 before `first`
+
+
+def _sweep(model, given, source, metric, what, by_position, layers, shared, last_only, progress,
+           edits=None, tap=None):
+    """Every cell of a sweep; `source` None is zeros. `tap(copies, first)` keeps `edits` up."""
+    config = model.config
+    if what not in _START:
+        near = difflib.get_close_matches(what, _START, n=1) or _START
+        raise Error(f"cannot patch {what!r}: choose {' or '.join(near)}")
+    by_head = what in _BY_HEAD
+    by_position = (not by_head) if by_position is None else by_position
+    extra = {what} | ({"q", "k", "v", "pattern"} if what in ("q", "k", "v", "pattern") else set())
+    base = _base_run(model, given, extra, edits, last_only)
+    axes = ["layer", *["head"] * by_head, *["position"] * by_position]
+    sizes = {"layer": config.n_layer, "head": config.n_head, "position": given.tokens.shape[1]}
+    layers = range(config.n_layer) if layers is None else layers
+    for layer in layers:
+        _check_index("layer", layer, config.n_layer)
+    measured = _measured(metric, base.run.logits, len(given.tokens))
+    per_prompt = np.full((*(sizes[a] for a in axes), len(given.tokens)), np.nan)
+    cells = []
+    for layer in layers:
+        others = [range(sizes[a]) for a in axes[1:]]
+        for index in np.ndindex(*map(len, others)):
+            at = dict(zip(axes, (layer, *index), strict=True))
+            first = max(shared, at.get("position", 0))
+            if at.get("position", shared) < shared or first >= sizes["position"]:
+                per_prompt[(layer, *index)] = measured  # nothing differs there
+                continue
+            change = functools.partial(_change, model, base, source, what, layer,
+                                       at.get("head"), at.get("position"), shared)
+            cells.append(_Cell((layer, *index), 2 * layer + _START[what], first, change))
+    for cell, values in _run_cells(model, base, cells, metric, last_only, progress, tap):
+        per_prompt[cell.index] = values
+    return Sweep(what, tuple(axes), per_prompt, measured, None, given.tokens, given.bos)
+
+
+def _change(model, base, source, what, layer, head, position, shared):
+    """What a patch adds to the stream, [b, q, d]: from the stored activations, no layer is run."""
+    name = activation_name(what, layer)
+    old = base.run[name]
+    new = np.zeros_like(old) if source is None else source[name]
+    pattern = what == "pattern"  # [b, h, q, k]
+    if head is not None:
+        old, new = (a[:, head] if pattern else a[:, :, head] for a in (old, new))
+    kept = np.ones((1, old.shape[1], 1), bool)
+    if position is None:
+        kept[:, :shared] = False
+    else:
+        kept[:, np.arange(old.shape[1]) != position] = False
+    new = np.where(kept, new, old)  # [b, q, d | e | k]
+    if head is None:
+        return new - old
+
+    def other(kind):
+        return base.run[activation_name(kind, layer)][:, :, head]  # [b, q, e]
+
+    if what == "z":
+        change = new - old
+    elif what == "v":
+        change = np.einsum("bqk,bke->bqe", base.run[activation_name("pattern", layer)][:, head],
+                           new - old, optimize=True)
+    elif what == "pattern":
+        change = np.einsum("bqk,bke->bqe", new - old, other("v"), optimize=True)
+    else:
+        q, k = (new, other("k")) if what == "q" else (other("q"), new)
+        scores = np.einsum("bqe,bke->bqk", q / math.sqrt(q.shape[-1]), k, optimize=True)
+        scores[:, ~np.tri(scores.shape[1], dtype=bool)] = -np.inf
+        difference = gpt2_np.softmax(scores) - base.run[activation_name("pattern", layer)][:, head]
+        change = np.einsum("bqk,bke->bqe", difference, other("v"), optimize=True)
+    return change @ _attention_weights(model, layer).W_O[head]
+
+
+def _run_cells(model, base, cells, metric, last_only, progress, tap=None):
+    """(cell, metric per prompt) of every cell, many cells to a batch.
+
+    Cells that start at the same sub-layer and close positions share a batch; it starts at the
+    first of their positions, from the stored stream plus each cell's change.
+    """
+    n, length = base.run.tokens.shape
+    cells = sorted(cells, key=lambda cell: (cell.start, -cell.first))
+    with _progress(len(cells), progress) as bar:
+        while cells:
+            start, first = cells[0].start, cells[0].first
+            count = 0
+            for cell in cells:
+                rows = (count + 1) * n * (length - cell.first)
+                if cell.start != start or (count and rows > ROWS_AT_ONCE):
+                    break
+                first, count = cell.first, count + 1
+            group, cells = cells[:count], cells[count:]
+            stream = base.stream(start)[:, first:]
+            x = np.concatenate([stream + cell.change()[:, first:] for cell in group])
+            before = functools.partial(base.keys_values, first, count)
+            here = gpt2_np.Tap(tap(count, first)) if tap else gpt2_np.NO_TAP
+            logits = rest(model, x, start, first, before, here, last_only)
+            for cell, own in zip(group, logits.reshape(count, n, *logits.shape[1:]), strict=True):
+                if not last_only:
+                    own = np.concatenate([base.run.logits[:, :first], own], axis=1)
+                yield cell, _measured(metric, own, n)
+            bar.update(count)
+
+
+@contextlib.contextmanager
+def _progress(total, shown):
+    """A progress bar on stderr, or nothing."""
+    if not shown:
+        yield _NoBar
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, unit="patch", file=sys.stderr) as bar:
+        yield bar
+
+
+class _NoBar:
+    @staticmethod
+    def update(_):
+        pass
+
+
+def path_patching(
+    model: Model,
+    base: Any,
+    source: Any,
+    metric: Metric,
+    receivers: str | Sequence[tuple[int, int, str]] = "logits",
+    *,
+    through_mlps: bool = True,
+    position: int | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Path patching: what each head sends straight to the receivers, axes layer, head.
+
+    One sender at a time, its output comes from `source` (at one `position` or all), every other
+    head is held as in `base`, and only the `receivers` see the difference: "logits", or the q, k
+    or v of heads, as (layer, head, "q"). MLPs between are computed anew, or held too where
+    `through_mlps` is off. (Wang et al. 2022, section 3.1 and appendix B.)
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    _same_length(base, source, "source prompts")
+    config, n = model.config, len(base.tokens)
+    receivers = _receivers(config, receivers)
+    if position is not None:
+        position = position % base.tokens.shape[1]
+    stored = _base_run(model, base, ("z", "q"), last_only=last_only)
+    names = [activation_name("z", layer) for layer in range(config.n_layer)]
+    seen = run(model, source, names, last_only=last_only)
+    measured = _measured(metric, stored.run.logits, n)
+    per_prompt = np.repeat(measured[None], config.n_layer * config.n_head, axis=0)
+    per_prompt = per_prompt.reshape(config.n_layer, config.n_head, n)
+    shared = max(_shared(base, source), position or 0)
+    ends = {layer for layer, _, _ in receivers} or {config.n_layer}
+    with _progress(config.n_layer, progress) as bar:
+        for layer in range(config.n_layer):
+            if layer < max(ends) and shared < base.tokens.shape[1]:
+                sent = np.concatenate([
+                    _change(model, stored, seen.activations, "z", layer, head, position, shared)
+                    for head in range(config.n_head)
+                ])
+                streams = _direct_streams(model, stored, sent, layer, ends, through_mlps)
+                logits = _receive(model, stored, streams, receivers, layer, last_only)
+                for head, own in enumerate(logits.reshape(config.n_head, n, *logits.shape[1:])):
+                    per_prompt[layer, head] = _measured(metric, own, n)
+            bar.update(1)
+    from_source = np.broadcast_to(seen.logits, (n, *seen.logits.shape[1:]))
+    return Sweep("path", ("layer", "head"), per_prompt, measured,
+                 _measured(metric, from_source, n), base.tokens, base.bos)
+
+
+def _receivers(config, receivers):
+    """[] for the logits, else checked (layer, head, "q" | "k" | "v")."""
+    if isinstance(receivers, str):
+        if receivers != "logits":
+            raise Error(f"unknown receiver {receivers!r}: give 'logits' or a list such as "
+                        "[(9, 6, 'q')]")
+        return []
+    for receiver in receivers:
+        if len(receiver) != 3 or receiver[2] not in ("q", "k", "v"):
+            raise Error(f"unknown receiver {receiver!r}: write (layer, head, 'q'), 'k' or 'v'")
+        parse_node(config, tuple(receiver[:2]))
+    return list(receivers)
+
+
+def _direct_streams(model, stored, sent, sender, ends, through_mlps):
+    """The stream [c b, q, d] before each layer of `ends`, with `sent` added and no head moving."""
+    copies = len(sent) // len(stored.run.tokens)
+    streams = {}
+    for layer in range(sender, max(ends) + 1):
+        if layer in ends and layer > sender:
+            streams[layer] = np.tile(stored.stream(2 * layer), (copies, 1, 1)) + sent
+        if through_mlps and layer < max(ends):
+            mid = stored.stream(2 * layer + 1)
+            block, xp = model.params["blocks"][layer], namespace(model.params["wte"])
+
+            def mlp_out(x, block=block, xp=xp):
+                x = gpt2_np.layer_norm(xp.asarray(x), **block["ln_2"], tap=gpt2_np.NO_TAP)
+                return to_host(gpt2_np.mlp(x, **block["mlp"], tap=gpt2_np.NO_TAP))
+
+            changed = mlp_out(np.tile(mid, (copies, 1, 1)) + sent)
+            sent = sent + changed - np.tile(mlp_out(mid), (copies, 1, 1))
+    return streams
+
+
+def _receive(model, stored, streams, receivers, sender, last_only):
+    """Logits of the base run where only the receivers see the changed streams."""
+    n_layer, xp = model.config.n_layer, namespace(model.params["wte"])
+    if not receivers:
+        return rest(model, streams[n_layer], 2 * n_layer, last_only=last_only)
+    edits: dict[str, list] = {}
+    for layer, head, kind in receivers:
+        if layer > sender:
+            norm, weights = model.params["blocks"][layer]["ln_1"], _attention_weights(model, layer)
+            x = gpt2_np.layer_norm(xp.asarray(streams[layer]), **norm, tap=gpt2_np.NO_TAP)
+            which = "qkv".index(kind)
+            new = to_host(x) @ weights[which][head] + weights[4 + which][head]
+            edits.setdefault(activation_name(kind, layer), []).append((head, new))
+    lowest = min(layer for layer, _, _ in receivers if layer > sender)
+    copies = len(streams[lowest]) // len(stored.run.tokens)
+
+    def receive(name, array):
+        array = array.copy()
+        for head, new in edits[name]:
+            array[:, :, head] = xp.asarray(new)
+        return array
+
+    receive.wants = edits.__contains__
+    x = np.tile(stored.stream(2 * lowest), (copies, 1, 1))
+    return rest(model, x, 2 * lowest, tap=gpt2_np.Tap(receive), last_only=last_only)
