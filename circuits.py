@@ -1124,8 +1124,11 @@ class _Cell(NamedTuple):
 
 
 def _sweep(model, given, source, metric, what, by_position, layers, shared, last_only, progress,
-           edits=None, tap=None):
-    """Every cell of a sweep; `source` None is zeros. `tap(copies, first)` keeps `edits` up."""
+           edits=None, tap=None, chosen=None):
+    """Every cell of a sweep; `source` None is zeros. `tap(copies, first)` keeps `edits` up.
+
+    Cells (index tuples) outside `chosen` stay NaN.
+    """
     config = model.config
     if what not in _START:
         near = difflib.get_close_matches(what, _START, n=1) or _START
@@ -1145,6 +1148,8 @@ def _sweep(model, given, source, metric, what, by_position, layers, shared, last
     for layer in layers:
         others = [range(sizes[a]) for a in axes[1:]]
         for index in np.ndindex(*map(len, others)):
+            if chosen is not None and (layer, *index) not in chosen:
+                continue
             at = dict(zip(axes, (layer, *index), strict=True))
             first = max(shared, at.get("position", 0))
             if at.get("position", shared) < shared or first >= sizes["position"]:
@@ -1352,3 +1357,849 @@ def _receive(model, stored, streams, receivers, sender, last_only):
     receive.wants = edits.__contains__
     x = np.tile(stored.stream(2 * lowest), (copies, 1, 1))
     return rest(model, x, 2 * lowest, tap=gpt2_np.Tap(receive), last_only=last_only)
+
+
+# --- weights ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix [n, m] as a product left [n, r] @ right [r, m] that is not multiplied out.
+
+    Leading axes, where there are any, are batches. Row vectors multiply from the left, as in the
+    model: x @ W_V @ W_O. What TransformerLens calls FactoredMatrix.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+    def __post_init__(self):
+        if self.left.shape[-1] != self.right.shape[-2]:
+            raise Error(f"factors of shape {self.left.shape} and {self.right.shape} do not meet")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.left.shape[:-1], self.right.shape[-1])
+
+    @property
+    def T(self) -> LowRank:
+        return LowRank(self.right.swapaxes(-1, -2), self.left.swapaxes(-1, -2))
+
+    def full(self) -> np.ndarray:
+        """The product, [n, m]: for a full circuit of 124M that is 10 GB."""
+        return self.left @ self.right
+
+    def entries(self, rows: Any, columns: Any) -> np.ndarray:
+        """The entries of some rows and columns, [rows, columns]."""
+        return self.left[..., np.atleast_1d(rows), :] @ self.right[..., :, np.atleast_1d(columns)]
+
+    def __matmul__(self, other: Any) -> LowRank:
+        """With a matrix [m, k] or another LowRank, whose rank the product then keeps if smaller."""
+        if not isinstance(other, LowRank):
+            return LowRank(self.left, self.right @ other)
+        middle = self.right @ other.left
+        if self.left.shape[-1] <= other.left.shape[-1]:
+            return LowRank(self.left, middle @ other.right)
+        return LowRank(self.left @ middle, other.right)
+
+    def __rmatmul__(self, other: np.ndarray) -> LowRank:
+        return LowRank(other @ self.left, self.right)
+
+    def eigenvalues(self) -> np.ndarray:
+        """The r that can differ from 0, complex, of a square matrix: those of right @ left."""
+        if self.shape[-2] != self.shape[-1]:
+            raise Error(f"a matrix of shape {self.shape} has no eigenvalues: it is not square")
+        return np.linalg.eigvals(self.right @ self.left)
+
+    def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """u [n, r], singular values [r] from the largest, vt [r, m], by QR of both factors."""
+        q_left, r_left = np.linalg.qr(self.left)
+        q_right, r_right = np.linalg.qr(self.right.swapaxes(-1, -2))
+        u, values, vt = np.linalg.svd(r_left @ r_right.swapaxes(-1, -2), full_matrices=False)
+        return q_left @ u, values, vt @ q_right.swapaxes(-1, -2)
+
+    def norm(self) -> np.ndarray:
+        """Frobenius norm."""
+        return np.linalg.norm(_triangle(self.left)
+                              @ _triangle(self.right.swapaxes(-1, -2)).swapaxes(-1, -2),
+                              axis=(-2, -1))
+
+
+def _triangle(matrix):
+    return np.linalg.qr(matrix, mode="r")
+
+
+def _head_weights(model, layer, head, folded):
+    weights = _attention_weights(model, layer, folded)
+    _check_index(f"head of layer {layer}", head, model.config.n_head)
+    return weights, head
+
+
+def ov(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
+    """W_V W_O [d, d]: what a head writes for what it attends to (Elhage et al. 2021).
+
+    `folded` puts the layer norm's gain into W_V and takes means out that no difference of logits
+    sees, as TransformerLens's default processing does; likewise in all that follows.
+    """
+    weights, head = _head_weights(model, layer, head, folded)
+    return LowRank(weights.W_V[head], weights.W_O[head])
+
+
+def qk(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
+    """W_Q W_Kᵀ [d, d]: what a query looks for in a key, before division by √e."""
+    weights, head = _head_weights(model, layer, head, folded)
+    return LowRank(weights.W_Q[head], weights.W_K[head].T)
+
+
+def _embedding(model, folded, extended):
+    """W_E [v, d]; `extended` adds to each token what the first MLP makes of it alone."""
+    wte = to_host(model.params["wte"])
+    if extended:
+        block = _host(model.params["blocks"][0])
+        x = gpt2_np.layer_norm(wte[None], **block["ln_2"], tap=gpt2_np.NO_TAP)
+        wte = wte + gpt2_np.mlp(x, **block["mlp"], tap=gpt2_np.NO_TAP)[0]
+    return _centred(wte) if folded else wte
+
+
+def _unembedding(model, folded):
+    """W_U [d, v]; `folded` with the final gain, and centred over d and v."""
+    w = to_host(model.params["wte"]).T
+    if not folded:
+        return w
+    return _centred(_centred(w * to_host(model.params["ln_f"]["g"])[:, None], axis=0))
+
+
+def full_ov(
+    model: Model, layer: int, head: int, folded: bool = False, extended: bool = False
+) -> LowRank:
+    """W_E W_V W_O W_U [v, v]: how attending to a token changes the logit of each token.
+
+    `extended` takes W_E plus the first MLP's output on it, which is what later layers read.
+    """
+    embedding, unembedding = _embedding(model, folded, extended), _unembedding(model, folded)
+    return embedding @ ov(model, layer, head, folded) @ unembedding
+
+
+def full_qk(
+    model: Model, layer: int, head: int, folded: bool = False, extended: bool = False
+) -> LowRank:
+    """W_E W_Q W_Kᵀ W_Eᵀ [v, v]: which token (column) a token (row) attends to."""
+    embedding = _embedding(model, folded, extended)
+    return embedding @ qk(model, layer, head, folded) @ embedding.T
+
+
+def copying_scores(model: Model, folded: bool = True, extended: bool = False) -> np.ndarray:
+    """Σ λ / Σ |λ| over the eigenvalues of each head's full OV circuit, [layer, head].
+
+    1 means that attending to any token raises that token's own logit; -1 that it lowers it.
+    (Elhage et al. 2021, "Copying / primitive in-context learning".)
+    """
+    config = model.config
+    # Eigenvalues of E W_V W_O U are those of W_O (U E) W_V: U E [d, d] serves every head.
+    gram = _unembedding(model, folded) @ _embedding(model, folded, extended)
+    scores = np.zeros((config.n_layer, config.n_head))
+    for layer in range(config.n_layer):
+        weights = _attention_weights(model, layer, folded)
+        eigenvalues = np.linalg.eigvals(weights.W_O @ gram @ weights.W_V)
+        scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
+    return scores
+
+
+def singular_tokens(
+    model: Model, layer: int, head: int, n: int = 3, top: int = 8, folded: bool = True
+) -> list[dict[str, Any]]:
+    """The largest singular directions of a head's OV circuit and the tokens at their two ends.
+
+    One dict each: "value"; "reads" and "writes", (token ids, scores) of the `top` tokens whose
+    embedding lies furthest along the input direction, and whose logit the output raises most.
+    Both signs of a singular vector say the same; the one that reads more strongly is given.
+    """
+    embedding, unembedding = _embedding(model, folded, False), _unembedding(model, folded)
+    u, values, vt = ov(model, layer, head, folded).svd()
+    found = []
+    for i in range(min(n, len(values))):
+        reads, writes = embedding @ u[:, i], vt[i] @ unembedding
+        sign = 1 if reads.max() >= -reads.min() else -1
+        found.append({"value": float(values[i]), "reads": _top(sign * reads, top),
+                      "writes": _top(sign * writes, top)})
+    return found
+
+
+def _top(scores, n):
+    """Ids and scores of the n largest."""
+    best = np.argsort(-scores, kind="stable")[:n]
+    return best, scores[best]
+
+
+def neuron_tokens(
+    model: Model, layer: int, neuron: int, top: int = 8, folded: bool = True
+) -> dict[str, Any]:
+    """The tokens whose embedding a neuron reads most, and those whose logits it raises and lowers.
+
+    "reads", "raises", "lowers": (token ids, scores). (Geva et al. 2021, "Transformer Feed-Forward
+    Layers Are Key-Value Memories"; Geva et al. 2022 on values as logits.)
+    """
+    config = model.config
+    _check_index("layer", layer, config.n_layer)
+    _check_index("neuron", neuron, 4 * config.n_embd)
+    block = _host(model.params["blocks"][layer])
+    reading, writing = block["mlp"]["c_fc"]["w"][:, neuron], block["mlp"]["c_proj"]["w"][neuron]
+    if folded:
+        reading, writing = _centred(reading * block["ln_2"]["g"]), _centred(writing)
+    logits = writing @ _unembedding(model, folded)
+    return {"reads": _top(_embedding(model, folded, False) @ reading, top),
+            "raises": _top(logits, top), "lowers": _top(-logits, top)}
+
+
+def composition(
+    model: Model, kind: str, *, folded: bool = False, baseline: bool = True, seed: int = 0
+) -> np.ndarray:
+    """How much of what one head writes the next reads, [layer, head, later layer, later head].
+
+    ‖A B‖ / (‖A‖ ‖B‖) (Frobenius), A the OV circuit of the first, B of the second: QK for `kind`
+    "Q", QKᵀ for "K", OV for "V". `baseline` subtracts its mean for random matrices of the same
+    shapes. 0 where the second head is not in a later layer. (Elhage et al. 2021, "Composition".)
+    """
+    if kind not in ("Q", "K", "V"):
+        raise Error(f"unknown composition {kind!r}: choose 'Q', 'K' or 'V'")
+    config = model.config
+    layers = [_attention_weights(model, n, folded) for n in range(config.n_layer)]
+
+    def stack(field):  # [l h, ...]
+        return np.concatenate([getattr(layer, field) for layer in layers])
+
+    first = LowRank(stack("W_V"), stack("W_O"))
+    q, k = stack("W_Q"), stack("W_K")
+    second = {"Q": LowRank(q, k.swapaxes(1, 2)), "K": LowRank(k, q.swapaxes(1, 2)), "V": first}
+    h = config.n_head
+    scores = np.zeros((len(q), len(q)))
+    for layer in range(config.n_layer - 1):
+        rows, later = slice(layer * h, layer * h + h), slice(layer * h + h, None)
+        scores[rows, later] = _composed(
+            LowRank(first.left[rows], first.right[rows]),
+            LowRank(second[kind].left[later], second[kind].right[later]),
+        )
+        if baseline:
+            scores[rows, later] -= _random_composition(config.n_embd, config.n_embd // h, seed)
+    return scores.reshape(config.n_layer, h, config.n_layer, h)
+
+
+def _composed(first, second):
+    """‖A B‖ / (‖A‖ ‖B‖) of every pair from two batches, [a, b], through r x r matrices only."""
+    outer = _triangle(first.left) @ first.right  # [a, r, d]; orthogonal factors change no norm
+    inner = second.left @ _triangle(second.right.swapaxes(1, 2)).swapaxes(1, 2)  # [b, d, r]
+    products = np.stack([np.linalg.norm(one @ inner, axis=(1, 2)) for one in outer])
+    return products / first.norm()[:, None] / second.norm()
+
+
+@functools.cache
+def _random_composition(d, e, seed, n=16):
+    """Mean composition of `n` pairs of products of Gaussian [d, e] and [e, d]; near 1/√d."""
+    rng = np.random.default_rng(seed)
+
+    def random():
+        return LowRank(rng.standard_normal((n, d, e)), rng.standard_normal((n, e, d)))
+
+    return float(_composed(random(), random()).mean())
+
+
+# --- uncertainty -----------------------------------------------------------------------
+
+
+class Estimate(NamedTuple):
+    """A value and the interval that holds it in 95% of bootstrap resamples."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], Any],
+    n: int,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """`statistic(indices)` of all n items, with its percentile interval over resampled items.
+
+    (Efron 1979.) One item gives an interval of no width, which says nothing.
+    """
+    rng = np.random.default_rng(seed)
+    values = [float(statistic(rng.integers(0, n, n))) for _ in range(resamples)]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(statistic(np.arange(n))), float(low), float(high))
+
+
+class Measures(NamedTuple):
+    """How well a model predicts texts: each with an interval by text.
+
+    `loss` and `entropy` in nats a token, `bits_per_byte` of UTF-8 (None for ids), `calibration_error`
+    from 0 to 1; `reliability` rows are (mean confidence, accuracy, tokens) by bin of confidence.
+    """
+
+    loss: Estimate
+    perplexity: Estimate
+    bits_per_byte: Estimate | None
+    entropy: Estimate
+    calibration_error: Estimate
+    reliability: np.ndarray
+    n_tokens: int
+    bos: bool
+
+
+def measure(
+    model: Model,
+    texts: Sequence[Any],
+    *,
+    bins: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+    bos: bool | None = None,
+) -> Measures:
+    """Loss, perplexity, bits per byte, entropy and calibration over texts (or lists of ids).
+
+    Confidence is the probability of the most probable token; expected calibration error is the
+    mean distance of accuracy from confidence over equal bins (Guo et al. 2017). A text longer than
+    n_ctx is read in windows that overlap by half. Resampling is by text: give several.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise Error("measure takes a list of texts: intervals are over texts")
+    rows, n_bytes, firsts = [], [], []
+    for text in texts:
+        is_text = isinstance(text, str)
+        ids = _tokenizer(model).encode(text, allowed_special="all") if is_text else list(text)
+        end = getattr(model.tokenizer, "end_of_text", None)
+        if end is not None and (is_text if bos is None else bos):
+            ids = [end, *ids]
+        if len(ids) < 2:
+            raise Error(f"{text!r:.40} has no token that follows another: nothing to measure")
+        rows.append(_measure_text(model, ids, bins))
+        firsts.append(ids[0] == end)
+        n_bytes.append(len(model.tokenizer.decode_bytes(ids[1:])) if is_text else 0)
+    names = ("n", "loss", "entropy")
+    sums = {name: np.array([row[name] for row in rows]) for name in names}
+    table = np.stack([row["bins"] for row in rows])  # [text, bin, (confidence, right, tokens)]
+
+    def estimate(statistic):
+        return bootstrap(statistic, len(rows), resamples=resamples, seed=seed)
+
+    def mean(name):
+        return lambda i: sums[name][i].sum() / sums["n"][i].sum()
+
+    def calibration(i):
+        confidence, right, _ = table[i].sum(axis=0).T
+        return np.abs(confidence - right).sum() / sums["n"][i].sum()
+
+    size = np.array(n_bytes)
+    per_byte = None
+    if size.all():
+        per_byte = estimate(lambda i: sums["loss"][i].sum() / math.log(2) / size[i].sum())
+    total = table.sum(axis=0)
+    reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
+    return Measures(
+        estimate(mean("loss")), estimate(lambda i: np.exp(mean("loss")(i))),
+        per_byte, estimate(mean("entropy")), estimate(calibration),
+        reliability, int(sums["n"].sum()), all(firsts),
+    )  # fmt: skip
+
+
+def _measure_text(model, ids, bins):
+    """Sums over one text: tokens, loss, entropy; and per bin confidence, right answers, tokens."""
+    config, params, scored = model.config, model.params, 0
+    result = {"n": len(ids) - 1, "loss": 0.0, "entropy": 0.0, "bins": np.zeros((bins, 3))}
+    ids = gpt2_np.token_batch([ids], config)[0]
+    while scored < len(ids) - 1:
+        start = 0 if scored == 0 else scored - config.n_ctx // 2
+        stop = min(start + config.n_ctx, len(ids) - 1)
+        x = gpt2_np.residual_stream(params, config, ids[None, start:stop])
+        for block in range(scored, stop, 128):  # logits of 1,024 positions would be 200 MB
+            targets = ids[block + 1 : min(block + 128, stop) + 1]
+            logits = gpt2_np.unembed(x[:, block - start : block - start + len(targets)], params)
+            _add_measures(result, to_host(logits)[0].astype(float), targets)
+        scored = stop
+    return result
+
+
+def _add_measures(result, logits, targets):
+    log_p = logits - _log_sum_exp(logits)[:, None]
+    p, best = np.exp(log_p), logits.argmax(axis=-1)
+    result["loss"] -= log_p[np.arange(len(targets)), targets].sum()
+    result["entropy"] -= (p * log_p).sum()
+    confidence, bins = p.max(axis=-1), result["bins"]
+    which = np.minimum((confidence * len(bins)).astype(int), len(bins) - 1)
+    np.add.at(bins, which, np.column_stack([confidence, best == targets, np.ones(len(targets))]))
+
+
+# --- finding circuits: nodes -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """The heads and MLPs that suffice: `nodes`, and what they were measured to do.
+
+    `share` (faithfulness): the part of the whole effect left when every other node is replaced.
+    `completeness`: mean |F(C \\ K) - F(M \\ K)| over random subsets K of the nodes, as a share of
+    the effect; 0 is best. `minimality`: the share that is lost with each node. Intervals are over
+    prompts. `whole` and `none` are the metric with all nodes and with none. (Wang et al. 2022,
+    section 4.)
+    """
+
+    nodes: list[str]
+    share: Estimate
+    completeness: Estimate
+    minimality: dict[str, Estimate]
+    whole: float
+    none: float
+    keep: float
+    tokens: np.ndarray
+    bos: bool
+
+
+class _Pruning:
+    """The model with some nodes replaced by stored activations, and its metric per prompt."""
+
+    def __init__(self, model, clean, source, shared, metric):
+        self.model, self.clean, self.source, self.shared = model, clean, source, shared
+        self.metric = metric
+        self.nodes = [parse_node(model.config, name) for name in node_names(model.config)]
+        self.whole = self.measure([])
+        self.none = self.measure(self.nodes)
+        self.effect = self.whole.mean() - self.none.mean()
+        if abs(self.effect) < 1e-6 * max(1.0, abs(self.whole.mean())):
+            raise Error("replacing every head and MLP does not change the metric: there is no "
+                        "effect to explain; look at the prompts and the answers")
+
+    def edits(self, removed):
+        edits = {}
+        for layer in {layer for layer, _ in removed}:
+            chosen = [h for n, h in removed if n == layer and h is not None]
+            if chosen:
+                name = activation_name("z", layer)
+                edits[name] = patch(self.source[name], chosen)
+            if (layer, None) in removed:
+                name = activation_name("mlp_out", layer)
+                edits[name] = patch(self.source[name])
+        return edits
+
+    def measure(self, removed):
+        """The metric per prompt, [b], with the nodes in `removed` replaced."""
+        edits = self.edits(set(removed))
+        seen = run(self.model, self.clean, edits=edits, last_only=True)
+        return _measured(self.metric, seen.logits, len(self.clean.tokens))
+
+    def share(self, values, index=slice(None)):
+        whole, none = self.whole[index].mean(), self.none[index].mean()
+        return (values[index].mean() - none) / (whole - none)
+
+    def each_removed(self, removed, progress):
+        """{node: metric per prompt} with one more of the remaining nodes replaced."""
+        removed = set(removed)
+        edits = self.edits(removed)
+
+        def tap(copies, first):
+            def hold(name, array):
+                source = self.source[name]
+                new = np.tile(np.broadcast_to(source, (len(self.clean.tokens), *source.shape[1:])),
+                              (copies,) + (1,) * (source.ndim - 1))
+                array = array.copy()
+                if name.endswith("hook_mlp_out"):
+                    array[:] = namespace(array).asarray(new[:, -array.shape[1] :])
+                else:
+                    layer = int(name.split(".")[1])
+                    for head in (h for n, h in removed if n == layer and h is not None):
+                        array[:, :, head] = namespace(array).asarray(new[:, first:, head])
+                return array
+
+            hold.wants = edits.__contains__
+            return hold
+
+        found = {}
+        for what in ("z", "mlp_out"):
+            chosen = {(n, h) if h is not None else (n,) for n, h in self.nodes
+                      if (n, h) not in removed and (h is None) == (what == "mlp_out")}
+            sweep = _sweep(self.model, self.clean, self.source, self.metric, what, False, None,
+                           self.shared, True, progress, edits, tap, chosen)
+            found |= {(*i, None) if len(i) == 1 else i: sweep.per_prompt[i] for i in chosen}
+        return found
+
+
+def find(
+    model: Model,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    keep: float = 0.9,
+    *,
+    mode: str = "resample",
+    subsets: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Circuit:
+    """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
+
+    A node that is pruned gets its activation from `corrupted` ("resample"), or its mean there
+    ("mean"). Greedy by effect: in rounds, every remaining node is pruned alone to rank them, then
+    as many of the weakest at once as leave the share between `keep` and 2 - `keep` (pruning what
+    works against the task overshoots). It ends where no single node can go any more: a local
+    minimum, and exact at every step. (Wang et al. 2022; Conmy et al. 2023 on pruning.)
+    """
+    pruning, clean = _pruning(model, clean, corrupted, metric, keep, mode, bos)
+
+    def fine(values):
+        return abs(1 - pruning.share(values)) <= 1 - keep
+
+    removed: list = []
+    while True:
+        now = pruning.measure(removed).mean()
+        alone = pruning.each_removed(removed, progress)
+        ranked = sorted(alone, key=lambda node: abs(alone[node].mean() - now))
+        fewest, most = 0, len(ranked)
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if fine(pruning.measure(removed + ranked[:middle])):
+                fewest = middle
+            else:
+                most = middle - 1
+        if fewest == 0:
+            ranked = [node for node in ranked if fine(alone[node])]
+            ranked.sort(key=lambda node: abs(1 - pruning.share(alone[node])))
+            fewest = 1
+        if not ranked:
+            break
+        removed += ranked[:fewest]
+    return _describe(pruning, removed, keep, subsets, seed, alone)
+
+
+def _pruning(model, clean, corrupted, metric, keep, mode, bos):
+    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    if not 0 < keep <= 1:
+        raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
+    if mode not in ("resample", "mean"):
+        raise Error(f"unknown mode {mode!r}: choose 'resample' or 'mean'")
+    _same_length(clean, corrupted, "corrupted prompts")
+    names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
+    source, shared = _replacements(model, clean, mode, corrupted, names)
+    return _Pruning(model, clean, source, shared, metric), clean
+
+
+def _describe(pruning, removed, keep, subsets, seed, alone):
+    """The circuit that is left, with its measures; `alone` are its nodes removed one by one."""
+    config, n = pruning.model.config, len(pruning.clean.tokens)
+    kept = [node for node in pruning.nodes if node not in removed]
+    own, rng = pruning.measure(removed), np.random.default_rng(seed)
+    differences = []
+    for _ in range(subsets):
+        subset = [node for node in kept if rng.random() < 0.5]
+        differences.append(pruning.measure(removed + subset) - pruning.measure(subset))
+
+    def incomplete(i):
+        effect = abs(pruning.whole[i].mean() - pruning.none[i].mean())
+        return np.mean([abs(d[i].mean()) for d in differences]) / effect
+
+    def lost(node):
+        return lambda i: pruning.share(own, i) - pruning.share(alone[node], i)
+
+    label = {parse_node(config, name): name for name in node_names(config)}
+    return Circuit(
+        [label[node] for node in kept],
+        bootstrap(lambda i: pruning.share(own, i), n, seed=seed),
+        bootstrap(incomplete, n, seed=seed),
+        {label[node]: bootstrap(lost(node), n, seed=seed) for node in kept},
+        float(pruning.whole.mean()), float(pruning.none.mean()), keep,
+        pruning.clean.tokens, pruning.clean.bos,
+    )  # fmt: skip
+
+
+# --- finding circuits: edges -----------------------------------------------------------
+
+
+def gradients(
+    model: Model, text_or_tokens: Any, metric: Metric, *, bos: bool | None = None
+) -> dict[str, np.ndarray]:
+    """d metric / d activation of every activation that attribution patching wants, by name.
+
+    For resid_pre, resid_mid, q, k, v, z, attn_out, mlp_out of every layer, in the activations'
+    own shapes. The metric must be of the last position and know its gradient, as
+    `logit_difference` and `log_probability` do: `metric.gradient(logits [b, 1, v])` -> [b, v].
+    """
+    if not hasattr(metric, "gradient"):
+        raise Error("this metric has no gradient: use logit_difference or log_probability, or "
+                    "give the function an attribute gradient, logits [b, 1, v] -> [b, v]")
+    given = prompts(model, text_or_tokens, bos)
+    wanted = r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|mlp\.hook_pre)$"
+    seen = run(model, given, lambda name: bool(re.search(wanted, name)), last_only=True)
+    config, found = model.config, {}
+    norm = _host(model.params["ln_f"])
+    x = np.zeros_like(seen[activation_name("resid_pre", 0)])
+    x[:, -1] = metric.gradient(seen.logits) @ to_host(model.params["wte"])
+    x = _layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)], norm["g"])
+    for layer in reversed(range(config.n_layer)):
+        block = _host(model.params["blocks"][layer])
+        mlp = block["mlp"]
+
+        def name(short, layer=layer):
+            return activation_name(short, layer)
+
+        found[name("mlp_out")] = x
+        inside = (x @ mlp["c_proj"]["w"].T) * _gelu_gradient(seen[name("pre")])
+        x = x + _layer_norm_gradient(inside @ mlp["c_fc"]["w"].T, seen[name("resid_mid")],
+                                     block["ln_2"]["g"])
+        found[name("resid_mid")] = found[name("attn_out")] = x
+        weights = _attention_weights(model, layer)
+        found |= _attention_gradients(x, seen, weights, layer)
+        by_head = sum(einsum("bqhe,hde->bqd", found[name(kind)], w)
+                      for kind, w in zip("qkv", weights, strict=False))
+        x = x + _layer_norm_gradient(by_head, seen[name("resid_pre")], block["ln_1"]["g"])
+        found[name("resid_pre")] = x
+    return found
+
+
+def _layer_norm_gradient(y, x, gain):
+    """From the gradient [.., d] of a layer norm's result to that of its input x."""
+    x = _centred(x)
+    scale = np.sqrt((x * x).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
+    x, y = x / scale, y * gain
+    return (_centred(y) - x * (x * y).mean(axis=-1, keepdims=True)) / scale
+
+
+def _gelu_gradient(x):
+    tanh = np.tanh(gpt2_np.SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))
+    inner = gpt2_np.SQRT_2_OVER_PI * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * inner
+
+
+def _attention_gradients(out, seen, weights, layer):
+    """Gradients of q, k, v and z [b, q, h, e] from that of the attention's output [b, q, d]."""
+    q, k, v, z, pattern = (activation_name(s, layer) for s in ("q", "k", "v", "z", "pattern"))
+    of_z = einsum("bqd,hed->bqhe", out, weights.W_O)
+    of_pattern = einsum("bqhe,bkhe->bhqk", of_z, seen[v])
+    weighted = seen[pattern] * of_pattern
+    of_scores = weighted - seen[pattern] * weighted.sum(axis=-1, keepdims=True)
+    of_scores /= math.sqrt(weights.W_Q.shape[-1])
+    return {z: of_z, v: einsum("bhqk,bqhe->bkhe", seen[pattern], of_z),
+            q: einsum("bhqk,bkhe->bqhe", of_scores, seen[k]),
+            k: einsum("bhqk,bqhe->bkhe", of_scores, seen[q])}  # fmt: skip
+
+
+def edge_names(config: Config) -> tuple[list[str], list[str], np.ndarray]:
+    """Senders, receivers, and which pairs [sender, receiver] are edges: sent before received.
+
+    Senders are "embed", heads and MLPs; receivers "L1H2.q", ".k", ".v", "MLP1" and "logits".
+    """
+    h, senders, receivers, sent, received = config.n_head, ["embed"], [], [-1], []
+    for layer in range(config.n_layer):
+        names = head_names(config)[layer * h : layer * h + h]
+        receivers += [f"{name}.{kind}" for kind in "qkv" for name in names] + [f"MLP{layer}"]
+        received += [2 * layer] * 3 * h + [2 * layer + 1]
+        senders += [*names, f"MLP{layer}"]
+        sent += [2 * layer] * h + [2 * layer + 1]
+    received.append(2 * config.n_layer)
+    return senders, [*receivers, "logits"], np.array(sent)[:, None] < np.array(received)
+
+
+def _written(model, seen):
+    """What every sender wrote, [sender, b, q, d]; heads without their layer's bias."""
+    parts = [seen["hook_embed"][None]]
+    for layer in range(model.config.n_layer):
+        z, w = seen[activation_name("z", layer)], _attention_weights(model, layer).W_O
+        parts += [einsum("bqhe,hed->hbqd", z, w), seen[activation_name("mlp_out", layer)][None]]
+    return np.concatenate(parts)
+
+
+_WRITERS = ("hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out")
+
+
+def edge_attribution(
+    model: Model, base: Any, source: Any, metric: Metric, *, bos: bool | None = None
+) -> np.ndarray:
+    """Estimated change of the metric from patching single edges, [sender, receiver, b].
+
+    First order: what the sender writes in `source` minus in `base`, times the metric's gradient at
+    the receiver's input; names and the pairs that exist from `edge_names`. (Syed et al. 2023,
+    "Attribution Patching Outperforms Automated Circuit Discovery".)
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    _same_length(base, source, "source prompts")
+    config = model.config
+    seen = run(model, base, [*_WRITERS, "blocks.*.hook_resid_*"], last_only=True)
+    other = run(model, source, _WRITERS, last_only=True)
+    change = _written(model, other.activations) - _written(model, seen.activations)
+    known = gradients(model, base, metric)
+    inputs = []  # [receiver, b, q, d]
+    for layer in range(config.n_layer):
+        block, weights = _host(model.params["blocks"][layer]), _attention_weights(model, layer)
+        for kind, w in zip("qkv", weights, strict=False):
+            inside = einsum("bqhe,hde->hbqd", known[activation_name(kind, layer)], w)
+            inputs.append(_layer_norm_gradient(inside, seen[activation_name("resid_pre", layer)],
+                                               block["ln_1"]["g"]))
+        # The MLP's input moves the stream through the MLP only: the skip connection is not its.
+        through = known[activation_name("resid_mid", layer)] - known[activation_name("mlp_out", layer)]
+        inputs.append(through[None])
+    inputs.append(known[activation_name("mlp_out", config.n_layer - 1)][None])
+    scores = np.einsum("sbqd,rbqd->srb", change, np.concatenate(inputs), optimize=True)
+    return np.where(edge_names(config)[2][..., None], scores, 0)
+
+
+def patch_edges(
+    model: Model, base: Any, source: Any, patched: np.ndarray, *, bos: bool | None = None
+) -> np.ndarray:
+    """Logits [b, 1, v] of `base` where the edges in `patched` carry what `source` wrote.
+
+    `patched` [sender, receiver] booleans as in `edge_names`. Every head's q, k and v, every MLP
+    and the logits read a stream of their own: exact, no approximation. (Goldowsky-Dill et al.
+    2023, "path patching"; Conmy et al. 2023.)
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    _same_length(base, source, "source prompts")
+    given = run(model, source, _WRITERS, last_only=True)
+    return _patch_edges(model, base, _written(model, given.activations), patched)
+
+
+def _patch_edges(model, base, written, patched):
+    config, n = model.config, base.tokens.shape[1]
+    params, mask = model.params, patched.astype(written.dtype)
+    x = to_host(params["wte"])[base.tokens]
+    change = np.zeros_like(written)  # by which each sender differs from what it should carry
+    change[0] = written[0] - x
+    x = x + to_host(params["wpe"])[:n]
+    at, column = 1, 0
+
+    def read(count):
+        nonlocal column
+        columns = mask[:at, column : column + count]
+        column += count
+        return x + einsum("sr,sbqd->rbqd", columns, change[:at])
+
+    def normalized(streams, norm):
+        rows = streams.reshape(-1, *streams.shape[2:])
+        return gpt2_np.layer_norm(rows, **norm, tap=gpt2_np.NO_TAP).reshape(streams.shape)
+
+    later = np.triu(np.ones((n, n), bool), 1)
+    for layer in range(config.n_layer):
+        block, weights = _host(params["blocks"][layer]), _attention_weights(model, layer)
+        streams = normalized(read(3 * config.n_head), block["ln_1"])
+        q, k, v = (
+            einsum("hbqd,hde->hbqe", streams[c * config.n_head : (c + 1) * config.n_head], w)
+            + b[:, None, None]
+            for c, (w, b) in enumerate(zip(weights[:3], weights[4:7], strict=True))
+        )
+        scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+        scores[..., later] = -np.inf
+        out = einsum("hbqe,hed->hbqd", gpt2_np.softmax(scores) @ v, weights.W_O)
+        change[at : at + config.n_head] = written[at : at + config.n_head] - out
+        x = x + (out.sum(axis=0) + weights.b_O)
+        at += config.n_head
+        out = gpt2_np.mlp(normalized(read(1), block["ln_2"])[0], **block["mlp"],
+                          tap=gpt2_np.NO_TAP)
+        change[at] = written[at] - out
+        x = x + out
+        at += 1
+    last = normalized(read(1)[:, :, -1:], _host(params["ln_f"]))[0]
+    return to_host(gpt2_np.unembed(namespace(params["wte"]).asarray(last), params))
+
+
+@dataclass(frozen=True)
+class EdgeCircuit:
+    """The edges (sender, receiver) that suffice, strongest first, with their attribution scores."""
+
+    edges: list[tuple[str, str]]
+    scores: np.ndarray
+    share: Estimate
+    n_edges: int
+    whole: float
+    none: float
+    keep: float
+    tokens: np.ndarray
+    bos: bool
+
+
+def find_edges(
+    model: Model,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    keep: float = 0.9,
+    *,
+    checks: int = 200,
+    seed: int = 0,
+    bos: bool | None = None,
+) -> EdgeCircuit:
+    """Prune edges to a small set that keeps the share `keep`: by attribution, checked exactly.
+
+    Edges are ranked once by `edge_attribution`; the fewest of the strongest that suffice are found
+    by bisection, then ever smaller blocks of the weakest are left out where an exact run allows
+    it, with at most `checks` runs. The metric must know its gradient.
+    """
+    if not 0 < keep <= 1:
+        raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
+    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    scores = edge_attribution(model, clean, corrupted, metric).mean(axis=-1)
+    senders, receivers, exist = edge_names(model.config)
+    written = _written(model, run(model, corrupted, _WRITERS, last_only=True).activations)
+    pairs = np.argwhere(exist)
+    ranked = pairs[np.argsort(-np.abs(scores[exist]), kind="stable")]
+
+    def measure_kept(kept):
+        patched = exist.copy()
+        patched[tuple(np.asarray(kept, int).reshape(-1, 2).T)] = False
+        logits = _patch_edges(model, clean, written, patched)
+        return _measured(metric, logits, len(clean.tokens))
+
+    whole, none = measure_kept(ranked), measure_kept([])
+    if abs(whole.mean() - none.mean()) < 1e-6 * max(1.0, abs(whole.mean())):
+        raise Error("the metric is the same on clean and corrupted prompts: nothing to explain")
+
+    def share(values, index=slice(None)):
+        return (values[index] - none[index]).mean() / (whole[index] - none[index]).mean()
+
+    def fine(kept):
+        return abs(1 - share(measure_kept(kept))) <= 1 - keep
+
+    fewest, most = 0, len(ranked)
+    while fewest < most:
+        middle = (fewest + most) // 2
+        fewest, most = (fewest, middle) if fine(ranked[:middle]) else (middle + 1, most)
+    kept = _read_edges(ranked[:most], exist, model.config)
+    kept = _drop_blocks(kept, fine, checks)
+    kept = _read_edges(kept, exist, model.config)
+    values = measure_kept(kept)
+    return EdgeCircuit(
+        [(senders[s], receivers[r]) for s, r in kept], np.array([scores[s, r] for s, r in kept]),
+        bootstrap(lambda i: share(values, i), len(clean.tokens), seed=seed), int(exist.sum()),
+        float(whole.mean()), float(none.mean()), keep, clean.tokens, clean.bos,
+    )  # fmt: skip
+
+
+def _drop_blocks(kept, fine, checks):
+    """Leave out blocks of the weakest edges, halving their size, while `fine` stays true."""
+    size = max(1, len(kept) // 2)
+    while kept and checks > 0:
+        end, dropped = len(kept), False
+        while end > 0 and checks > 0:
+            trial = kept[: max(0, end - size)] + kept[end:]
+            checks -= 1
+            if fine(trial):
+                kept, dropped = trial, True
+            end -= size
+        if size == 1 and not dropped:
+            break
+        size = max(1, size // 2)
+    return kept
+
+
+def _read_edges(kept, exist, config):
+    """Without the edges into nodes that no kept edge leads out of: nothing depends on them."""
+    senders, receivers, _ = edge_names(config)
+    kept = [tuple(map(int, pair)) for pair in kept]
+    while True:
+        read = {senders[s] for s, _ in kept} | {"logits"}
+        used = [(s, r) for s, r in kept if receivers[r].partition(".")[0] in read]
+        if len(used) == len(kept):
+            return kept
+        kept = used
