@@ -2203,3 +2203,576 @@ def _read_edges(kept, exist, config):
         if len(used) == len(kept):
             return kept
         kept = used
+
+
+# --- tasks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts whose last position has an answer, and minimally different ones without it.
+
+    `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits.
+    """
+
+    name: str
+    clean: Prompts
+    corrupted: Prompts
+    answers: np.ndarray
+    wrong: np.ndarray
+
+    def metric(self, model: Model) -> Metric:
+        return logit_difference(model, self.answers, self.wrong)
+
+
+def repeated_tokens(
+    model: Model, length: int = 50, batch: int = 4, *, seed: int = 0, bos: bool | None = None
+) -> Task:
+    """Random tokens that repeat once: the answer is the first of them, for the third time.
+
+    Corrupted: other tokens in the first half, so that nothing repeats, and another (`wrong`)
+    where the second half begins. <|endoftext|> first where the vocabulary has one.
+    """
+    end = getattr(model.tokenizer, "end_of_text", None)
+    bos = (end is not None) if bos is None else bos
+    ordinary = np.array([i for i in range(model.config.n_vocab) if i != end])
+    most = min((model.config.n_ctx - bos) // 2, (len(ordinary) - 1) // 2)
+    if not 2 <= length <= most:
+        raise Error(f"length is {length}: it must be from 2 to {most}, for two different halves "
+                    "of this vocabulary to fit into n_ctx")
+    rng = np.random.default_rng(seed)
+    rows = np.stack([rng.choice(ordinary, 2 * length + 1, replace=False) for _ in range(batch)])
+    once, others, wrong = rows[:, :length], rows[:, length:-1], rows[:, -1]
+    clean = np.concatenate([once, once], axis=1)
+    corrupted = np.concatenate([others, wrong[:, None], once[:, 1:]], axis=1)
+    return Task("repeated tokens", prompts(model, clean, bos), prompts(model, corrupted, bos),
+                once[:, 0], wrong)
+
+
+_NAMES = (
+    "Alan Alex Alice Amy Andrew Anna Ben Bill Bob Brian Charles Chris Dan Daniel David Eric Frank "
+    "George Grant Henry Jack James Jane Jason Jim Joe John Jordan Josh Kate Kevin Laura Lisa Luke "
+    "Mark Martin Mary Matt Max Michael Mike Paul Peter Rachel Rob Robert Roy Sam Sarah Scott "
+    "Simon Steve Taylor Tim Tom Tony Will"
+)
+_PLACES = "bank beach bridge church farm garden hospital library market office school station"
+_THINGS = "bag ball book box camera card drink key letter map phone ring ticket"
+_TEMPLATES = (
+    "When {A} and {B} met at the {place}, {S} handed the {thing} to",
+    "Once {A} and {B} reached the {place}, {S} passed the {thing} to",
+    "While {A} and {B} sat near the {place}, {S} sold the {thing} to",
+    "After {A} and {B} left the {place}, {S} gave the {thing} to",
+)
+
+
+def indirect_object(
+    model: Model, n: int = 8, *, corruption: str = "abc", seed: int = 0, bos: bool = True
+) -> Task:
+    """Two people, one of whom gives: the answer is the other (Wang et al. 2022, section 2).
+
+    Half the prompts name the giver first (BABA), half second (ABBA). Corrupted: three other names,
+    none twice ("abc"), or the other giver ("swap"). Names must be single tokens, as they are in
+    the official vocabulary; Error where fewer than six are.
+    """
+    if corruption not in ("abc", "swap"):
+        raise Error(f"unknown corruption {corruption!r}: choose 'abc' or 'swap'")
+    encode = _tokenizer(model).encode
+
+    def single(words):
+        return [word for word in words.split() if len(encode(" " + word)) == 1]
+
+    names, places, things = single(_NAMES), single(_PLACES), single(_THINGS)
+    if len(names) < 6 or not places or not things:
+        raise Error(f"only {len(names)} of the names are single tokens of this vocabulary, and the "
+                    "indirect-object task needs 6: use name_repetition")
+    rng = np.random.default_rng(seed)
+    clean, corrupted, answers, wrong, length = [], [], [], [], None
+    for _ in range(100 * n):
+        template = str(rng.choice(_TEMPLATES))
+        words = {"place": rng.choice(places), "thing": rng.choice(things)}
+        other, giver, *new = rng.choice(names, 5, replace=False)
+        first, second = (giver, other) if len(answers) % 2 == 0 else (other, giver)
+        text = template.format(A=first, B=second, S=giver, **words)
+        swapped = template.format(A=first, B=second, S=other, **words)
+        abc = template.format(A=new[0], B=new[1], S=new[2], **words)
+        length = length or len(encode(text))
+        if len(encode(text)) == length:  # as the first prompt: templates differ
+            clean.append(text)
+            corrupted.append(abc if corruption == "abc" else swapped)
+            answers.append(token_id(model, f" {other}"))
+            wrong.append(token_id(model, f" {giver}"))
+        if len(answers) == n:
+            break
+    return Task("indirect object", prompts(model, clean, bos), prompts(model, corrupted, bos),
+                np.array(answers), np.array(wrong))
+
+
+def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None = None) -> Task:
+    """An invented name of two tokens comes twice; after its first half, the answer is the second.
+
+    Any vocabulary does: first halves are beginnings of capitalised words, second halves letters.
+    Corrupted: another second half (`wrong`) both times.
+    """
+    tokenizer = _tokenizer(model)
+    text_of = {i: tokenizer.decode([i]) for i in range(model.config.n_vocab)}
+    firsts = [i for i, text in text_of.items() if re.fullmatch(r" [A-Z][a-z]{1,3}", text)]
+    seconds = [i for i, text in text_of.items() if re.fullmatch(r"[a-z]{2,4}", text)]
+    if len(firsts) < 2 or len(seconds) < 3:
+        raise Error("this vocabulary has no tokens to make names from: use repeated_tokens")
+    before, between, after = (tokenizer.encode(text) for text in (
+        "I saw", ", and he saw me. I know the face of", " still, and all the men know"))
+    rng = np.random.default_rng(seed)
+    clean, corrupted, answers, wrong = [], [], [], []
+    for _ in range(n):
+        first = int(rng.choice(firsts))
+        second, other = map(int, rng.choice(seconds, 2, replace=False))
+        for rows, half in ((clean, second), (corrupted, other)):
+            rows.append([*before, first, half, *between, first, half, *after, first])
+        answers.append(second)
+        wrong.append(other)
+    bos = (tokenizer.end_of_text is not None) if bos is None else bos
+    return Task("name repetition", prompts(model, clean, bos), prompts(model, corrupted, bos),
+                np.array(answers), np.array(wrong))
+
+
+TASKS = {
+    "repeated": lambda model, n, seed: repeated_tokens(model, 20, n, seed=seed),
+    "names": lambda model, n, seed: name_repetition(model, n, seed=seed),
+    "indirect-object": lambda model, n, seed: indirect_object(model, n, seed=seed),
+}
+
+
+# --- pictures --------------------------------------------------------------------------
+
+
+def _figure(width, height):
+    """A figure that needs no display and touches no global state of matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise Error("pictures need matplotlib: pip install 'gpt2_np[plot]', or pip install "
+                    "matplotlib") from None
+    return Figure(figsize=(width, height), layout="constrained", dpi=100)
+
+
+def _heat_map(axes, values, title, rows, columns, signed, label):
+    bound = np.nanmax(np.abs(values)) or 1.0
+    low = -bound if signed else min(0.0, float(np.nanmin(values)))
+    image = axes.imshow(values, cmap="RdBu" if signed else "Blues", vmin=low, vmax=bound,
+                        aspect="auto")
+    axes.set_title(title, fontsize=9)
+    for names, axis, rotation in ((rows, axes.yaxis, 0), (columns, axes.xaxis, 90)):
+        axis.set_ticks(range(len(names)), [_drawn(name) for name in names], fontsize=7,
+                       rotation=rotation, parse_math=False)
+    colours = axes.figure.colorbar(image, ax=axes)
+    colours.set_label(label, fontsize=8)
+    colours.ax.tick_params(labelsize=7)
+
+
+def _drawn(text):
+    """A token as a label: line ends as a sign, what fonts lack as a question mark."""
+    text = text.replace("\n", "⏎")
+    return "".join(c if c.isprintable() and ord(c) < 0x2500 or c == "⏎" else "?" for c in text)
+
+
+def _save(figure, path):
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise Error(f"{path} cannot be written: {error}") from None
+
+
+def plot_heads(
+    values: np.ndarray, path: Any, title: str = "", *, labels: Sequence[str] | None = None,
+    signed: bool = True, label: str = "",
+) -> None:  # fmt: skip
+    """Write a map [layer, head] or [layer, position] (with token `labels`) to an image file."""
+    figure = _figure(1.9 + 0.4 * values.shape[1], 1.2 + 0.3 * values.shape[0])
+    axes = figure.subplots()
+    columns = labels or [str(i) for i in range(values.shape[1])]
+    _heat_map(axes, values, title, [str(i) for i in range(len(values))], columns, signed, label)
+    axes.set_ylabel("layer", fontsize=8)
+    axes.set_xlabel("token" if labels else "head", fontsize=8)
+    _save(figure, path)
+
+
+def plot_attention(
+    patterns: np.ndarray, labels: Sequence[str], path: Any, titles: Sequence[str] = ()
+) -> None:
+    """Write attention maps [head, query, key] side by side, with token labels, to an image file."""
+    n, size = len(patterns), 1.2 + 0.17 * len(labels)
+    n_rows = math.ceil(n / 4)
+    figure = _figure((size + 0.8) * min(n, 4), size * n_rows)
+    grid = figure.subplots(n_rows, min(n, 4), squeeze=False).ravel()
+    for axes in grid[n:]:
+        axes.set_visible(False)
+    for i, (axes, pattern) in enumerate(zip(grid, patterns, strict=False)):
+        title = titles[i] if i < len(titles) else ""
+        _heat_map(axes, pattern, title, labels, labels, False, "attention")
+        axes.set_ylabel("from", fontsize=8)
+        axes.set_xlabel("to", fontsize=8)
+    _save(figure, path)
+
+
+def plot_lens(result: Lens, model: Model, path: Any, row: int = 0) -> None:
+    """Write the lens of one prompt to an image file: the best token of every point and position."""
+    top, p = result.top[:, row, :, 0][::-1], result.top_probability[:, row, :, 0][::-1]
+    words = labels_of(model, result.tokens[row])[-p.shape[1] :]
+    figure = _figure(1.8 + 0.55 * p.shape[1], 1.3 + 0.24 * len(p))
+    axes = figure.subplots()
+    _heat_map(axes, p, "the best next token, were each layer the last", result.points[::-1], words,
+              False, "probability")
+    for (y, x), token in np.ndenumerate(top):
+        axes.text(x, y, _drawn(labels_of(model, [token])[0].strip(" "))[:8], ha="center",
+                  va="center", fontsize=6, parse_math=False,
+                  color="white" if p[y, x] > 0.6 * p.max() else "black")
+    _save(figure, path)
+
+
+# --- command line ----------------------------------------------------------------------
+
+_KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="circuits.py", description="Look inside GPT-2 from the command line.",
+        epilog="Texts get <|endoftext|> put before them unless --no-bos. Words inside a text begin "
+        "with a space: --answer ' Mary'.",
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name, about):
+        added = commands.add_parser(name, help=about, description=about)
+        add = added.add_argument
+        add("-m", "--model", default="124M", metavar="NAME",
+            help="a size, shakespeare, a folder, file or URL (default 124M)")
+        add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+        add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
+        add("--json", action="store_true", help="machine-readable result")
+        add("--top", type=int, default=10, metavar="N", help="rows to show (default 10)")
+        if name != "neurons":
+            add("--plot", metavar="FILE.png", help="draw it, with matplotlib")
+        return add
+
+    def answers(add, required):
+        add("--answer", required=required, metavar="TOKEN", help="the token in question")
+        add("--wrong", metavar="TOKEN", help="look at the difference from this token's logit")
+
+    add = command("lens", "What every layer would say: the logit lens at the last position.")
+    add("text")
+    add("--answer", metavar="TOKEN", help="follow this token's probability and rank")
+    add = command("attribution", "What each head and MLP adds to a token's logit.")
+    add("text")
+    answers(add, required=True)
+    add("--folded", action="store_true", help="count constants of heads as bias, as in papers")
+    add = command("heads", "Which heads attend to previous, duplicate or induction tokens.")
+    add("text", nargs="?", help="instead of random tokens that repeat")
+    add("--head", action="append", default=[], metavar="5.1",
+        help="with --plot: draw this head's attention on the text; may be repeated")
+    add("--kind", default="induction", choices=_KINDS, help="with --plot: the score to draw")
+    for name, about in (
+        ("patch", "Put activations of a clean prompt into a corrupted one, one after another."),
+        ("find", "The smallest set of heads and MLPs that keeps the effect."),
+    ):
+        add = command(name, about)
+        add("clean", nargs="?")
+        add("corrupted", nargs="?")
+        answers(add, required=False)
+        add("--task", choices=TASKS, help="prompts made by this program instead of two texts")
+        add("--prompts", type=int, default=8, metavar="N", help="how many, with --task (8)")
+        add("--seed", type=int, default=0, metavar="S", help="which, with --task (0)")
+        if name == "patch":
+            add("--what", default="z", choices=_START, help="what to patch (default z)")
+            add("--by-position", action="store_true", help="one position at a time")
+        else:
+            add("--keep", type=float, default=0.9, metavar="SHARE", help="default 0.9")
+            add("--mode", default="resample", choices=("resample", "mean"),
+                help="what pruned nodes get: corrupted activations or their mean")
+            add("--edges", action="store_true", help="prune edges, not heads and MLPs")
+    add = command("neurons", "What neurons read and write, or which of them made an answer.")
+    add("text", nargs="?")
+    answers(add, required=False)
+    add("--layer", type=int, metavar="L", help="this layer only")
+    add("--neuron", type=int, metavar="N", help="what this neuron of --layer reads and writes")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: tables to stdout, all else to stderr; returns the exit status."""
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
+            output.reconfigure(encoding="utf-8", errors="replace")
+    parser = command_line()
+    args = parser.parse_args(argv)
+    _check_usage(args, parser)
+    try:
+        model = gpt2_np.load(args.model, args.device)
+        _tokenizer(model)
+        result = _COMMANDS[args.command](model, args)
+        print(json.dumps(_plain({"model": args.model, **result})) if args.json
+              else result["table"])
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        gpt2_np.discard_output()
+        return 141
+    except MemoryError:
+        reason = "there is not enough memory: choose a smaller model or fewer, shorter prompts"
+    except (Error, DeviceError, *gpt2_np.failures()) as error:
+        reason = error
+    print(f"circuits: {reason}", file=sys.stderr)
+    return 1
+
+
+def _check_usage(args, parser):
+    if args.top < 1:
+        parser.error(f"--top is {args.top}: it must be at least 1")
+    if args.command in ("patch", "find"):
+        texts = args.clean is not None and args.corrupted is not None
+        if args.task and (args.clean is not None or args.answer or args.wrong):
+            parser.error("--task brings its own prompts and answers: leave the others out")
+        if not args.task and not (texts and args.answer):
+            parser.error("give a clean and a corrupted text and --answer, or --task")
+        if args.prompts < 1:
+            parser.error(f"--prompts is {args.prompts}: it must be at least 1")
+        if args.seed < 0:
+            parser.error(f"--seed is {args.seed}: it must be at least 0")
+    if args.command == "find" and args.edges and args.plot:
+        parser.error("--plot draws heads: leave --edges out")
+    if args.command == "neurons":
+        if args.neuron is not None and (args.layer is None or args.text):
+            parser.error("--neuron goes with --layer and without a text")
+        if args.neuron is None and not (args.text and args.answer):
+            parser.error("give a text and --answer, or --layer and --neuron")
+    if args.command == "heads" and args.head and not (args.plot and args.text):
+        parser.error("--head draws attention on a text: give a text and --plot")
+    if getattr(args, "wrong", None) and not args.answer:
+        parser.error("--wrong goes with --answer")
+
+
+def _plain(value):
+    """For JSON: arrays as lists, NaN as null, and not the table."""
+    if isinstance(value, Estimate):
+        return _plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items() if key != "table"}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], *notes: str) -> str:
+    """Aligned columns, text to the left and numbers to the right, under the notes."""
+    shown = [[f"{x:.4f}" if isinstance(x, float) else str(x) for x in row] for row in rows]
+    columns, number = range(len(header)), re.compile(r"-?[\d.]+|nan")
+    right = [all(number.fullmatch(row[i]) for row in shown) for i in columns]
+    widths = [max(len(row[i]) for row in [list(header), *shown]) for i in columns]
+    lines = ["  ".join(text.rjust(width) if r else text.ljust(width)
+                       for text, width, r in zip(row, widths, right, strict=True)).rstrip()
+             for row in [list(header), *shown]]
+    return "\n".join([*notes, *lines])
+
+
+def _stated(result):
+    """What every table says first: the prompts, and whether <|endoftext|> begins them."""
+    n_prompts, length = result.tokens.shape
+    return (f"{n_prompts} prompt{'s' * (n_prompts > 1)} of {length} tokens, "
+            f"{'with' if result.bos else 'without'} <|endoftext|> at the beginning")
+
+
+def _bos(args):
+    return False if args.no_bos else None
+
+
+def _word(model, token):
+    return gpt2_np.quoted(model.tokenizer.token_bytes(int(token)))
+
+
+def _lens_command(model, args):
+    result = lens(model, args.text, args.answer, position=None if args.plot else -1,
+                  top=min(args.top, model.config.n_vocab), bos=_bos(args))
+    if args.plot:
+        plot_lens(result, model, args.plot)
+    rows, records = [], []
+    for i, point in enumerate(result.points):
+        p, rank, entropy = (array[i, 0, -1].item() for array in
+                            (result.probability, result.rank, result.entropy))
+        best = [{"text": _word(model, t), "probability": float(q)} for t, q in
+                zip(result.top[i, 0, -1], result.top_probability[i, 0, -1], strict=True)]
+        shown = " ".join(f"{word['text']} {word['probability']:.3f}" for word in best[:5])
+        rows.append([point, entropy, p, rank, shown])
+        records.append({"point": point, "entropy": entropy, "probability": p, "rank": rank,
+                        "top": best})
+    target = _word(model, result.targets[0, -1])
+    return {"bos": result.bos, "target": target, "points": records,
+            "table": _table(["point", "entropy", f"p({target})", "rank", "best"], rows,
+                            _stated(result))}
+
+
+def _asked(args):
+    return f"logit of {args.answer!r}" + (f" minus {args.wrong!r}" if args.wrong else "")
+
+
+def _attribution_command(model, args):
+    result = attribution(model, args.text, args.answer, args.wrong, folded=args.folded,
+                         bos=_bos(args))
+    values, what = result.values[:, 0], _asked(args)
+    order = np.argsort(-np.abs(values), kind="stable")
+    if args.plot:
+        plot_heads(result.heads(model.config)[..., 0], args.plot, what, label="logits")
+    rows = [[result.labels[i], float(values[i])] for i in order[: args.top]]
+    others = order[args.top :]
+    rows += [[f"{len(others)} others", float(values[others].sum())]] if len(others) else []
+    rows.append(["sum", float(result.total[0])])
+    parts = dict(zip(result.labels, values.tolist(), strict=True))
+    return {"bos": result.bos, "what": what, "total": result.total[0], "parts": parts,
+            "table": _table(["part", what], rows, _stated(result))}
+
+
+def _heads_command(model, args):
+    result = heads(model, args.text, bos=_bos(args))
+    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in _KINDS}
+    if args.head:
+        _plot_chosen_heads(model, args)
+    elif args.plot:
+        plot_heads(kinds[args.kind], args.plot, f"{args.kind.replace('_', ' ')} score",
+                   signed=False, label="attention")
+    copying, columns = copying_scores(model), []
+    for scores in (*kinds.values(), copying):
+        flat = np.nan_to_num(scores.ravel(), nan=-np.inf)
+        best = np.argsort(-flat, kind="stable")[: args.top]
+        columns.append([f"{names[i]} {scores.ravel()[i]:.3f}" for i in best])
+    header = ["previous token", "duplicate token", "induction", "beginning", "copying (OV)"]
+    of = "the text" if args.text else "random tokens that repeat once"
+    note = f"attention on {of}, the highest heads of each kind; {_stated(result)}"
+    return {"bos": result.bos, **kinds, "entropy": result.entropy, "distance": result.distance,
+            "copying": copying, "table": _table(header, zip(*columns, strict=True), note)}
+
+
+def _plot_chosen_heads(model, args):
+    nodes = [parse_node(model.config, node) for node in args.head]
+    if any(head is None for _, head in nodes):
+        raise Error("--head takes heads, such as 5.1: an MLP has no attention")
+    names = sorted({activation_name("pattern", layer) for layer, _ in nodes})
+    seen = run(model, args.text, names, bos=_bos(args), last_only=True)
+    patterns = np.stack([seen[activation_name("pattern", n)][0, h] for n, h in nodes])
+    plot_attention(patterns, labels_of(model, seen.tokens[0]), args.plot,
+                   [f"L{n}H{h}" for n, h in nodes])
+
+
+def _prompt_pair(model, args):
+    """Clean and corrupted prompts and a metric, from a task or from two texts."""
+    if args.task:
+        task = TASKS[args.task](model, args.prompts, args.seed)
+        return task.clean, task.corrupted, task.metric(model)
+    clean, corrupted = (prompts(model, text, _bos(args)) for text in (args.clean, args.corrupted))
+    if args.wrong:
+        return clean, corrupted, logit_difference(model, args.answer, args.wrong)
+    return clean, corrupted, log_probability(model, args.answer)
+
+
+def _patch_command(model, args):
+    clean, corrupted, metric = _prompt_pair(model, args)
+    sweep = patching(model, corrupted, clean, metric, args.what,
+                     by_position=True if args.by_position else None,
+                     progress=sys.stderr.isatty())
+    shares = sweep.normalized
+    labels = labels_of(model, clean.tokens[0]) if "position" in sweep.axes else None
+    if args.plot:
+        strongest = np.abs(shares).argmax(axis=-1)[..., None]
+        flat = shares if shares.ndim == 2 else np.take_along_axis(shares, strongest, -1)[..., 0]
+        plot_heads(flat, args.plot, f"{args.what}: share of the effect restored", label="share",
+                   labels=labels if shares.ndim == 2 else None)
+    order = np.argsort(-np.abs(shares).ravel(), kind="stable")[: args.top]
+    rows = []
+    for index in zip(*np.unravel_index(order, shares.shape), strict=True):
+        where = list(map(int, index))
+        if labels:
+            where[-1] = f"{where[-1]} {labels[where[-1]]!r}"
+        rows.append([*where, float(sweep.values[index]), float(shares[index])])
+    notes = [_stated(sweep), f"metric {sweep.base.mean():.4f} corrupted, "
+             f"{sweep.source.mean():.4f} clean; {args.what} of clean put into corrupted:"]
+    return {"bos": sweep.bos, "what": args.what, "axes": sweep.axes, "values": sweep.values,
+            "normalized": shares, "corrupted": sweep.base.mean(), "clean": sweep.source.mean(),
+            "table": _table([*sweep.axes, "metric", "share"], rows, *notes)}
+
+
+def _find_command(model, args):
+    pair = _prompt_pair(model, args)
+    if args.edges:
+        return _edges_result(find_edges(model, *pair, args.keep, seed=args.seed))
+    found = find(model, *pair, args.keep, mode=args.mode, seed=args.seed,
+                 progress=sys.stderr.isatty())
+    if args.plot:
+        shares = np.zeros((model.config.n_layer, model.config.n_head))
+        for name, lost in found.minimality.items():
+            layer, head = parse_node(model.config, name)
+            if head is not None:
+                shares[layer, head] = lost.value
+        plot_heads(shares, args.plot, "share of the effect lost without the head", label="share")
+    rows = sorted(((node, *lost) for node, lost in found.minimality.items()),
+                  key=lambda row: -row[1])
+    notes = [
+        _stated(found),
+        f"{len(found.nodes)} of {len(node_names(model.config))} heads and MLPs keep {found.share} "
+        f"of the effect (metric {found.whole:.4f} with all, {found.none:.4f} with none)",
+        f"incompleteness {found.completeness}; intervals are 95%, over prompts",
+    ]
+    return {"bos": found.bos, "nodes": found.nodes, "share": found.share,
+            "completeness": found.completeness, "minimality": found.minimality,
+            "whole": found.whole, "none": found.none,
+            "table": _table(["node", "share lost without it", "from", "to"], rows, *notes)}
+
+
+def _edges_result(found):
+    note = (f"{len(found.edges)} of {found.n_edges} edges keep {found.share} of the effect "
+            f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)")
+    rows = [[*edge, float(score)] for edge, score in zip(found.edges, found.scores, strict=True)]
+    return {"bos": found.bos, "edges": rows, "share": found.share, "n_edges": found.n_edges,
+            "whole": found.whole, "none": found.none,
+            "table": _table(["from", "to", "attribution"], rows, _stated(found), note)}
+
+
+def _neurons_command(model, args):
+    if args.neuron is not None:
+        ends = neuron_tokens(model, args.layer, args.neuron, args.top)
+        words = {end: [(_word(model, t), float(s)) for t, s in zip(*found, strict=True)]
+                 for end, found in ends.items()}
+        rows = zip(*([f"{word} {score:.3f}" for word, score in column]
+                     for column in words.values()), strict=True)
+        note = f"neuron {args.neuron} of layer {args.layer}: tokens it reads, raises and lowers"
+        return {"layer": args.layer, "neuron": args.neuron, **words,
+                "table": _table(list(words), rows, note)}
+    layers = range(model.config.n_layer) if args.layer is None else [args.layer]
+    result = attribution(model, args.text, args.answer, args.wrong, neurons=layers, bos=_bos(args))
+    found = [(float(value), label)
+             for label, value in zip(result.labels, result.values[:, 0], strict=True)
+             if re.fullmatch(r"L\d+N\d+", label)]
+    found.sort(key=lambda pair: -abs(pair[0]))
+    rows, records = [], []
+    for value, label in found[: args.top]:
+        layer, neuron = map(int, label[1:].split("N"))
+        ends = {end: [_word(model, t) for t in ids]
+                for end, (ids, _) in neuron_tokens(model, layer, neuron, 4).items()}
+        rows.append([label, value, *(" ".join(words) for words in ends.values())])
+        records.append({"neuron": label, "value": value, **ends})
+    header = ["neuron", _asked(args), "reads", "raises", "lowers"]
+    return {"bos": result.bos, "what": _asked(args), "neurons": records,
+            "table": _table(header, rows, _stated(result))}
+
+
+_COMMANDS = {
+    "lens": _lens_command, "attribution": _attribution_command, "heads": _heads_command,
+    "patch": _patch_command, "find": _find_command, "neurons": _neurons_command,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    # Modules that import this one by name must get this very module, not a second.
+    sys.modules.setdefault("circuits", sys.modules["__main__"])
+    raise SystemExit(main())
