@@ -1,4 +1,4 @@
-"""Looking inside GPT-2: activations, attribution, lenses, patching, weight circuits, circuit search.
+"""Looking inside GPT-2: activations, attribution, lenses, patching, weights, circuit search.
 
 The residual stream is a sum: embeddings, then what every head and MLP adds (Elhage et al. 2021,
 "A Mathematical Framework for Transformer Circuits"). All here follows from that, on NumPy arrays
@@ -21,7 +21,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -158,19 +158,27 @@ def token_id(model: Model, text_or_id: Any) -> int:
         ids = _tokenizer(model).encode(text_or_id, allowed_special="all")
         if len(ids) != 1:
             pieces = [model.tokenizer.decode([i]) for i in ids]
-            hint = "" if text_or_id.startswith(" ") else "; words inside a text begin with a space"
-            raise Error(f"{text_or_id!r} is {len(ids)} tokens {pieces}, an answer must be one{hint}")
+            hint = "" if text_or_id[:1] == " " else "; words inside a text begin with a space"
+            raise Error(f"{text_or_id!r} is {len(ids)} tokens {pieces}, it must be one{hint}")
         return ids[0]
     return int(gpt2_np.token_batch([[text_or_id]], model.config)[0, 0])
 
 
-def _answers(model, answers, n):
-    """One id per prompt, [b], from a text, an id, or a sequence of either."""
+def _ids(model, answers):
+    """Ids from a text, an id, or a sequence of either."""
     several = isinstance(answers, list | tuple | np.ndarray)
-    ids = np.array([token_id(model, a) for a in (answers if several else [answers])])
+    return np.array([token_id(model, answer) for answer in (answers if several else [answers])])
+
+
+def _one_each(ids, n):
+    """One id per prompt, [b]."""
     if len(ids) not in (1, n):
         raise Error(f"{len(ids)} answers were given for {n} prompts: give one, or one for each")
     return np.broadcast_to(ids, n)
+
+
+def _answers(model, answers, n):
+    return _one_each(_ids(model, answers), n)
 
 
 def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
@@ -182,12 +190,12 @@ def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
 
 # --- names -----------------------------------------------------------------------------
 
-_BLOCK_NAMES = (
-    "hook_resid_pre ln1.hook_scale ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v "
-    "attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out "
-    "hook_resid_mid ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post hook_mlp_out "
-    "hook_resid_post"
-).split()
+_BLOCK_NAMES = [
+    "hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k",
+    "attn.hook_v", "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z",
+    "attn.hook_result", "hook_attn_out", "hook_resid_mid", "ln2.hook_scale",
+    "ln2.hook_normalized", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post",
+]  # fmt: skip
 _SHORT = {name.rpartition("hook_")[2]: name for name in _BLOCK_NAMES if "ln" not in name} | {
     "scores": "attn.hook_attn_scores", "pre": "mlp.hook_pre", "post": "mlp.hook_post",
 }  # fmt: skip
@@ -209,10 +217,11 @@ def activation_names(config: Config) -> list[str]:
 
 
 def _near(name, known):
-    """"; did you mean a, b or c?" with the names most like this one, or how to see them all."""
+    """"; did you mean a, b or c?" with the names most like this one, or some that there are."""
     found = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if not found:
-        return "; activation_names(model.config) lists what there is"
+        known = list(known)
+        return f"; there are {', '.join(known[:3])}, ... {known[-1]}" if known else "; none was"
     return f"; did you mean {' or '.join(filter(None, [', '.join(found[:-1]), found[-1]]))}?"
 
 
@@ -331,7 +340,8 @@ def rest(model, x, start, first=0, before=None, tap=gpt2_np.NO_TAP, last_only=Fa
         if last_only and layer == config.n_layer - 1:
             x = x[:, -1:]
         normalized = gpt2_np.layer_norm(x, **block["ln_2"], tap=here.under("ln2."))
-        x = x + here("hook_mlp_out", gpt2_np.mlp(normalized, **block["mlp"], tap=here.under("mlp.")))
+        out = gpt2_np.mlp(normalized, **block["mlp"], tap=here.under("mlp."))
+        x = x + here("hook_mlp_out", out)
     if last_only:
         x = x[:, -1:]
     x = gpt2_np.layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
@@ -699,12 +709,14 @@ def heads(
     model: Model,
     text_or_tokens: Any = None,
     *,
-    length: int = 50,
+    length: int | None = None,
     batch: int = 4,
     seed: int = 0,
     bos: bool | None = None,
 ) -> Attention:
     """Scores of every head, on random tokens that repeat once (unless text or tokens are given).
+
+    `batch` rows of `length` tokens twice: 50, or as many as n_ctx holds.
 
     A score is the attention on the keys in question, averaged over the queries that have any:
     for previous tokens all but the first, for duplicate and induction those whose token has been
@@ -712,6 +724,8 @@ def heads(
     activation evaluators".)
     """
     if text_or_tokens is None:
+        config = model.config
+        length = length or min(50, (config.n_ctx - 1) // 2, (config.n_vocab - 2) // 2)
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     masks = _key_masks(given.tokens)
@@ -770,15 +784,16 @@ def logit_difference(model: Model, answer: Any, wrong: Any) -> Metric:
 
 
 def _logit_metric(model, signs):
+    signs = [(_ids(model, tokens), sign) for tokens, sign in signs]
+
     def metric(logits):
         rows = np.arange(len(logits))
-        return sum(sign * logits[rows, -1, _answers(model, token, len(logits))]
-                   for token, sign in signs)
+        return sum(sign * logits[rows, -1, _one_each(ids, len(rows))] for ids, sign in signs)
 
     def gradient(logits):  # d metric[b] / d logits[b, last, v]
         result = np.zeros((len(logits), logits.shape[-1]), logits.dtype)
-        for token, sign in signs:
-            np.add.at(result, (np.arange(len(logits)), _answers(model, token, len(logits))), sign)
+        for ids, sign in signs:
+            np.add.at(result, (np.arange(len(logits)), _one_each(ids, len(logits))), sign)
         return result
 
     metric.gradient = gradient
@@ -787,14 +802,15 @@ def _logit_metric(model, signs):
 
 def log_probability(model: Model, answer: Any) -> Metric:
     """Metric: log-probability (nats) of `answer` at the last position, [b, q, v] -> [b]."""
+    ids = _ids(model, answer)
 
     def metric(logits):
         last = logits[:, -1]
-        return last[np.arange(len(last)), _answers(model, answer, len(last))] - _log_sum_exp(last)
+        return last[np.arange(len(last)), _one_each(ids, len(last))] - _log_sum_exp(last)
 
     def gradient(logits):
         result = -gpt2_np.softmax(logits[:, -1])
-        result[np.arange(len(result)), _answers(model, answer, len(result))] += 1
+        result[np.arange(len(result)), _one_each(ids, len(result))] += 1
         return result
 
     metric.gradient = gradient
@@ -1052,7 +1068,7 @@ def patching(
     if len(source.tokens) not in (1, len(base.tokens)):
         raise Error(f"{len(source.tokens)} source prompts for {len(base.tokens)} prompts: "
                     "give one for each, or one for all")
-    names = [activation_name(what, n) for n in range(model.config.n_layer)] if what in _START else ()
+    names = _patched_names(what, model.config)
     seen = run(model, source, names, last_only=last_only)
     sweep = _sweep(model, base, seen.activations, metric, what, by_position, layers,
                    _shared(base, source), last_only, progress)
@@ -1080,10 +1096,17 @@ def ablation(
     activations, prompt by prompt.
     """
     given = prompts(model, text_or_tokens, bos)
-    names = [activation_name(what, n) for n in range(model.config.n_layer)] if what in _START else ()
+    names = _patched_names(what, model.config)
     source, shared = _replacements(model, given, mode, reference, names)
     return _sweep(model, given, source, metric, what, by_position, layers, shared, last_only,
                   progress)
+
+
+def _patched_names(what, config):
+    if what not in _START:
+        near = difflib.get_close_matches(str(what), _START, n=2) or _START
+        raise Error(f"cannot patch {what!r}: choose {' or '.join(near)}")
+    return [activation_name(what, layer) for layer in range(config.n_layer)]
 
 
 class _Base(NamedTuple):
@@ -1130,9 +1153,6 @@ def _sweep(model, given, source, metric, what, by_position, layers, shared, last
     Cells (index tuples) outside `chosen` stay NaN.
     """
     config = model.config
-    if what not in _START:
-        near = difflib.get_close_matches(what, _START, n=1) or _START
-        raise Error(f"cannot patch {what!r}: choose {' or '.join(near)}")
     by_head = what in _BY_HEAD
     by_position = (not by_head) if by_position is None else by_position
     extra = {what} | ({"q", "k", "v", "pattern"} if what in ("q", "k", "v", "pattern") else set())
@@ -1638,8 +1658,9 @@ def bootstrap(
 class Measures(NamedTuple):
     """How well a model predicts texts: each with an interval by text.
 
-    `loss` and `entropy` in nats a token, `bits_per_byte` of UTF-8 (None for ids), `calibration_error`
-    from 0 to 1; `reliability` rows are (mean confidence, accuracy, tokens) by bin of confidence.
+    `loss` and `entropy` in nats a token, `bits_per_byte` of UTF-8 (None for ids),
+    `calibration_error` from 0 to 1; `reliability` rows are (mean confidence, accuracy, tokens) by
+    bin of confidence. `bos` says that every text had <|endoftext|> before it.
     """
 
     loss: Estimate
@@ -2039,8 +2060,8 @@ def edge_attribution(
             inputs.append(_layer_norm_gradient(inside, seen[activation_name("resid_pre", layer)],
                                                block["ln_1"]["g"]))
         # The MLP's input moves the stream through the MLP only: the skip connection is not its.
-        through = known[activation_name("resid_mid", layer)] - known[activation_name("mlp_out", layer)]
-        inputs.append(through[None])
+        mid, out = activation_name("resid_mid", layer), activation_name("mlp_out", layer)
+        inputs.append((known[mid] - known[out])[None])
     inputs.append(known[activation_name("mlp_out", config.n_layer - 1)][None])
     scores = np.einsum("sbqd,rbqd->srb", change, np.concatenate(inputs), optimize=True)
     return np.where(edge_names(config)[2][..., None], scores, 0)
@@ -2372,7 +2393,7 @@ def _heat_map(axes, values, title, rows, columns, signed, label):
 def _drawn(text):
     """A token as a label: line ends as a sign, what fonts lack as a question mark."""
     text = text.replace("\n", "⏎")
-    return "".join(c if c.isprintable() and ord(c) < 0x2500 or c == "⏎" else "?" for c in text)
+    return "".join(c if (c.isprintable() and ord(c) < 0x2500) or c == "⏎" else "?" for c in text)
 
 
 def _save(figure, path):
