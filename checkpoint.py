@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime as parsedate
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
             if is_verified(source.folder):
                 return source.folder
         return download(name_or_path)
-    if os.path.exists(name_or_path):
+    if isinstance(name_or_path, (str, os.PathLike)) and os.path.exists(name_or_path):
         return Path(name_or_path)
     raise CheckpointError(
         f"{shown(name_or_path)} is neither a known model ({', '.join(gpt2_np.SIZES)}, shakespeare) "
@@ -330,7 +331,7 @@ def checked_config(
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    with problems_of(file, "a JSON object as expected"):
+    with problems_of(file, "a sound JSON object"):
         return parse_json(read_small(file))
 
 
@@ -382,7 +383,10 @@ def problems_of(file: Path, kind: str) -> Iterator[None]:
 
 def shown(value: Any) -> str:
     """A value from outside, made short and printable anywhere."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -677,7 +681,8 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
             raise Malformed(f"its header begins with {shown(header[:1])}, expected b'{{'")
         entries = parse_json(header)
         metadata = entries.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or {str}.union(map(type, metadata.values())) != {str}:
+        texts = isinstance(metadata, dict) and all(type(v) is str for v in metadata.values())
+        if not texts:
             raise Malformed(f"__metadata__ is {shown(metadata)}, expected texts by name")
         start = 8 + length
         tensors = {name: header_tensor(name, entries[name], file, start) for name in entries}
@@ -796,11 +801,14 @@ def download(name_or_url: str, progress: bool = True) -> Path:
     for source in sorted(sources, key=lambda source: not is_verified(source.folder)):
         try:
             with locked(source):
+                if not is_verified(source.folder):
+                    source.note(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder
         except Unavailable as error:
-            source.note(f"{error}; giving up on {source.url}")
             failures.append(error)
+            if len(failures) < len(sources):
+                source.note(f"{error}; trying the next source")
         except OSError as error:
             raise DownloadError(
                 f"{error.filename or source.folder} cannot be used: {reason(error)}; make it "
@@ -868,11 +876,18 @@ def sources_of(name: str, progress: bool = True) -> list[Source]:
 
 def is_verified(folder: Path) -> bool:
     """Whether the files in a folder are the ones that were verified, by length and time."""
-    try:
-        files = read_json(folder / VERIFIED)
+    files = verified_files(folder)
+    with contextlib.suppress(OSError, ValueError):
         return bool(files) and all(stamp(folder / name) == files[name] for name in files)
-    except (CheckpointError, OSError):
-        return False
+    return False
+
+
+def verified_files(folder: Path) -> dict[str, Any]:
+    """The stamps of the files in a folder when they were last verified, by name."""
+    try:
+        return read_json(folder / VERIFIED)
+    except CheckpointError:
+        return {}
 
 
 def stamp(file: Path) -> list[int]:
@@ -912,10 +927,10 @@ def try_lock(file: int) -> bool:
 def fetch_checkpoint(source: Source) -> None:
     """Fetch the small files, which say what the large ones must be; then those; verify all."""
     folder, layout = source.folder, fetch_layout(source)
-    complete = is_verified(folder)
+    known = verified_files(folder)
     for name in (layout.merges, layout.vocab):
-        if complete and not (folder / name).exists():
-            continue  # known to be optional and not there
+        if known and name not in known:
+            continue  # the server had none
         try:
             fetch(source, name)
         except NotServed:
@@ -1005,7 +1020,8 @@ def removing(folder: Path, *names: str) -> Iterator[None]:
     except CheckpointError as error:
         for name in names:
             (folder / name).unlink(missing_ok=True)
-        raise CheckpointError(f"{error}; removed {', '.join(names)}, try again") from error
+        removed = f"{' and '.join(names)} removed from the cache, run again to download anew"
+        raise CheckpointError(f"{error}; {removed}") from error
 
 
 def fetch(source: Source, name: str, size: int | None = None) -> None:
@@ -1038,7 +1054,10 @@ def fetch(source: Source, name: str, size: int | None = None) -> None:
             time.sleep(wait)
     if sha256 not in (None, found):
         part.unlink()
-        raise CheckpointError(f"{url} has SHA-256 {found}, expected {sha256}; it is not kept")
+        raise CheckpointError(
+            f"{url} has SHA-256 {found}, expected {sha256}, so it is not the official file and is "
+            "not kept; try again, or another mirror"
+        )
     os.replace(part, target)
     tag_file(part).unlink(missing_ok=True)
 
@@ -1057,14 +1076,16 @@ def transfer(source: Source, url: str, part: Path, size: int | None, sha256: str
     try:
         response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise Interrupted(f"{url} cannot be reached: {cause(error)}", attempts=2) from error
+        host = urlsplit(url).netloc
+        raise Interrupted(f"{host} cannot be reached ({cause(error)})", attempts=2) from error
     except (requests.RequestException, ValueError) as error:
         raise Unavailable(f"{url} cannot be fetched: {error}") from error
     with response:
         have, total = checked_answer(response, url, part, size)
-        digest = hash_of(part) if have else hashlib.sha256()
+        digest = hash_of(part) if have and sha256 else hashlib.sha256()
+        silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
-                   disable=not source.progress)  # fmt: skip
+                   disable=silent)  # fmt: skip
         try:
             with bar, open(part, "ab" if have else "wb") as file:
                 for piece in response.iter_content(PIECE):
@@ -1089,15 +1110,15 @@ def checked_answer(
     status, headers = response.status_code, response.headers
     if status in (408, 429) or status >= 500:
         raise Interrupted(f"{url} answered {status} {response.reason}", wait=asked_wait(headers))
-    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+    span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", headers.get("Content-Range", ""))
     start = int(span[1]) if span and status == 206 else 0
     if status == 416 or (status == 206 and start != bytes_in(part)):
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise Interrupted(f"{url} does not continue the {part.name} that is here")
     if status not in (200, 206):
         raise NotServed(f"{url} answered {status} {response.reason}")
     length = span[2] if start else headers.get("Content-Length", "")
-    total = int(length) if length.isdecimal() else size
+    total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
     kind = headers.get("Content-Type", "")
     if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
         raise NotServed(f"{url} answered with a page or a packed file ({shown(kind)})")
@@ -1129,9 +1150,10 @@ def asked_wait(headers: Mapping[str, str]) -> float:
 
 
 def cause(error: Exception) -> str:
-    """The last link of what requests and urllib3 tell, such as [Errno 111] Connection refused."""
-    inner = getattr(error.args[0], "reason", error) if error.args else error
-    return str(inner).rpartition(": ")[2] or type(error).__name__
+    """What the system said, out of what requests and urllib3 made of it."""
+    inner = str(getattr(error.args[0], "reason", error)) if error.args else type(error).__name__
+    number = re.search(r"\[Errno [^)]*", inner)
+    return number[0] if number else inner.rpartition(": ")[2]
 
 
 def bytes_in(file: Path) -> int:

@@ -15,7 +15,6 @@ import functools
 import json
 import math
 import os
-import secrets
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -1023,7 +1022,7 @@ def stops_of(model, args):
 
 
 def print_text(model, text, args, sampling):
-    seed = secrets.randbits(32) if args.seed is None else args.seed
+    seed = int(np.random.default_rng().integers(2**32)) if args.seed is None else args.seed
     options = {"n_tokens": args.tokens, "stop": stops_of(model, args), "seed": seed, **sampling}
     tokens = prompt_tokens(model, text)
     echo = "" if args.no_echo else text

@@ -19,6 +19,7 @@ import gpt2_np
 
 ROOT = Path(gpt2_np.__file__).parent
 PROMPT = "The café at the"
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows' pipes and terminals are others")
 
 
 @pytest.fixture(scope="module")
@@ -514,6 +515,7 @@ def test_streams_that_cannot_be_set_to_utf_8_are_used_as_they_are(folder, model,
 # --- processes -------------------------------------------------------------------------
 
 
+@posix
 def test_text_appears_while_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
     process = start(PROMPT, "-m", long_folder, "-n", "39000")
     begun = process.stdout.read(100)
@@ -524,6 +526,7 @@ def test_text_appears_while_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
     assert (begun + rest).decode().startswith(PROMPT)  # in whole characters to the end
 
 
+@posix
 def test_a_closed_pipe_ends_it_quietly(long_folder):
     process = start(PROMPT, "-m", long_folder, "-n", "39000")
     assert process.stdout.read(5) == PROMPT.encode()[:5]
@@ -532,7 +535,7 @@ def test_a_closed_pipe_ends_it_quietly(long_folder):
     assert process.stderr.read() == b""
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@posix
 def test_a_full_disk_behind_stdout_is_one_sentence(folder):
     with open("/dev/full", "wb") as full:
         process = start("--info", "-m", folder, stdout=full)
@@ -552,6 +555,7 @@ def test_output_is_utf_8_in_any_locale(folder, variables):
     assert (process.returncode, out, err) == (0, text.encode() + b"\n", b"")
 
 
+@posix
 def test_a_prompt_that_is_not_utf_8_is_one_sentence(folder):
     process = start(b"The caf\xe9", "-m", folder, env={**os.environ, "LC_ALL": "C.UTF-8"})
     out, err = process.communicate()
@@ -596,9 +600,10 @@ def test_interactive_goes_on_after_a_bad_line(run, folder, model, standard_input
     assert "this line is not UTF-8 text, byte 7 is 0xe9" in not_text
 
 
+@posix
 def test_at_a_terminal_the_arrow_key_brings_the_last_line_back(folder, model):
-    pty = pytest.importorskip("pty")
-    pytest.importorskip("readline")
+    import pty
+
     continuation = gpt2_np.complete(model, PROMPT, n_tokens=3).encode()
     keyboard, terminal = pty.openpty()
     process = start("--interactive", "-m", folder, "-n", "3", stdin=terminal, stdout=terminal,

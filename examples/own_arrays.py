@@ -1,0 +1,38 @@
+"""The forward pass on arrays of your own: python examples/own_arrays.py [MODEL]
+
+The arrays here are a GPT-2 of the same sizes before its training. For these gpt2_np.py and NumPy
+are all that it takes; the model is loaded for its sizes, its tokenizer and the comparison.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # needless where it is installed
+
+import gpt2_np
+
+
+def untrained(shapes, rng, name=""):
+    """Arrays, nested as `forward` takes them: gains 1, biases 0, weights small."""
+    if isinstance(shapes, dict):
+        return {key: untrained(value, rng, key) for key, value in shapes.items()}
+    if isinstance(shapes, list):
+        return [untrained(value, rng) for value in shapes]
+    spread = 0 if name in ("g", "b") else 0.02
+    return rng.normal(name == "g", spread, shapes).astype(np.float32)
+
+
+def loss(params, config, tokens):
+    """Nats per token of a text, from the logits of the token that follows each position."""
+    logits = gpt2_np.forward(params, config, tokens[:-1])  # [position, n_vocab]
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
+
+
+model = gpt2_np.load(sys.argv[1] if len(sys.argv) > 1 else "shakespeare")
+tokens = model.tokenizer.encode("MACBETH:\nI have lived long enough: my way of life\nIs fall'n")
+params = untrained(gpt2_np.parameter_shapes(model.config), np.random.default_rng(0))
+print(f"guessing:  {np.log(model.config.n_vocab):.3f} nats per token")
+print(f"untrained: {loss(params, model.config, tokens):.3f}")
+print(f"trained:   {loss(model.params, model.config, tokens):.3f}")

@@ -1,0 +1,141 @@
+"""A file server on 127.0.0.1 that can be told to misbehave; `python server.py FOLDER` serves one.
+
+It answers ranges and gives ETags, as object stores do.
+"""
+import argparse
+import hashlib
+import io
+import re
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+PAGE = b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>"
+
+
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # that is a client that has gone
+            super().handle_error(request, client_address)
+
+
+class Server:
+    """Serves a folder from start to stop; `with Server(folder) as server` does both.
+
+    Behaviour, which may be changed while it runs: `cut` ends every connection after so many bytes
+    of a body; `ranges` False answers ranges with the whole file; `etag` False leaves the
+    ETag out; `slow` waits so many seconds for each 64 kB; `first` are the statuses of the next
+    answers (500, ...) before all is well; `instead` gives other bytes by path; `soft_404` answers
+    what is not there with a page and status 200; `headers` are added to every answer or, with
+    None, left out. `log` has (path, Range header or None, status) of every request.
+    """
+
+    def __init__(self, folder, port=0):
+        self.folder = Path(folder)
+        self.cut, self.ranges, self.etag, self.slow = None, True, True, 0.0
+        self.first, self.instead, self.soft_404, self.headers = [], {}, False, {}
+        self.log = []
+        self.http = QuietServer(("127.0.0.1", port), self._handler())
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+    def paths(self):
+        """The paths asked for, in order."""
+        return [path for path, _, _ in self.log]
+
+    def _handler(server):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                server.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        return Handler
+
+    def answer(self, request):
+        path, asked = request.path, request.headers.get("Range")
+        file = self.folder / path.lstrip("/")
+        if self.first:
+            return self.send(request, self.first.pop(0), b"not now", {})
+        if path not in self.instead and not file.is_file():
+            kind = {"Content-Type": "text/html" if self.soft_404 else "application/xml"}
+            return self.send(request, 200 if self.soft_404 else 404, PAGE, kind)
+        if path in self.instead:
+            size, tag = len(self.instead[path]), f'"{hashlib.md5(self.instead[path]).hexdigest()}"'
+            content = io.BytesIO(self.instead[path])
+        else:
+            size, tag = file.stat().st_size, f'"{file.stat().st_mtime_ns:x}"'
+            content = open(file, "rb")  # noqa: SIM115 (closed below)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        if self.etag:
+            headers["ETag"] = tag
+        with content:
+            version = request.headers.get("If-Range", tag)
+            same = version in (tag, self.headers.get("Last-Modified"))
+            if not (asked and self.ranges and same):
+                return self.send(request, 200, content, headers)
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if start >= size:
+                return self.send(request, 416, b"", {"Content-Range": f"bytes */{size}"})
+            content.seek(start)
+            headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            headers["Content-Length"] = str(size - start)
+            return self.send(request, 206, content, headers)
+
+    def send(self, request, status, body, headers):
+        self.log.append((request.path, request.headers.get("Range"), status))
+        if isinstance(body, bytes):
+            headers = {"Content-Length": str(len(body)), **headers}
+            body = io.BytesIO(body)
+        headers = {**headers, **self.headers}
+        request.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                request.send_header(name, value)
+        request.end_headers()
+        left = self.cut
+        request.close_connection = left is not None or headers["Content-Length"] is None
+        try:
+            while piece := body.read(2**16 if left is None else min(left, 2**16)):
+                time.sleep(self.slow)
+                request.wfile.write(piece)
+                left = None if left is None else left - len(piece)
+        except OSError:
+            request.close_connection = True  # the client has gone
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", help="what to serve")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--cut", type=int, help="end connections after so many bytes of a body")
+    parser.add_argument("--no-ranges", action="store_true", help="answer ranges with whole files")
+    parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait for each 64 kB")
+    options = parser.parse_args()
+    with Server(options.folder, options.port) as server:
+        server.cut, server.ranges, server.slow = options.cut, not options.no_ranges, options.slow
+        print(server.url, flush=True)
+        told = 0
+        while True:
+            time.sleep(0.1)
+            for entry in server.log[told:]:
+                print(*entry, flush=True)
+            told = len(server.log)
+
+
+if __name__ == "__main__":
+    main()

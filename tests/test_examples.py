@@ -1,0 +1,84 @@
+"""Each example runs from a clone in any working directory, and says what it should."""
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_model import save_small_model
+
+import gpt2_np
+
+EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """stdout of an example, run in a folder that has nothing to do with the clone."""
+
+    def run(name, *arguments):
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / name, *arguments], cwd=tmp_path, timeout=60,
+            capture_output=True, text=True, encoding="utf-8", check=False,
+            env={**os.environ, "PYTHONUTF8": "1"},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model of random weights; its name is a path."""
+    return save_small_model(tmp_path / "small", n_ctx=128)
+
+
+def test_complete_text_prints_the_prompt_and_what_the_library_makes_of_it(run, folder):
+    options = {"n_tokens": 80, "temperature": 0.8, "top_p": 0.95, "seed": 1}
+    model, prompt = gpt2_np.load("shakespeare"), "ROMEO:\nBut soft, what light"
+    continuation = gpt2_np.complete(model, prompt, **options)
+    assert len(continuation.split()) > 20
+    assert run("complete_text.py") == prompt + continuation + "\n"
+
+    continuation = gpt2_np.complete(gpt2_np.load(folder), "The café", **options)
+    assert run("complete_text.py", folder, "The café") == "The café" + continuation + "\n"
+
+
+def test_score_text_prints_the_loss_and_where_it_is_greatest(run, folder, tmp_path):
+    head, _, *surprises = run("score_text.py").splitlines()
+    nats = [float(line.split()[0]) for line in surprises]
+    loss = float(head.split()[2])
+    assert loss < math.log(2048) - 2
+    assert nats == sorted(nats, reverse=True)
+    assert nats[-1] > loss
+
+    file = tmp_path / "text.txt"
+    file.write_text("The naïve café", encoding="utf-8")
+    model = gpt2_np.load(folder)
+    tokens = model.tokenizer.encode("The naïve café")
+    log_p = gpt2_np.score(model, [model.tokenizer.end_of_text, *tokens])
+    head = run("score_text.py", folder, file).splitlines()[0]
+    assert f"{len(tokens)} tokens, {-log_p.mean():.3f} nats each" in head
+    assert head.endswith(f"{-log_p.sum() / math.log(2) / 16:.3f} bits per byte")
+
+
+def test_score_text_finds_a_shuffled_text_less_likely(run, tmp_path):
+    text = "If we should fail? We fail! But screw your courage to the sticking-place."
+    losses = []
+    for order in text.split(), np.random.default_rng(0).permutation(text.split()):
+        file = tmp_path / "text.txt"
+        file.write_text(" ".join(order), encoding="utf-8")
+        losses.append(float(run("score_text.py", "shakespeare", file).split()[2]))
+    assert losses[0] < losses[1] - 0.3
+
+
+def test_own_arrays_guess_before_training_and_know_after(run, folder):
+    figures = [line.split()[1] for line in run("own_arrays.py").splitlines()]
+    guessing, untrained, trained = map(float, figures)
+    assert guessing == pytest.approx(math.log(2048), abs=1e-3)
+    assert untrained == pytest.approx(guessing, abs=0.2)
+    assert trained < guessing - 2
+    assert "guessing:  5.704 nats" in run("own_arrays.py", folder)
