@@ -1392,6 +1392,7 @@ class LowRank:
 
     left: np.ndarray
     right: np.ndarray
+    __array_ufunc__ = None  # array @ LowRank is our __rmatmul__, not NumPy's
 
     def __post_init__(self):
         if self.left.shape[-1] != self.right.shape[-2]:
