@@ -1,4 +1,5 @@
 """The command line as a person meets it: `gpt2_np.main`, and processes where a process matters."""
+import contextlib
 import io
 import json
 import math
@@ -57,16 +58,26 @@ def standard_input(monkeypatch):
     return lambda data: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
 
 
-def start(*arguments, **options):
-    """A process of `python gpt2_np.py`, which is killed at the latest after a minute."""
+@contextlib.contextmanager
+def started(*arguments, **options):
+    """A process of `python gpt2_np.py`, which ends with the test, or after a minute."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "gpt2_np.py", *arguments], **{**pipes, **options}
-    )
-    timer = threading.Timer(60, process.kill)
-    timer.daemon = True
-    timer.start()
-    return process
+    command = [sys.executable, ROOT / "gpt2_np.py", *arguments]
+    with subprocess.Popen(command, **{**pipes, **options}) as process:
+        timer = threading.Timer(60, process.kill)
+        timer.start()
+        try:
+            yield process
+        finally:
+            timer.cancel()
+            process.kill()
+
+
+def ended(*arguments, data=None, **options):
+    """The exit status, stdout and stderr of a process that has ended, in bytes."""
+    with started(*arguments, **options) as process:
+        output = process.communicate(data)
+    return process.returncode, *output
 
 
 # --- generating ------------------------------------------------------------------------
@@ -517,57 +528,54 @@ def test_streams_that_cannot_be_set_to_utf_8_are_used_as_they_are(folder, model,
 
 @posix
 def test_text_appears_while_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
-    process = start(PROMPT, "-m", long_folder, "-n", "39000")
-    begun = process.stdout.read(100)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    rest, err = process.communicate()
+    with started(PROMPT, "-m", long_folder, "-n", "39000") as process:
+        begun = process.stdout.read(100)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate()
     assert (process.returncode, err) == (130, b"\n")
     assert (begun + rest).decode().startswith(PROMPT)  # in whole characters to the end
 
 
 @posix
 def test_a_closed_pipe_ends_it_quietly(long_folder):
-    process = start(PROMPT, "-m", long_folder, "-n", "39000")
-    assert process.stdout.read(5) == PROMPT.encode()[:5]
-    process.stdout.close()
-    assert process.wait() == 141
-    assert process.stderr.read() == b""
+    with started(PROMPT, "-m", long_folder, "-n", "39000") as process:
+        assert process.stdout.read(5) == PROMPT.encode()[:5]
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
 
 
 @posix
 def test_a_full_disk_behind_stdout_is_one_sentence(folder):
     with open("/dev/full", "wb") as full:
-        process = start("--info", "-m", folder, stdout=full)
-        err = process.communicate()[1].decode()
-    assert (process.returncode, err.count("\n")) == (1, 1)
-    assert "No space left on device" in err
+        status, _, err = ended("--info", "-m", folder, stdout=full)
+    assert (status, err.count(b"\n")) == (1, 1)
+    assert b"No space left on device" in err
 
 
 @pytest.mark.parametrize(
     "variables", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0"}]
 )
 def test_output_is_utf_8_in_any_locale(folder, variables):
-    text = "naïve “🦙” 你好"
-    process = start("-", "-m", folder, "-n", "0", stdin=subprocess.PIPE,
-                    env={**os.environ, **variables})
-    out, err = process.communicate(text.encode())
-    assert (process.returncode, out, err) == (0, text.encode() + b"\n", b"")
+    text = "naïve “🦙” 你好".encode()
+    environment = {**os.environ, **variables}
+    result = ended("-", "-m", folder, "-n", "0", data=text, stdin=subprocess.PIPE, env=environment)
+    assert result == (0, text + b"\n", b"")
 
 
 @posix
 def test_a_prompt_that_is_not_utf_8_is_one_sentence(folder):
-    process = start(b"The caf\xe9", "-m", folder, env={**os.environ, "LC_ALL": "C.UTF-8"})
-    out, err = process.communicate()
-    assert (process.returncode, out) == (1, b"")
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    status, out, err = ended(b"The caf\xe9", "-m", folder, env=environment)
+    assert (status, out) == (1, b"")
     assert err == b"gpt2_np: the prompt is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8\n"
 
 
-def test_errors_of_the_modules_are_caught_where_the_file_is_the_program(folder):
+def test_errors_of_the_modules_are_caught_where_the_file_is_the_program():
     """`python gpt2_np.py` is the module __main__, whose Error must be the one checkpoint raises."""
-    process = start("Hello", "-m", "nowhere")
-    out, err = process.communicate()
-    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
+    status, out, err = ended("Hello", "-m", "nowhere")
+    assert (status, out, err.count(b"\n")) == (1, b"", 1)
 
 
 def test_version_is_the_library_s(run):
@@ -606,9 +614,8 @@ def test_at_a_terminal_the_arrow_key_brings_the_last_line_back(folder, model):
 
     continuation = gpt2_np.complete(model, PROMPT, n_tokens=3).encode()
     keyboard, terminal = pty.openpty()
-    process = start("--interactive", "-m", folder, "-n", "3", stdin=terminal, stdout=terminal,
-                    env={**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"})
-    os.close(terminal)
+    environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+    arguments = ["--interactive", "-m", folder, "-n", "3"]
     seen = b""
 
     def wait_for(expected, times):
@@ -616,14 +623,16 @@ def test_at_a_terminal_the_arrow_key_brings_the_last_line_back(folder, model):
         while seen.count(expected) < times:
             seen += os.read(keyboard, 4096)
 
-    wait_for(b"> ", 1)
-    os.write(keyboard, PROMPT.encode() + b"\n")
-    wait_for(PROMPT.encode() + continuation, 1)
-    wait_for(b"> ", 2)
-    os.write(keyboard, b"\x1b[A\n")
-    wait_for(PROMPT.encode() + continuation, 2)
-    wait_for(b"> ", 3)
-    os.write(keyboard, b"\x04")  # Ctrl-D
-    assert process.stderr.read() == b"A line is continued; an empty line or Ctrl-D ends.\n"
-    assert process.wait() == 0
+    with started(*arguments, stdin=terminal, stdout=terminal, env=environment) as process:
+        os.close(terminal)
+        wait_for(b"> ", 1)
+        os.write(keyboard, PROMPT.encode() + b"\n")
+        wait_for(PROMPT.encode() + continuation, 1)
+        wait_for(b"> ", 2)
+        os.write(keyboard, b"\x1b[A\n")
+        wait_for(PROMPT.encode() + continuation, 2)
+        wait_for(b"> ", 3)
+        os.write(keyboard, b"\x04")  # Ctrl-D
+        assert process.stderr.read() == b"A line is continued; an empty line or Ctrl-D ends.\n"
+        assert process.wait() == 0
     os.close(keyboard)

@@ -21,11 +21,10 @@ def run(tmp_path):
     def run(name, *arguments):
         done = subprocess.run(
             [sys.executable, EXAMPLES / name, *arguments], cwd=tmp_path, timeout=60,
-            capture_output=True, text=True, encoding="utf-8", check=False,
-            env={**os.environ, "PYTHONUTF8": "1"},
+            capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"},
         )
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        assert (done.returncode, done.stderr.decode()) == (0, "")
+        return done.stdout.decode()
 
     return run
 
