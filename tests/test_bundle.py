@@ -1,5 +1,6 @@
 """The reader of TensorFlow bundles: what it reads, what it refuses, and its checksum."""
 import contextlib
+import os
 import shutil
 import struct
 
@@ -14,7 +15,7 @@ from checkpoint import CheckpointError
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -316,8 +317,9 @@ def assert_equal_or_refused(folder, params):
 def test_an_index_cut_anywhere_is_refused(sound):
     folder, _, damaged = sound
     content = (folder / INDEX).read_bytes()
-    for size in range(len(content)):
-        (damaged / INDEX).write_bytes(content[:size])
+    (damaged / INDEX).write_bytes(content)
+    for size in reversed(range(len(content))):
+        os.truncate(damaged / INDEX, size)
         with pytest.raises(CheckpointError, match=INDEX):
             checkpoint.read_index(damaged / INDEX)
 
