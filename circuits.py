@@ -926,7 +926,7 @@ def parse_node(config: Config, node: Any) -> tuple[int, int | None]:
         raise Error(f"{node!r} is not a head or MLP: write 'L9H6', '9.6', (9, 6) or 'MLP3'")
     _check_index("layer", node[0], config.n_layer)
     if node[1] is not None:
-        _check_index(f"head of layer {node[0]}", node[1], config.n_head)
+        _check_index(f"layer {node[0]}'s head", node[1], config.n_head)
     return node
 
 
@@ -948,7 +948,7 @@ def _replacements(model, given, mode, reference, names):
         return None, 0
     if reference is None:
         raise Error(f"{mode}-ablation needs reference prompts: give reference=")
-    reference = prompts(model, reference)
+    given, reference = prompts(model, given), prompts(model, reference)
     _same_length(given, reference, "reference prompts")
     seen = run(model, reference, names, last_only=True).activations
     if mode == "mean":
@@ -986,12 +986,8 @@ def ablated(
     """
     parsed = [parse_node(model.config, node) for node in nodes]
     names = sorted({activation_name("z" if h is not None else "mlp_out", n) for n, h in parsed})
-    source = None
-    if mode != "zero":
-        given = prompts(model, reference if text_or_tokens is None else text_or_tokens)
-        source, _ = _replacements(model, given, mode, reference, names)
-    elif mode not in MODES:
-        _replacements(model, None, mode, None, names)
+    given = reference if text_or_tokens is None else text_or_tokens
+    source, _ = _replacements(model, given, mode, reference, names)
     edits: dict[str, Edit] = {}
     for name in names:
         layer = int(name.split(".")[1])
@@ -1452,7 +1448,7 @@ def _triangle(matrix):
 
 def _head_weights(model, layer, head, folded):
     weights = _attention_weights(model, layer, folded)
-    _check_index(f"head of layer {layer}", head, model.config.n_head)
+    _check_index(f"layer {layer}'s head", head, model.config.n_head)
     return weights, head
 
 

@@ -1,4 +1,4 @@
-"""The circuits toolkit by its definitions, on random weights: parts sum, sweeps equal single runs."""
+"""The circuits toolkit by its definitions: parts sum, sweeps equal single runs, products match."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,7 +23,7 @@ TEXT = "The cat sat on the mat and the dog sat on the cat. " * 3
 @pytest.fixture(scope="module")
 def speaking():
     """A random model that has a vocabulary, with <|endoftext|>."""
-    tokenizer = bpe.train(TEXT, 280)
+    tokenizer = bpe.train(TEXT, 275)
     config = Config(n_vocab=tokenizer.n_vocab, n_ctx=40, n_embd=24, n_head=3, n_layer=2)
     return random_model(config, tokenizer=tokenizer)
 
@@ -252,8 +252,8 @@ def test_the_frozen_lens_grows_as_accumulated_attribution_does():
 
 def test_head_scores_are_the_attention_on_the_keys_they_name():
     tokens = np.array([[1, 2, 3, 1, 2, 5]])
-    pattern = circuits.run(MODEL, tokens, "blocks.1.attn.hook_pattern")["blocks.1.attn.hook_pattern"]
-    p = pattern[0]
+    name = "blocks.1.attn.hook_pattern"
+    p = circuits.run(MODEL, tokens, name)[name][0]
     scores = circuits.heads(MODEL, tokens)
     close(scores.previous_token[1], np.mean([p[:, q, q - 1] for q in range(1, 6)], axis=0))
     close(scores.duplicate_token[1], (p[:, 3, 0] + p[:, 4, 1]) / 2)
@@ -288,7 +288,7 @@ def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
     return values
 
 
-@pytest.mark.parametrize("rows", [1, 100, 10**6])
+@pytest.mark.parametrize("rows", [60, 10**6])
 @pytest.mark.parametrize(
     "what", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
              "pattern", "z by position", "q by position", "k by position", "v by position",
@@ -573,7 +573,8 @@ def test_patching_a_senders_every_edge_is_patching_the_sender():
 
 def test_patching_one_edge_is_path_patching_without_mlps():
     senders, receivers, exist = circuits.edge_names(TINY)
-    for sender, receiver, target in (("L0H1", "L2H2.k", [(2, 2, "k")]), ("L1H0", "logits", "logits")):
+    for sender, receiver, target in (("L0H1", "L2H2.k", [(2, 2, "k")]),
+                                     ("L1H0", "logits", "logits")):
         patched = np.zeros_like(exist)
         patched[senders.index(sender), receivers.index(receiver)] = True
         layer, head = circuits.parse_node(TINY, sender)
@@ -585,7 +586,7 @@ def test_patching_one_edge_is_path_patching_without_mlps():
 def test_edge_attribution_is_exact_for_small_changes():
     """First order: with 'source' close to 'base' it is what patching one edge does."""
     params = random_params(TINY, 0, np.float64, scale=0.3)
-    params["wte"][1] = params["wte"][0] + 1e-5 * RNG.standard_normal(20)
+    params["wte"][1] = params["wte"][0] + 1e-6 * RNG.standard_normal(20)
     model, base, source = Model(TINY, params), [[2, 0, 5, 0, 9]], [[2, 1, 5, 0, 9]]
     metric = circuits.logit_difference(model, 3, 6)
     scores = circuits.edge_attribution(model, base, source, metric)
@@ -597,7 +598,7 @@ def test_edge_attribution_is_exact_for_small_changes():
         patched = np.zeros_like(exist)
         patched[at] = True
         change = metric(circuits.patch_edges(model, base, source, patched)) - before
-        np.testing.assert_allclose(scores[at], change, rtol=1e-3, atol=1e-13)
+        np.testing.assert_allclose(scores[at], change, rtol=1e-3, atol=1e-14)
 
 
 # --- measures --------------------------------------------------------------------------
@@ -616,7 +617,8 @@ def test_measures_are_means_over_tokens_with_intervals_over_texts(speaking):
     loss = np.mean(losses)
     assert found.loss.value == pytest.approx(loss, rel=1e-5)
     assert found.perplexity.value == pytest.approx(np.exp(loss), rel=1e-4)
-    assert found.bits_per_byte.value == pytest.approx(np.sum(losses) / np.log(2) / n_bytes, rel=1e-5)
+    bits = np.sum(losses) / np.log(2) / n_bytes
+    assert found.bits_per_byte.value == pytest.approx(bits, rel=1e-5)
     p = np.concatenate([rows / rows.sum(-1, keepdims=True) for rows in p])
     assert found.entropy.value == pytest.approx(-(p * np.log(p)).sum(-1).mean(), rel=1e-4)
     assert found.loss.low < found.loss.value < found.loss.high
@@ -648,7 +650,7 @@ def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
     rng, hits = np.random.default_rng(0), 0
     for trial in range(100):
         sample = rng.standard_normal(40)
-        found = circuits.bootstrap(lambda i, x=sample: x[i].mean(), 40, resamples=300, seed=trial)
+        found = circuits.bootstrap(lambda i, x=sample: x[i].mean(), 40, resamples=150, seed=trial)
         hits += found.low <= 0 <= found.high
     assert 86 <= hits <= 100
 
