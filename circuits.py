@@ -849,18 +849,21 @@ def _measured(metric, logits, n):
 # --- interventions ---------------------------------------------------------------------
 
 
-def _index(name, head, position):
+def _index(array, name, head, position):
     """Where head and position are in the activation of that name; None means all."""
-    kind = name.rpartition("hook_")[2]
+    kind, xp = name.rpartition("hook_")[2], namespace(array)
     everything = slice(None)
-    position = everything if position is None else position
+    head, position = (
+        everything if i is None else xp.asarray(np.array(i)) if isinstance(i, list) else i
+        for i in (head, position)
+    )
     if kind in ("pattern", "attn_scores"):
-        return everything, everything if head is None else head, position
-    if head is None:
-        return everything, position
-    if kind not in _BY_HEAD:
+        return everything, head, position
+    if kind in _BY_HEAD:
+        return everything, position, head
+    if head is not everything:
         raise Error(f"{name} has no heads: leave head out")
-    return everything, position, head
+    return everything, position
 
 
 def patch(values: Any, head: Any = None, position: Any = None) -> Edit:
@@ -871,7 +874,7 @@ def patch(values: Any, head: Any = None, position: Any = None) -> Edit:
     """
 
     def edit(array, name):
-        index = _index(name, head, position)
+        index = _index(array, name, head, position)
         new = namespace(array).asarray(values)
         if new.shape[1:] != array.shape[1:] or new.shape[0] not in (1, array.shape[0]):
             raise Error(f"the values to patch into {name} have shape {new.shape}, "
@@ -885,7 +888,7 @@ def zero(head: Any = None, position: Any = None) -> Edit:
     """Edit for `run`: zero-ablation of a head and position, or of all."""
 
     def edit(array, name):
-        array[_index(name, head, position)] = 0
+        array[_index(array, name, head, position)] = 0
 
     return edit
 
