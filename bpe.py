@@ -33,10 +33,9 @@ _BYTE_OF_CHAR = codecs.charmap_build(_CHAR_OF_BYTE)
 _END_OF_TEXT = "<|endoftext|>"
 _HEADER = "#version: 0.2"
 
-_OFFICIAL_SHA256 = {
-    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",  # vocab.bpe
-    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",  # encoder.json
-}
+# SHA-256 of OpenAI's own files.
+_OFFICIAL_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+_OFFICIAL_IDS = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 _NONE = 1 << 62  # what a pair makes that is in no merge; more than any id
 _CACHE_BYTES = 32 << 20  # about 150,000 words of English
@@ -159,7 +158,7 @@ class Tokenizer:
         or a file is damaged, OSError where one cannot be read.
         """
         merges_path = os.fspath(merges_path)
-        text, official = _read(merges_path)
+        text, official = _read(merges_path, _OFFICIAL_MERGES)
         lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         header = lines[0].startswith("#version")
         if header:
@@ -169,7 +168,7 @@ class Tokenizer:
         special: Sequence[str] = (_END_OF_TEXT,)
         if vocab_path is not None:
             vocab_path = os.fspath(vocab_path)
-            text, official_ids = _read(vocab_path)
+            text, official_ids = _read(vocab_path, _OFFICIAL_IDS)
             if not (official and official_ids):
                 special = _special_tokens(text, vocab_path, lines, merges_path)
         tokenizer = cls.__new__(cls)
@@ -508,15 +507,15 @@ def _parse_ids(text: str, path: str) -> dict[str, int]:
     return ids
 
 
-def _read(path: str) -> tuple[str, bool]:
-    """The text of a file, and whether it is one of OpenAI's, byte for byte."""
+def _read(path: str, sha256: str) -> tuple[str, bool]:
+    """The text of a file, and whether it has this hash."""
     with open(path, "rb") as file:
         data = file.read(_MAX_FILE + 1)
     if not 0 < len(data) <= _MAX_FILE:
         found = "empty" if not data else f"over {_MAX_FILE >> 20} MiB"
         raise TokenizerError(f"{path}: {found}, which a vocabulary never is")
     try:
-        return data.decode(), hashlib.sha256(data).hexdigest() in _OFFICIAL_SHA256
+        return data.decode(), hashlib.sha256(data).hexdigest() == sha256
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
 

@@ -497,7 +497,7 @@ def test_the_official_files_pass_the_checks_that_they_are_spared(gpt2, monkeypat
     bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", OFFICIAL / "encoder.json")
     assert spared == []
     monkeypatch.undo()
-    monkeypatch.setattr(bpe, "_OFFICIAL_SHA256", set())
+    monkeypatch.setattr(bpe, "_OFFICIAL_MERGES", "")
     checked = bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", OFFICIAL / "encoder.json")
     assert checked._lines == gpt2._lines
     assert checked.special_tokens == gpt2.special_tokens
@@ -626,6 +626,19 @@ def test_an_official_file_that_was_cut_at_a_line_is_noticed(tmp_path, kept):
     (path,) = write(tmp_path, b"\n".join(lines[: kept + 1]))
     with pytest.raises(bpe.TokenizerError, match=r"encoder\.json: .* ends before it"):
         bpe.Tokenizer.from_files(path, OFFICIAL / "encoder.json")
+
+
+def test_the_official_files_in_each_others_place_are_noticed():
+    with pytest.raises(bpe.TokenizerError, match=r"encoder\.json: line 1 is .*, but a merge is"):
+        bpe.Tokenizer.from_files(OFFICIAL / "encoder.json", OFFICIAL / "vocab.bpe")
+    with pytest.raises(bpe.TokenizerError, match=r"vocab\.bpe: not JSON"):
+        bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", OFFICIAL / "vocab.bpe")
+
+
+def test_official_merges_do_not_vouch_for_another_vocabulary(tmp_path):
+    _, path = write(tmp_path, MERGES, with_ids())
+    with pytest.raises(bpe.TokenizerError, match=r"encoder\.json: 'Ġt' has no id, but 256 in "):
+        bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", path)
 
 
 def test_a_huge_file_is_not_read(tmp_path, monkeypatch):

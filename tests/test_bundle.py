@@ -203,6 +203,15 @@ def test_a_damaged_block_is_refused_though_its_checksum_is_right(tmp_path, table
         checkpoint.load(tmp_path)
 
 
+def test_a_restart_inside_an_entry_is_refused(tmp_path):
+    def restart_at_1(block):  # of one restart, at 0
+        return block[:-8] + struct.pack("<III", 0, 1, 2)
+
+    make.write_tensorflow(tmp_path, tokenizer=False, damage=restart_at_1)
+    with pytest.raises(CheckpointError, match="restarts of a block are not where"):
+        checkpoint.load(tmp_path)
+
+
 HEADER = (b"", make.proto({1: 1}))
 ENTRY = make.proto({1: 1, 5: 4})
 

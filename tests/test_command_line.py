@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from random_model import TINY, random_params
+from server import Server
 from small_model import save_small_model
 
 import bpe
@@ -376,6 +377,26 @@ def test_info_of_a_folder_reads_its_sizes(run, folder, model):
     assert about["bytes"] == 4 * about["parameters"]["total"]
     arrays = (Path(folder) / "model.safetensors").stat().st_size
     assert 0 < arrays - about["bytes"] < 5000  # the file has a header beside the arrays
+
+
+# --- downloading -----------------------------------------------------------------------
+
+
+def test_download_prints_the_folder_and_the_text_needs_no_network_after_it(
+    run, folder, model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
+    with Server(folder) as server:
+        status, out, err = run("--download", "-m", server.url)
+        assert status == 0
+        (found,) = out.splitlines()
+        assert (Path(found) / "model.safetensors").samefile(next(tmp_path.rglob("*.safetensors")))
+        assert server.url in err
+        asked = len(server.log)
+        assert run("--download", "-m", server.url) == (0, out, "")
+    text = PROMPT + gpt2_np.complete(model, PROMPT) + "\n"
+    assert run(PROMPT, "-m", server.url) == (0, text, "")
+    assert len(server.log) == asked
 
 
 # --- what goes wrong -------------------------------------------------------------------

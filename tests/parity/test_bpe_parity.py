@@ -183,11 +183,11 @@ def test_decoding_any_ids(gpt2, openai, ids):
 
 
 def test_a_trained_vocabulary_serves_the_peers_too(tmp_path):
-    text = document(9) + (LIBRARY / "random.py").read_text("utf-8")
+    text = document(9, 20_000) + (LIBRARY / "random.py").read_text("utf-8")
     tokenizer = bpe.train(text, 1000)
     tokenizer.save(tmp_path)
     openai, hugging_face = in_tiktoken(tokenizer), in_tokenizers(tmp_path)
-    for other in (text, document(10), (LIBRARY / "typing.py").read_text("utf-8")):
+    for other in (text, document(10, 20_000), (LIBRARY / "typing.py").read_text("utf-8")):
         ids = tokenizer.encode(other)
         assert ids == openai.encode_ordinary(other)
         assert ids == hugging_face.encode(other).ids
