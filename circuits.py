@@ -1919,10 +1919,6 @@ def _describe(pruning, removed, keep, subsets, seed, alone):
         subset = [node for node in kept if rng.random() < 0.5]
         differences.append(pruning.measure(removed + subset) - pruning.measure(subset))
 
-    def incomplete(i):
-        effect = abs(pruning.whole[i].mean() - pruning.none[i].mean())
-        return np.mean([abs(d[i].mean()) for d in differences]) / effect
-
     def lost(node):
         return lambda i: pruning.share(own, i) - pruning.share(alone[node], i)
 
@@ -1930,7 +1926,7 @@ def _describe(pruning, removed, keep, subsets, seed, alone):
     return Circuit(
         [label[node] for node in kept],
         bootstrap(lambda i: pruning.share(own, i), n, seed=seed),
-        bootstrap(incomplete, n, seed=seed),
+        _incompleteness(pruning.whole, pruning.none, differences, seed),
         {label[node]: bootstrap(lost(node), n, seed=seed) for node in kept},
         float(pruning.whole.mean()), float(pruning.none.mean()), keep,
         pruning.clean.tokens, pruning.clean.bos,
@@ -2127,11 +2123,17 @@ def _patch_edges(model, base, written, patched):
 
 @dataclass(frozen=True)
 class EdgeCircuit:
-    """The edges (sender, receiver) that suffice, strongest first, with their attribution scores."""
+    """The edges (sender, receiver) that suffice, strongest first, with their attribution scores.
+
+    `share`, `completeness` and `minimality` (by edge) as in `Circuit`; `n_edges` is how many the
+    model has.
+    """
 
     edges: list[tuple[str, str]]
     scores: np.ndarray
     share: Estimate
+    completeness: Estimate
+    minimality: dict[tuple[str, str], Estimate]
     n_edges: int
     whole: float
     none: float
@@ -2148,6 +2150,7 @@ def find_edges(
     keep: float = 0.9,
     *,
     checks: int = 200,
+    subsets: int = 8,
     seed: int = 0,
     bos: bool | None = None,
 ) -> EdgeCircuit:
@@ -2189,12 +2192,33 @@ def find_edges(
     kept = _read_edges(ranked[:most], exist, model.config)
     kept = _drop_blocks(kept, fine, checks)
     kept = _read_edges(kept, exist, model.config)
-    values = measure_kept(kept)
+    own, n, rng = measure_kept(kept), len(clean.tokens), np.random.default_rng(seed)
+
+    def without(edges, dropped):
+        dropped = set(dropped)
+        return measure_kept([edge for edge in map(tuple, edges) if edge not in dropped])
+
+    chosen = [[edge for edge in kept if rng.random() < 0.5] for _ in range(subsets)]
+    differences = [without(kept, subset) - without(ranked, subset) for subset in chosen]
+    alone = {edge: without(kept, [edge]) for edge in kept}
+    label = {edge: (senders[edge[0]], receivers[edge[1]]) for edge in kept}
     return EdgeCircuit(
-        [(senders[s], receivers[r]) for s, r in kept], np.array([scores[s, r] for s, r in kept]),
-        bootstrap(lambda i: share(values, i), len(clean.tokens), seed=seed), int(exist.sum()),
-        float(whole.mean()), float(none.mean()), keep, clean.tokens, clean.bos,
+        [label[edge] for edge in kept], np.array([scores[edge] for edge in kept]),
+        bootstrap(lambda i: share(own, i), n, seed=seed),
+        _incompleteness(whole, none, differences, seed),
+        {label[edge]: bootstrap(lambda i, left=alone[edge]: share(own, i) - share(left, i), n,
+                                seed=seed) for edge in kept},
+        int(exist.sum()), float(whole.mean()), float(none.mean()), keep, clean.tokens, clean.bos,
     )  # fmt: skip
+
+
+def _incompleteness(whole, none, differences, seed):
+    """Mean |F(C \\ K) - F(M \\ K)| over subsets K, as a share of the effect."""
+
+    def statistic(i):
+        return np.mean([abs(d[i].mean()) for d in differences]) / abs((whole[i] - none[i]).mean())
+
+    return bootstrap(statistic, len(whole), seed=seed)
 
 
 def _drop_blocks(kept, fine, checks):
@@ -2753,10 +2777,14 @@ def _find_command(model, args):
 def _edges_result(found):
     note = (f"{len(found.edges)} of {found.n_edges} edges keep {found.share} of the effect "
             f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)")
-    rows = [[*edge, float(score)] for edge, score in zip(found.edges, found.scores, strict=True)]
-    return {"bos": found.bos, "edges": rows, "share": found.share, "n_edges": found.n_edges,
+    missing = f"incompleteness {found.completeness}; intervals are 95%, over prompts"
+    rows = [[*edge, float(score), *found.minimality[edge]]
+            for edge, score in zip(found.edges, found.scores, strict=True)]
+    header = ["sender", "receiver", "attribution", "share lost without it", "from", "to"]
+    return {"bos": found.bos, "edges": [dict(zip(header, row, strict=True)) for row in rows],
+            "share": found.share, "completeness": found.completeness, "n_edges": found.n_edges,
             "whole": found.whole, "none": found.none,
-            "table": _table(["from", "to", "attribution"], rows, _stated(found), note)}
+            "table": _table(header, rows, _stated(found), note, missing)}
 
 
 def _neurons_command(model, args):

@@ -339,6 +339,14 @@ def test_a_sweep_of_some_layers_leaves_the_others_out():
     close(sweep.values[1], whole.values[1])
 
 
+def test_a_sweep_shows_its_progress_on_stderr_only_when_asked(capsys):
+    for progress in (False, True):
+        circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, progress=progress)
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert ("12/12" in output.err) == progress
+
+
 def test_a_sweep_computes_neither_layers_below_nor_positions_before_the_patch(monkeypatch):
     computed = []
     original = gpt2_np.mlp

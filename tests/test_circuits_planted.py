@@ -116,6 +116,9 @@ def test_the_search_finds_exactly_the_planted_edges():
     assert set(found.edges) == {("embed", "L0H1.v"), ("L0H1", "L1H2.k"), ("embed", "L1H2.v"),
                                 ("L1H2", "logits")}
     assert found.share.value == pytest.approx(1, abs=0.05)
+    assert found.completeness.value < 0.05
+    assert found.minimality.keys() == set(found.edges)
+    assert all(lost.value > 0.3 for lost in found.minimality.values())
 
 
 def tell_the_story(model, task, threshold):
