@@ -60,6 +60,7 @@ __all__ = [
     "copying_scores",
     "decompose",
     "edge_attribution",
+    "edge_names",
     "find",
     "find_edges",
     "full_ov",
@@ -69,6 +70,7 @@ __all__ = [
     "heads",
     "indirect_object",
     "knock_out",
+    "labels_of",
     "lens",
     "log_probability",
     "logit_difference",
@@ -76,8 +78,11 @@ __all__ = [
     "measure",
     "name_repetition",
     "neuron_tokens",
+    "node_names",
     "ov",
+    "parse_node",
     "patch",
+    "patch_edges",
     "patching",
     "path_patching",
     "plot_attention",
@@ -361,9 +366,13 @@ class Parts:
     bos: bool
 
     def __getitem__(self, label: str) -> np.ndarray:
-        if label not in self.labels:
-            raise Error(f"unknown part {label!r}{_near(label, self.labels)}")
-        return self.values[self.labels.index(label)]
+        return _labelled(self, label)
+
+
+def _labelled(parts, label):
+    if label not in parts.labels:
+        raise Error(f"unknown part {label!r}{_near(label, parts.labels)}")
+    return parts.values[parts.labels.index(label)]
 
 
 def head_names(config: Config) -> list[str]:
@@ -523,7 +532,7 @@ class Attribution:
     bos: bool
 
     def __getitem__(self, label: str) -> np.ndarray:
-        return Parts.__getitem__(self, label)
+        return _labelled(self, label)
 
     def heads(self, config: Config) -> np.ndarray:
         """The heads' part, [layer, head, b] (or [layer, head, b, v])."""
@@ -822,7 +831,11 @@ def repeat_loss(tokens: np.ndarray, n: int) -> Metric:
 
     Needs the logits of all positions: sweeps want `last_only=False` with it.
     """
-    targets = np.asarray(tokens)[:, -n:, None]
+    tokens = np.asarray(tokens)
+    if not 1 <= n < tokens.shape[-1]:
+        raise Error(f"the loss of {n} tokens was asked for: of {tokens.shape[-1]}, from 1 to "
+                    f"{tokens.shape[-1] - 1} come after another")
+    targets = tokens[:, -n:, None]
 
     def metric(logits):
         before = logits[:, -n - 1 : -1]
@@ -1035,10 +1048,15 @@ class Sweep:
 
     @property
     def normalized(self) -> np.ndarray:
-        """The effect as a share of the difference between source and base: 0 none, 1 all of it."""
-        if self.source is None:
-            return self.effect / self.base.mean()
-        return self.effect / (self.source.mean() - self.base.mean())
+        """The effect as a share of source minus base (ablations: of base): 0 none, 1 all of it.
+
+        Raises Error where there is no difference to have a share of.
+        """
+        whole = self.base.mean() if self.source is None else self.source.mean() - self.base.mean()
+        if whole == 0:
+            raise Error("the metric is the same on both prompts: there is no effect to have a "
+                        "share of; look at the prompts and the answers")
+        return self.effect / whole
 
 
 def patching(

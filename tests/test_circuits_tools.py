@@ -125,6 +125,9 @@ def call(function, *args, **options):
         (call(circuits.patching, TOKENS, np.tile(OTHER, (2, 1))[:3], METRIC),
          "3 source prompts for 2"),
         (call(circuits.patching, TOKENS, OTHER, lambda logits: 1.0), r"shape \(\) for 2"),
+        (lambda model: circuits.patching(model, TOKENS, TOKENS, METRIC).normalized,
+         "no effect to have a share of"),
+        (lambda _: circuits.repeat_loss(TOKENS, 10), "from 1 to 9 come after another"),
         (call(circuits.ablation, TOKENS, METRIC, mode="median"), "unknown ablation 'median'"),
         (call(circuits.ablation, TOKENS, METRIC, mode="mean"), "needs reference prompts"),
         (call(circuits.ablated, ["L9H0"]), "layer 9 does not exist"),
@@ -224,6 +227,7 @@ def test_the_attribution_table_is_what_python_gives(folder, capsys):
         (["patch", "The café", "The café at", "--answer", " the"], "tokens and the source prompts"),
         (["find", "--task", "indirect-object"], "use name_repetition"),
         (["neurons", "--layer", "7", "--neuron", "1"], "layer 7 does not exist"),
+        (["patch", "The café", "The café", "--answer", " the"], "the same on both prompts"),
         (["heads", "text", "--head", "MLP1", "--plot", "x.png"], "an MLP has no attention"),
     ],
 )  # fmt: skip
