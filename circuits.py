@@ -1130,7 +1130,6 @@ class _Base(NamedTuple):
     """An unpatched run and what sweeps restart from."""
 
     run: Run
-    params: Mapping[str, Any]
     n_layer: int
 
     def stream(self, start):
@@ -1151,7 +1150,7 @@ def _base_run(model, given, extra=(), edits=None, last_only=True):
              for s in ("resid_pre", "resid_mid", "k", "v", *extra)}
     names.add(activation_name("resid_post", config.n_layer - 1))
     seen = run(model, given, sorted(names), edits=edits, last_only=last_only)
-    return _Base(seen, model.params, config.n_layer)
+    return _Base(seen, config.n_layer)
 
 
 class _Cell(NamedTuple):
@@ -2816,10 +2815,13 @@ def _neurons_command(model, args):
         return {"layer": args.layer, "neuron": args.neuron, **words,
                 "table": _table(list(words), rows, note)}
     layers = range(model.config.n_layer) if args.layer is None else [args.layer]
-    result = attribution(model, args.text, args.answer, args.wrong, neurons=layers, bos=_bos(args))
-    found = [(float(value), label)
-             for label, value in zip(result.labels, result.values[:, 0], strict=True)
-             if re.fullmatch(r"L\d+N\d+", label)]
+    found = []
+    for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
+        result = attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
+                             bos=_bos(args))
+        found += [(float(value), label)
+                  for label, value in zip(result.labels, result.values[:, 0], strict=True)
+                  if re.fullmatch(r"L\d+N\d+", label)]
     found.sort(key=lambda pair: -abs(pair[0]))
     rows, records = [], []
     for value, label in found[: args.top]:
