@@ -145,7 +145,7 @@ class Tokenizer:
     ):
         lines = [f"{_written(left)} {_written(right)}" for left, right in merges]
         _check_merges(lines, lambda n: f"merges[{n}]")
-        self._set_up(lines, special_tokens)
+        self._set_up(lines, special_tokens, trained=False)
 
     @classmethod
     def from_files(
@@ -172,22 +172,24 @@ class Tokenizer:
             if not (official and official_ids):
                 special = _special_tokens(text, vocab_path, lines, merges_path)
         tokenizer = cls.__new__(cls)
-        tokenizer._set_up(lines, special)
+        tokenizer._set_up(lines, special, trained=official)
         return tokenizer
 
-    def _set_up(self, lines: list[str], special_tokens: Sequence[str]) -> None:
-        self._n_ordinary = 256 + len(lines)
-        self.special_tokens = dict(zip(special_tokens, count(self._n_ordinary)))
+    def _set_up(self, lines: list[str], special_tokens: Sequence[str], trained: bool) -> None:
+        # Training gives only tokens that are what their own bytes become; other merges may not.
+        self._trained = trained
+        self._lines = lines
+        self._tokens = [*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)]
+        self._ids = dict(zip(self._tokens, count()))
+        self._merges = _Merges(lines, self._tokens, self._ids)
+        self.special_tokens = dict(zip(special_tokens, count(len(self._tokens))))
         if len(self.special_tokens) < len(special_tokens) or "" in self.special_tokens:
             raise TokenizerError(
                 f"special_tokens must be different and not empty, but are {_short(special_tokens)}"
             )
-        self.n_vocab = self._n_ordinary + len(special_tokens)
+        self._tokens += (_written(_valid(name).encode()) for name in special_tokens)
+        self.n_vocab = len(self._tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
-        self._merges = _Merges(lines)
-        # Tokens as the files write them, with the " " between the parts of a merge.
-        special = (_written(_valid(name).encode()) for name in special_tokens)
-        self._lines = [*_CHAR_OF_ID, *lines, *special]
         self._known: dict[str, tuple[int, ...]] = {}  # ids of words met before
         self._room = _CACHE_BYTES
 
@@ -230,8 +232,12 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> list[int]:
         """The ids of a word not met before, which is remembered while there is room."""
-        ids = list(word.encode().translate(_ID_OF_BYTE))
-        ids = self._merge_short(ids) if len(ids) <= _SHORT_WORD else self._merge_long(ids)
+        data = word.encode()
+        if self._trained and (id := self._ids.get(_written(data))) is not None:
+            ids = [id]
+        else:
+            merge = self._merge_short if len(data) <= _SHORT_WORD else self._merge_long
+            ids = merge(list(data.translate(_ID_OF_BYTE)))
         if len(word) <= _CACHED_WORD:
             kept = tuple(ids)
             self._room -= word.__sizeof__() + kept.__sizeof__() + 100  # 100: a place in the dict
@@ -301,7 +307,7 @@ class Tokenizer:
     @cached_property
     def _sizes(self) -> list[int]:
         """Of each token, in bytes."""
-        return [len(line.replace(" ", "")) for line in self._lines]
+        return list(map(len, self._tokens))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token. Raises TokenizerError where there is no such id."""
@@ -315,7 +321,7 @@ class Tokenizer:
             raise TokenizerError(
                 f"ids[{n}] is {_short(wrong)}, but this vocabulary has ids 0 to {self.n_vocab - 1}"
             )
-        written = "".join(map(self._lines.__getitem__, ids)).replace(" ", "")
+        written = "".join(map(self._tokens.__getitem__, ids))
         return codecs.charmap_encode(written, "strict", _BYTE_OF_CHAR)[0]
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
@@ -334,14 +340,13 @@ class Tokenizer:
         Hugging Face calls the same files "merges.txt" and "vocab.json". Raises TokenizerError
         where a special token is spelled as another token is written, so that it would be lost.
         """
-        tokens = [line.replace(" ", "") for line in self._lines[: self._n_ordinary]]
-        ids = dict(zip(tokens, count())) | self.special_tokens
+        ids = self._ids | self.special_tokens
         if len(ids) < self.n_vocab:
             raise TokenizerError(
                 f"{names[1]} cannot hold the special tokens {_short(list(self.special_tokens))}, "
                 "because it writes another token so: rename them"
             )
-        merges = "".join(f"{line}\n" for line in self._lines[256 : self._n_ordinary])
+        merges = "".join(f"{line}\n" for line in self._lines)
         os.makedirs(folder, exist_ok=True)
         _write(os.path.join(folder, names[0]), f"{_HEADER}\n{merges}")
         _write(os.path.join(folder, names[1]), json.dumps(ids))
@@ -413,7 +418,9 @@ def train(text: str, n_vocab: int) -> Tokenizer:
             counts[changed] += by
             if by and counts[changed]:
                 heappush(heap, (-counts[changed], changed))
-    return Tokenizer(merges)
+    tokenizer = Tokenizer(merges)
+    tokenizer._trained = True
+    return tokenizer
 
 
 def _join(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
@@ -438,16 +445,17 @@ class _Merges(dict[tuple[int, int], int]):
     To number the pairs of all lines beforehand would take most of the time of loading.
     """
 
-    def __init__(self, lines: list[str]):
-        self._ids = dict(zip(lines, count(256)))
-        self._lines = [*_CHAR_OF_ID, *lines]
+    def __init__(self, lines: list[str], tokens: list[str], ids: dict[str, int]):
+        self._lines, self._tokens, self._ids = lines, tokens, ids
 
     def __missing__(self, pair: tuple[int, int]) -> int:
-        left, right = pair
-        line = f"{self._lines[left].replace(' ', '')} {self._lines[right].replace(' ', '')}"
+        left, right = self._tokens[pair[0]], self._tokens[pair[1]]
+        new = self._ids.get(left + right, _NONE)
+        if new != _NONE and self._lines[new - 256] != f"{left} {right}":
+            new = _NONE  # the same token from other parts
         if len(self) >= _CACHE_PAIRS:
             self.clear()
-        self[pair] = new = self._ids.get(line, _NONE)
+        self[pair] = new
         return new
 
 

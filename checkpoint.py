@@ -617,7 +617,7 @@ def unmask(masked: int) -> int:
 # Hence, in a message cut into units of 1, 2, 4 ... bytes, the first unit can be XORed into the
 # 65th, 155th, 170th, 195th and 209th unit after it and dropped: the CRC stays the same.
 FOLD = (65, 155, 170, 195, 209)
-UNIT, CHUNK = 512, 2**19  # bytes; the fastest: 3.5 GB/s, where a loop over bytes reaches 0.01
+UNIT, CHUNK = 512, 2**19  # bytes; 1 to 3.5 GB/s measured, where a loop over bytes reaches 0.006
 
 
 def crc32c(data: Any) -> int:

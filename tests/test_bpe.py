@@ -288,10 +288,29 @@ def test_runs_of_one_letter_are_joined_from_the_left(monkeypatch, limit):
         assert tokenizer.encode(text) == slow(text)
 
 
-def test_a_token_that_its_own_merges_miss_is_never_made():
+def test_a_token_that_its_own_merges_miss_is_never_made(tmp_path):
     """b c comes before a b c is whole, so "abc" is a, bc, though a token abc exists."""
-    tokenizer = bpe.Tokenizer([(b"b", b"c"), (b"a", b"b"), (b"ab", b"c")])
-    assert [tokenizer.token_bytes(i) for i in tokenizer.encode("abc")] == [b"a", b"bc"]
+    made = bpe.Tokenizer([(b"b", b"c"), (b"a", b"b"), (b"ab", b"c")])
+    made.save(tmp_path)
+    loaded = bpe.Tokenizer.from_files(tmp_path / "vocab.bpe", tmp_path / "encoder.json")
+    for tokenizer in (made, loaded):
+        assert [tokenizer.token_bytes(i) for i in tokenizer.encode("abc")] == [b"a", b"bc"]
+
+
+def test_every_official_token_is_what_its_own_bytes_become(gpt2):
+    """So a word that is a token needs no merging."""
+    for id in range(50256):
+        ids = list(gpt2.token_bytes(id).translate(bpe._ID_OF_BYTE))
+        assert gpt2._merge_short(ids) == [id]
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.one_of(st.text("ab ", min_size=30), TEXTS))
+def test_every_trained_token_is_what_its_own_bytes_become(text):
+    tokenizer = bpe.train(text, 257 + len(slow_train(text, 20)))
+    for id in range(tokenizer.n_vocab - 1):
+        ids = list(tokenizer.token_bytes(id).translate(bpe._ID_OF_BYTE))
+        assert tokenizer._merge_short(ids) == [id]
 
 
 def test_a_special_token_is_text_unless_allowed(gpt2):
@@ -355,7 +374,7 @@ def test_merging_a_long_word_takes_work_in_proportion(gpt2, monkeypatch):
             return super().__getitem__(pair)
 
     def lookups(text):
-        counting = Counting(gpt2._lines[256:-1])
+        counting = Counting(gpt2._lines, gpt2._tokens, gpt2._ids)
         monkeypatch.setattr(gpt2, "_merges", counting)
         gpt2.encode(text)
         monkeypatch.undo()
@@ -508,7 +527,7 @@ def test_the_merges_imply_the_ids(gpt2, gpt2_merges):
     given_in_python = bpe.Tokenizer(gpt2_merges)
     for tokenizer in (alone, given_in_python):
         assert tokenizer.special_tokens == {"<|endoftext|>": 50256}
-        assert tokenizer._lines == gpt2._lines
+        assert tokenizer._tokens == gpt2._tokens
 
 
 MERGES = "#version: 0.2\na b\nab c\nĠ ab\n"
