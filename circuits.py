@@ -1308,7 +1308,7 @@ def path_patching(
     config, n = model.config, len(base.tokens)
     receivers = _receivers(config, receivers)
     if position is not None:
-        position = position % base.tokens.shape[1]
+        position = _one_position(position, base.tokens).start
     stored = _base_run(model, base, ("z", "q"), last_only=last_only)
     names = [activation_name("z", layer) for layer in range(config.n_layer)]
     seen = run(model, source, names, last_only=last_only)

@@ -366,7 +366,7 @@ def test_a_sweep_computes_neither_layers_below_nor_positions_before_the_patch(mo
     assert sum(computed) == runs + 4 * 3 * 8 + 4 * 3
 
 
-def frozen_path(sender, receivers, through_mlps):
+def frozen_path(sender, receivers, through_mlps, position=slice(None)):
     """Path patching by its definition, one whole pass after another."""
     layer, head = sender
     clean, other = (circuits.run(MODEL, tokens, "*") for tokens in (CLEAN, CORRUPTED))
@@ -381,7 +381,7 @@ def frozen_path(sender, receivers, through_mlps):
 
     def send(array, _):
         array[:] = clean[name]
-        array[:, :, head] = other[name][:, :, head]
+        array[:, position, head] = other[name][:, position, head]
 
     edits = {key: edit[0] if isinstance(edit, list) else edit for key, edit in edits.items()}
     edits[name] = send
@@ -401,6 +401,16 @@ def test_path_patching_equals_its_definition(receivers, through_mlps):
     for index in np.ndindex(3, 4):
         close(sweep.per_prompt[index], frozen_path(index, receivers, through_mlps))
     assert np.ptp(sweep.values) > 0.01
+
+
+def test_path_patching_of_one_position_equals_its_definition():
+    for position, receivers in ((7, [(2, 1, "k")]), (-1, "logits")):
+        sweep = circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, receivers,
+                                       position=position)
+        for index in np.ndindex(3, 4):
+            close(sweep.per_prompt[index], frozen_path(index, receivers, True, position))
+    with pytest.raises(Error, match="position 12 does not exist"):
+        circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, position=12)
 
 
 def test_a_later_sender_reaches_no_receiver():

@@ -130,8 +130,8 @@ def test_every_activation_agrees(pair):
     errors = {name: error(ours[name], with_gain(pair.peer, name, theirs[name]))
               for name in ours.activations}
     worst = max(errors, key=errors.get)
-    print(f"\nparity: {pair.name}: {len(errors)} activations, worst relative error {errors[worst]:.1e} ({worst})"
-          f", logits {error(ours.logits, logits):.1e}")
+    print(f"\nparity: {pair.name}: {len(errors)} activations, worst relative error "
+          f"{errors[worst]:.1e} ({worst}), logits {error(ours.logits, logits):.1e}")
     assert set(circuits.activation_names(pair.model.config)) == set(ours.activations)
     assert errors[worst] < 1e-4
     assert error(ours.logits, logits) < 1e-4
@@ -263,7 +263,8 @@ def test_patching_sweeps_agree(pair, what):
         values = values.transpose(0, 2, 1)  # there: layer, position, head
     base = ours.base.mean()
     worst = np.abs(values - theirs).max() / np.abs(theirs - base).max()
-    print(f"\nparity: {pair.name}: patching {what}: largest difference {worst:.1e} of the largest effect")
+    print(f"\nparity: {pair.name}: patching {what}: largest difference {worst:.1e} of the "
+          "largest effect")
     assert worst < 1e-4
 
 
