@@ -1,0 +1,51 @@
+"""Pictures are drawn, with matplotlib, by the command line and from Python, for any token."""
+import numpy as np
+import pytest
+from matplotlib import image
+from small_model import save_small_model
+
+import circuits
+import gpt2_np
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save_small_model(tmp_path_factory.mktemp("models") / "small"))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["lens", "The naïve café\n$x$ \\frac at"],
+        ["attribution", "The naïve", "--answer", " the"],
+        ["heads"],
+        ["heads", "The café 🦙 the café", "--head", "0.1", "--head", "L1H2"],
+        ["patch", "The café at", "The naïve at", "--answer", " the"],
+        ["patch", "The café at", "The naïve at", "--answer", " the", "--what", "resid_pre"],
+        ["find", "The café at", "The naïve at", "--answer", " the", "--keep", "0.5"],
+    ],
+)
+def test_every_command_draws(argv, folder, tmp_path):
+    path = tmp_path / "picture.png"
+    assert circuits.main([*argv, "--model", folder, "--plot", str(path)]) == 0
+    pixels = image.imread(path)
+    assert pixels.shape[0] > 100 and pixels.shape[1] > 200
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(folder, tmp_path, capsys):
+    path = str(tmp_path / "no" / "such.png")
+    assert circuits.main(["heads", "--model", folder, "--plot", path]) == 1
+    assert f"{path} cannot be written" in capsys.readouterr().err
+
+
+def test_drawing_leaves_the_callers_matplotlib_alone(folder, tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    model = gpt2_np.load(folder, "cpu")
+    circuits.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
+    circuits.plot_heads(np.eye(3), tmp_path / "heads.png")
+    assert pyplot.get_fignums() == before
