@@ -29,11 +29,11 @@ import numpy as np
 
 if __package__:
     from . import gpt2_np
-    from .backend import DeviceError, einsum, namespace, to_host
+    from .backend import einsum, namespace, to_host
     from .gpt2_np import Config, Error, Model
 else:
     import gpt2_np
-    from backend import DeviceError, einsum, namespace, to_host
+    from backend import einsum, namespace, to_host
     from gpt2_np import Config, Error, Model
 
 __all__ = [
@@ -2562,31 +2562,18 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: tables to stdout, all else to stderr; returns the exit status."""
-    for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
-            output.reconfigure(encoding="utf-8", errors="replace")
-    parser = command_line()
-    args = parser.parse_args(argv)
+    return gpt2_np.run_command("circuits", command_line(), argv, _run_command)
+
+
+def _run_command(args, parser):
     _check_usage(args, parser)
-    try:
-        model = gpt2_np.load(args.model, args.device)
-        _tokenizer(model)
-        result = _COMMANDS[args.command](model, args)
-        print(json.dumps(_plain({"model": args.model, **result})) if args.json
-              else result["table"])
-        sys.stdout.flush()
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `| head` has read enough
-        gpt2_np.discard_output()
-        return 141
-    except MemoryError:
-        reason = "there is not enough memory: choose a smaller model or fewer, shorter prompts"
-    except (Error, DeviceError, *gpt2_np.failures()) as error:
-        reason = error
-    print(f"circuits: {reason}", file=sys.stderr)
-    return 1
+    model = gpt2_np.load(args.model, args.device)
+    _tokenizer(model)
+    result = _COMMANDS[args.command](model, args)
+    if args.json:
+        print(json.dumps(_plain({"model": args.model, **result})))
+    else:
+        print(result["table"])
 
 
 def _check_usage(args, parser):

@@ -883,13 +883,17 @@ def command_line():
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Text goes to stdout, all else to stderr; returns the exit status."""
+    return run_command("gpt2_np", command_line(), argv, run)
+
+
+def run_command(name, parser, argv, job) -> int:
+    """job(args, parser) as a program: UTF-8 on any locale, one sentence for each failure."""
     for output in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
             output.reconfigure(encoding="utf-8", errors="replace")
-    parser = command_line()
     args = parser.parse_args(argv)
     try:
-        run(args, parser)
+        job(args, parser)
         print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
@@ -900,16 +904,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         discard_output()
-        return fail(f"reading or writing failed: {error}")
+        reason = f"reading or writing failed: {error}"
     except MemoryError:
-        return fail("there is not enough memory: choose a smaller model, a shorter text or fewer "
-                    "--samples")
+        reason = "there is not enough memory: choose a smaller model, or fewer or shorter texts"
     except failures() as error:
-        return fail(error)
-
-
-def fail(reason):
-    print(f"gpt2_np: {reason}", file=sys.stderr)
+        reason = error
+    print(f"{name}: {reason}", file=sys.stderr)
     return 1
 
 
