@@ -56,13 +56,16 @@ def load(
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU where one works), "cpu" or "cuda". On the CPU,
     float32 weights stay in the file, memory-mapped; all arrays are read-only. Raises
-    CheckpointError, DownloadError or backend.DeviceError.
+    CheckpointError or DownloadError, and Error where the device cannot be had.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(DTYPES)}")
     if device == "auto":
         device = os.environ.get("GPT2_NP_DEVICE") or "auto"
-    xp = backend.pick(device)
+    try:
+        xp = backend.pick(device)
+    except backend.DeviceError as error:
+        raise gpt2_np.Error(str(error)) from error
     checkpoint = open_checkpoint(locate(name_or_path))
     map_once = Maps()
 

@@ -907,7 +907,7 @@ def run_command(name, parser, argv, job) -> int:
         reason = f"reading or writing failed: {error}"
     except MemoryError:
         reason = "there is not enough memory: choose a smaller model, or fewer or shorter texts"
-    except failures() as error:
+    except Error as error:
         reason = error
     print(f"{name}: {reason}", file=sys.stderr)
     return 1
@@ -916,19 +916,6 @@ def run_command(name, parser, argv, job) -> int:
 def discard_output():
     """What is still buffered must not raise again when Python ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def failures():
-    """Error, and the errors of the modules beside this file that know nothing of it."""
-    try:
-        if __package__:
-            from . import backend, bpe
-        else:
-            import backend
-            import bpe
-    except ImportError:
-        return (Error,)
-    return Error, backend.DeviceError, bpe.TokenizerError
 
 
 def run(args, parser):

@@ -219,6 +219,17 @@ def test_the_device_comes_from_the_environment_only_where_none_is_asked_for(tmp_
     assert asked == ["auto", "cuda", "cpu"]
 
 
+def test_a_device_that_cannot_be_had_is_an_error_of_the_family(tmp_path, monkeypatch):
+    write_tensorflow(tmp_path)
+
+    def pick(device):
+        raise backend.DeviceError("no GPU here")
+
+    monkeypatch.setattr(backend, "pick", pick)
+    with pytest.raises(gpt2_np.Error, match="no GPU here"):
+        checkpoint.load(tmp_path, device="cuda")
+
+
 def test_arrays_go_to_the_device_one_by_one(tmp_path, monkeypatch):
     params = write_tensorflow(tmp_path)
     moved = []

@@ -504,7 +504,6 @@ def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
     ("error", "sentence"),
     [
         (gpt2_np.Error("this failed: do that"), "this failed: do that"),
-        (bpe.TokenizerError("this failed: do that"), "this failed: do that"),
         (MemoryError(), "there is not enough memory: choose a smaller model"),
         (OSError(5, "Input/output error"), "reading or writing failed: [Errno 5] Input/output"),
     ],
