@@ -16,7 +16,6 @@ from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
 
-import bpe
 import gpt2_np
 
 ROOT = Path(gpt2_np.__file__).parent
