@@ -133,11 +133,21 @@ def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Mod
 
     Official sizes are downloaded on first use. Raises CheckpointError, DownloadError, both Error.
     """
-    if __package__:
-        from . import checkpoint
-    else:
-        import checkpoint
-    return checkpoint.load(name_or_path, device, dtype)
+    return checkpoint_module().load(name_or_path, device, dtype)
+
+
+def checkpoint_module():
+    try:
+        if __package__:
+            from . import checkpoint
+        else:
+            import checkpoint
+    except ModuleNotFoundError as error:
+        raise Error(
+            f"there is no {error.name} beside gpt2_np.py: to load models it needs checkpoint.py, "
+            "bpe.py and backend.py"
+        ) from None
+    return checkpoint
 
 
 # --- the forward pass ------------------------------------------------------------------
@@ -592,9 +602,8 @@ def generate_batch(
 ) -> list[list[int]]:
     """The continuations of several prompts of any lengths, computed together.
 
-    Options are those of `generate`. Each row is what `generate` gives for its prompt alone; with
-    an integer seed, row i draws as `generate(..., seed=(seed, i))` does, and row 0 also as with
-    `seed` itself.
+    Options are those of `generate`. Each row is what `generate` gives for its prompt alone: row 0
+    with the same seed, row i with seed (seed, i).
     """
     rows = generate_rows(model, prompts, n_tokens, stop, seed, **sampling)
     rows.warn_if_full()
@@ -603,7 +612,7 @@ def generate_batch(
 
 def generate_rows(model, prompts, n_tokens, stop=(), seed=None, **sampling) -> Rows:
     """`generate_batch` run to its end, with the reasons why each row ended."""
-    seeds = [None if seed is None else (seed, row) for row in range(len(prompts))]
+    seeds = [(seed, row) if row and seed is not None else seed for row in range(len(prompts))]
     rows = Rows(model, prompts, n_tokens, stop, seeds, Sampling(**sampling))
     for _ in rows.steps():
         pass
@@ -632,6 +641,8 @@ class Rows:
     def steps(self) -> Iterator[tuple[int, int]]:
         """(row, token) for every token as it is chosen, row by row within a step."""
         config, params = self.model.config, self.model.params
+        # Some checkpoints pad the embedding with rows that stand for no token: none is drawn.
+        n_vocab = getattr(self.model.tokenizer, "n_vocab", config.n_vocab)
         growing = list(range(len(self.texts)))
         longest = max(self.n_prompt, default=0)
         cache = KVCache(config, len(growing), min(config.n_ctx, longest + self.n_tokens))
@@ -645,7 +656,7 @@ class Rows:
                 xp = namespace(x)
                 ends = xp.arange(len(growing)), xp.asarray(cache.lengths - 1)
                 x = x[ends][:, None]
-            logits = unembed(x, params)[:, 0]
+            logits = unembed(x, params)[:, 0, :n_vocab]
             still = []
             for index, row in enumerate(growing):
                 text = self.texts[row]
@@ -1143,11 +1154,7 @@ def print_info(args):
 
 
 def print_download(args):
-    if __package__:
-        from . import checkpoint
-    else:
-        import checkpoint
-    print(checkpoint.download(args.model))
+    print(checkpoint_module().download(args.model))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import numpy as np
@@ -150,13 +151,19 @@ def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(prompts, n_tokens, o
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
             alone = dict(options)
             if "seed" in alone:
-                alone["seed"] = (alone["seed"], index)
+                alone["seed"] = (alone["seed"], index) if index else alone["seed"]
             assert row == list(generate(MODEL, prompt, n_tokens, **alone))
 
 
 def test_row_0_draws_as_the_seed_alone_does():
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=21)
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))
+
+
+def test_row_0_draws_as_any_seed_does():
+    seed = 2**200 + 1
+    [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=seed)
+    assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=seed))
 
 
 def test_rows_with_the_same_prompt_draw_differently():
@@ -272,6 +279,16 @@ def test_a_special_token_in_a_text_prompt_is_ordinary_text(text_model):
     model = gpt2_np.Model(text_model.config, text_model.params, Spy())
     complete(model, "<|endoftext|>", 1)
     assert Spy.end_of_text not in seen[0]
+
+
+def test_ids_that_only_pad_the_vocabulary_are_never_drawn(text_model):
+    tokenizer, config = text_model.tokenizer, text_model.config
+    padded = dataclasses.replace(config, n_vocab=config.n_vocab + 400)
+    model = random_model(padded, scale=0.5, tokenizer=tokenizer)
+    prompts = [tokenizer.encode("the cat"), tokenizer.encode("mat")]
+    rows = generate_batch(model, prompts, 30, temperature=5.0, seed=1)
+    assert max(map(max, rows)) < tokenizer.n_vocab
+    complete(model, "the cat", 30, temperature=5.0, seed=1)
 
 
 def test_text_needs_a_tokenizer():

@@ -114,6 +114,14 @@ def test_the_model_s_file_works_beside_an_unrelated_backend(tmp_path, expected):
     assert "backend" in modules
 
 
+def test_the_model_s_file_alone_says_what_loading_needs(tmp_path):
+    shutil.copy(ROOT / "gpt2_np.py", tmp_path)
+    command = [sys.executable, tmp_path / "gpt2_np.py", "hi", "-m", "shakespeare"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "no checkpoint beside gpt2_np.py" in done.stderr
+
+
 def test_the_model_s_file_alone_says_what_a_model_costs(tmp_path):
     folder = copy(["gpt2_np.py"], tmp_path / "script")
     done = subprocess.run([sys.executable, "gpt2_np.py", "--info"], cwd=folder, timeout=60,
