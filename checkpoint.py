@@ -79,6 +79,10 @@ def load(
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder or file that a name, path or URL means, downloaded where it has to be."""
     if name_or_path == "shakespeare":
+        if not SHAKESPEARE.exists():
+            raise CheckpointError(
+                f"{SHAKESPEARE} is not there: copy the folder models/ beside checkpoint.py"
+            )
         return SHAKESPEARE
     if isinstance(name_or_path, str) and (name_or_path in gpt2_np.SIZES or is_url(name_or_path)):
         for source in sources_of(name_or_path):
@@ -677,7 +681,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         if not 2 <= length <= min(size - 8, MAX_SMALL_FILE):
             raise Malformed(
                 f"its header has {length} bytes, expected at most {MAX_SMALL_FILE} and, in a file "
-                f"of {size} bytes, {size - 8}"
+                f"of {size} bytes, {max(size - 8, 0)}"
             )
         header = opened.read(length)
         if header[:1] != b"{":

@@ -19,6 +19,7 @@ import fnmatch
 import functools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -324,8 +325,8 @@ def rest(model, x, start, first=0, before=None, tap=gpt2_np.NO_TAP, last_only=Fa
     short = x.shape[1] <= 256  # every prompt at once, where the scores stay small
 
     @functools.cache
-    def blocks(whole):
-        return gpt2_np.attention_blocks(positions, config.n_head, xp, whole or short)
+    def tiles(whole):
+        return gpt2_np.attention_tiles(positions, config.n_head, xp, whole or short)
 
     def remember(layer, *new):
         if not first:
@@ -338,7 +339,7 @@ def rest(model, x, start, first=0, before=None, tap=gpt2_np.NO_TAP, last_only=Fa
         if start <= 2 * layer:
             normalized = gpt2_np.layer_norm(x, **block["ln_1"], tap=here.under("ln1."))
             out = gpt2_np.attention(
-                normalized, **block["attn"], n_head=config.n_head, blocks=blocks,
+                normalized, **block["attn"], n_head=config.n_head, tiles=tiles,
                 remember=functools.partial(remember, layer), tap=here.under("attn."),
             )
             x = x + here("hook_attn_out", out)
@@ -2567,6 +2568,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(args, parser):
     _check_usage(args, parser)
+    for name in ("text", "clean", "corrupted"):
+        gpt2_np.utf_8(os.fsencode(getattr(args, name, None) or ""), "the text")
     model = gpt2_np.load(args.model, args.device)
     _tokenizer(model)
     result = _COMMANDS[args.command](model, args)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import json
 import math
 import os
@@ -68,7 +69,7 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 class Error(ValueError):
-    """What every failure of this project is: the message says what was wrong, where, what to do."""
+    """What failed, where, and what to do. CheckpointError and DownloadError are of this class."""
 
 
 # --- sizes -----------------------------------------------------------------------------
@@ -136,6 +137,13 @@ def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Mod
     return checkpoint_module().load(name_or_path, device, dtype)
 
 
+def __getattr__(name):
+    """`from gpt2_np import circuits` also at a clone's root, where this file is all of gpt2_np."""
+    if name in ("backend", "bpe", "checkpoint", "circuits") and not __package__:
+        return importlib.import_module(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def checkpoint_module():
     try:
         if __package__:
@@ -187,24 +195,25 @@ def residual_stream(params, config, tokens, cache=None, tap=None):
             f"{positions.max() + 1} positions do not fit: this model's n_ctx is {config.n_ctx}; "
             "shorten the text or drop its beginning"
         )
-    blocks = functools.cache(functools.partial(attention_blocks, positions, config.n_head, xp))
+    # Tiles depend on whether a tap looks at whole patterns, which it may in some layers only.
+    tiles = functools.cache(functools.partial(attention_tiles, positions, config.n_head, xp))
 
     x = tap("hook_embed", params["wte"][xp.asarray(tokens)])
     x = x + tap("hook_pos_embed", params["wpe"][xp.asarray(positions)])
     for layer, block in enumerate(params["blocks"]):
         remember = functools.partial(cache.append, layer) if cache else keep
         here = tap.under(f"blocks.{layer}.")
-        x = transformer_block(x, block, config.n_head, remember, blocks, here)
+        x = transformer_block(x, block, config.n_head, remember, tiles, here)
     if cache:
         cache.lengths += tokens.shape[1]
     return layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
 
 
-def transformer_block(x, block, n_head, remember, blocks, tap):  # [b, q, d] -> [b, q, d]
+def transformer_block(x, block, n_head, remember, tiles, tap):  # [b, q, d] -> [b, q, d]
     x = tap("hook_resid_pre", x)
     normalized = layer_norm(x, **block["ln_1"], tap=tap.under("ln1."))
     attn_out = attention(normalized, **block["attn"], n_head=n_head, remember=remember,
-                         blocks=blocks, tap=tap.under("attn."))
+                         tiles=tiles, tap=tap.under("attn."))
     x = tap("hook_resid_mid", x + tap("hook_attn_out", attn_out))
     normalized = layer_norm(x, **block["ln_2"], tap=tap.under("ln2."))
     mlp_out = mlp(normalized, **block["mlp"], tap=tap.under("mlp."))
@@ -223,7 +232,7 @@ def layer_norm(x, g, b, tap):  # [b, q, d] -> [b, q, d]
     return tap("hook_normalized", x)
 
 
-def attention(x, c_attn, c_proj, n_head, remember, blocks, tap):  # [b, q, d] -> [b, q, d]
+def attention(x, c_attn, c_proj, n_head, remember, tiles, tap):  # [b, q, d] -> [b, q, d]
     """Causal multi-head attention; `remember` puts keys and values behind the cached ones."""
     n_embd = x.shape[-1]
     by_head = (3, n_head, n_embd // n_head)
@@ -232,7 +241,7 @@ def attention(x, c_attn, c_proj, n_head, remember, blocks, tap):  # [b, q, d] ->
     q, k, v = (tap(f"hook_{name}", qkv[:, :, c]) for c, name in enumerate("qkv"))
     k, v = remember(k, v)  # [b, k, h, e], from the first position on
 
-    z = tap("hook_z", attend(q, k, v, blocks, tap))
+    z = tap("hook_z", attend(q, k, v, tiles, tap))
     w = c_proj["w"].reshape(*by_head[1:], n_embd)
     if tap.wants("hook_result"):
         out = tap("hook_result", einsum("bqhe,hed->bqhd", z, w)).sum(axis=2)
@@ -242,13 +251,13 @@ def attention(x, c_attn, c_proj, n_head, remember, blocks, tap):  # [b, q, d] ->
     return out
 
 
-def attend(q, k, v, blocks, tap):  # [b, q, h, e], [b, k, h, e] twice -> [b, q, h, e]
+def attend(q, k, v, tiles, tap):  # [b, q, h, e], [b, k, h, e] twice -> [b, q, h, e]
     """softmax(q kᵀ / √e) v, a block of queries at a time over the keys that it may see."""
     xp = namespace(q)
     z = xp.empty(q.shape, q.dtype)
     q = q / math.sqrt(q.shape[-1])
     whole = tap.wants("hook_attn_scores") or tap.wants("hook_pattern")
-    for rows, queries, n_keys, first_masked, later in blocks(whole):
+    for rows, queries, n_keys, first_masked, later in tiles(whole):
         scores = einsum("bqhe,bkhe->bhqk", q[rows, queries], k[rows, :n_keys])
         if later is not None:
             xp.copyto(scores[..., first_masked:], -math.inf, where=later)
@@ -296,7 +305,7 @@ def unembed(x, params):  # [b, q, d] -> [b, q, v]; the embedding serves twice
     return einsum("bqd,vd->bqv", x, params["wte"])
 
 
-class AttentionBlock(NamedTuple):
+class AttentionTile(NamedTuple):
     """Which queries are worked on at once, the keys they see, and which of those come too late."""
 
     rows: slice
@@ -306,7 +315,7 @@ class AttentionBlock(NamedTuple):
     later: Any  # [b, 1, q, k - first_masked], or None where every query sees every key
 
 
-def attention_blocks(positions, n_head, xp, whole):
+def attention_tiles(positions, n_head, xp, whole):
     """Split [batch, query] positions so that scores stay small and masked keys are skipped.
 
     A query at position p sees keys 0 to p. One mask, made here, serves every layer. `whole` is
@@ -317,7 +326,7 @@ def attention_blocks(positions, n_head, xp, whole):
     row_step = n_rows if whole else 1
     most_keys = int(positions.max()) + 1
     query_step = n_queries if whole else max(32, BLOCK_ELEMENTS // (n_head * most_keys))
-    blocks = []
+    tiles = []
     for row in range(0, n_rows, row_step):
         rows = slice(row, row + row_step)
         for query in range(0, n_queries, query_step):
@@ -328,8 +337,8 @@ def attention_blocks(positions, n_head, xp, whole):
             if first_masked < n_keys:
                 later = np.arange(first_masked, n_keys) > here[:, None, :, None]
                 later = xp.asarray(later)
-            blocks.append(AttentionBlock(rows, queries, n_keys, first_masked, later))
-    return blocks
+            tiles.append(AttentionTile(rows, queries, n_keys, first_masked, later))
+    return tiles
 
 
 def keep(keys, values):
@@ -953,6 +962,10 @@ def run(args, parser):
         stop_tuple(args.stop)
     except Error as error:
         parser.error(str(error))
+    restricted = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name) is not None]
+    if restricted and args.temperature == 0:
+        option = restricted[0].replace("_", "-")
+        parser.error(f"--{option} needs --temperature above 0: greedy decoding draws nothing")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed is {args.seed}: it must be at least 0")
     texts = [name for name, value in (("a prompt", args.prompt), ("--file", args.file))
@@ -982,6 +995,8 @@ def prompt_text(args) -> str:
         if args.file is not None:
             with open(args.file, "rb") as file:
                 data = file.read()
+        elif args.prompt == "-" and sys.stdin is None:
+            raise Error("standard input is closed: give the text as an argument or with --file")
         elif args.prompt == "-":
             source, data = "standard input", sys.stdin.buffer.read()
         else:

@@ -118,6 +118,12 @@ def test_a_relative_path_is_one_from_the_working_folder(tmp_path, monkeypatch):
     assert checkpoint.load("folder").config == SMALL
 
 
+def test_without_the_embedded_model_the_error_says_what_to_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHAKESPEARE", tmp_path / "models" / "shakespeare")
+    with pytest.raises(CheckpointError, match="is not there: copy the folder models/"):
+        checkpoint.load("shakespeare")
+
+
 def test_shakespeare_is_the_folder_beside_the_module(tmp_path, monkeypatch):
     beside = pathlib.Path(checkpoint.__file__).parent / "models" / "shakespeare"
     assert checkpoint.SHAKESPEARE == checkpoint.download("shakespeare") == beside

@@ -418,6 +418,7 @@ USAGE = {
     "top-k of 0": ([PROMPT, "--top-k", "0"], "top_k is 0"),
     "top-p of 0": ([PROMPT, "--top-p", "0"], "top_p is 0.0"),
     "top-p above 1": ([PROMPT, "--top-p", "1.5"], "top_p is 1.5"),
+    "top-k and greedy": ([PROMPT, "--top-k", "3"], "--top-k needs --temperature above 0"),
     "min-p above 1": ([PROMPT, "--min-p", "2"], "min_p is 2.0"),
     "penalty of 0": ([PROMPT, "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
     "seed below 0": ([PROMPT, "--seed", "-1"], "--seed is -1"),
@@ -469,6 +470,13 @@ def test_standard_input_that_is_not_utf_8_is_one_sentence(run, folder, standard_
     assert run("-", "-m", folder) == (1, "", f"gpt2_np: {sentence}\n")
     standard_input(b"")
     assert "standard input is empty" in run("-", "-m", folder)[2]
+
+
+def test_closed_standard_input_is_one_sentence(run, monkeypatch, folder):
+    monkeypatch.setattr(sys, "stdin", None)
+    status, out, err = run("-", "-m", folder)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "standard input is closed" in err
 
 
 def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):

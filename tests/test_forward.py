@@ -176,7 +176,7 @@ def test_no_full_attention_array_is_made_unless_a_tap_asks():
     positions = np.arange(1024)[None]
     sizes = [
         config.n_head * (block.queries.stop - block.queries.start) * block.n_keys
-        for block in gpt2_np.attention_blocks(positions, config.n_head, np, whole=False)
+        for block in gpt2_np.attention_tiles(positions, config.n_head, np, whole=False)
     ]
     assert max(sizes) < config.n_head * 1024 * 1024 / 16
     assert sum(sizes) < 0.6 * config.n_head * 1024 * 1024  # masked keys are skipped
@@ -312,13 +312,13 @@ def test_results_per_head_sum_to_the_attention_output():
 
 def test_patterns_are_not_built_whole_for_a_tap_that_wants_other_things(monkeypatch):
     asked = []
-    original = gpt2_np.attention_blocks
+    original = gpt2_np.attention_tiles
 
     def spy(positions, n_head, xp, whole):
         asked.append(whole)
         return original(positions, n_head, xp, whole)
 
-    monkeypatch.setattr(gpt2_np, "attention_blocks", spy)
+    monkeypatch.setattr(gpt2_np, "attention_tiles", spy)
     run(TOKENS, tap=Record("blocks.0.hook_resid_post"))
     assert asked == [False]
     run(TOKENS, tap=Record("blocks.1.attn.hook_pattern"))

@@ -67,3 +67,9 @@ gpt2_np.complete(model, "ROMEO", n_tokens=2)
 """)
     assert {"gpt2_np", "checkpoint", "bpe"} <= found
     assert not {"requests", "urllib3", "tqdm", "cupy"} & found
+
+
+def test_the_modules_are_found_through_gpt2_np_at_the_root_of_a_clone_too():
+    program = "from gpt2_np import circuits, checkpoint; import gpt2_np; gpt2_np.nothing"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("has no attribute 'nothing'")
