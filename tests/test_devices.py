@@ -151,7 +151,8 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch):
         backend.pick("cuda")
 
 
-# The messages are CuPy 14's own: the first was read on a machine with CuPy and no driver.
+# The first was read with CuPy 14 where there is no driver; the others are the usual words of CUDA
+# and of the loader, not met here.
 @pytest.mark.parametrize(
     ("said", "told"),
     [
