@@ -139,6 +139,46 @@ def plan(specification: str) -> Plan | None:
     )
 
 
+class Lowering(NamedTuple):
+    """A plan for operands of known shapes: what to do to each before the product, and after.
+
+    None stands for what need not be done.
+    """
+
+    left: tuple[int, ...] | None
+    left_shape: tuple[int, ...] | None
+    right: tuple[int, ...] | None
+    right_shape: tuple[int, ...] | None
+    shape: tuple[int, ...] | None
+    result: tuple[int, ...] | None
+
+
+@functools.lru_cache(maxsize=1 << 14)  # keys of every length up to n_ctx, and more
+def lowering(specification: str, *shapes: tuple[int, ...]) -> Lowering | None:
+    """How operands of these shapes are contracted, or None where that is no matrix product."""
+    planned = plan(specification) if len(shapes) == 2 else None
+    if planned is None:
+        return None
+    left, right = (
+        [shape[axis] for axis in axes] if axes else list(shape)
+        for shape, axes in zip(shapes, (planned.left, planned.right), strict=True)
+    )
+    n_batch, n_rows, n_summed, n_columns = planned[2:6]
+    batch, rows, summed = left[:n_batch], left[n_batch : n_batch + n_rows], left[n_batch + n_rows :]
+    if batch != right[:n_batch] or summed != right[n_batch : n_batch + n_summed]:
+        raise ValueError(f"einsum {specification!r}: shapes {shapes[0]} and {shapes[1]} disagree")
+    columns = right[n_batch + n_summed :]
+    n = math.prod(summed)
+    return Lowering(
+        planned.left,
+        None if n_rows == n_summed == 1 else (*batch, math.prod(rows), n),
+        planned.right,
+        None if n_summed == n_columns == 1 else (*batch, n, math.prod(columns)),
+        None if n_rows == n_columns == 1 else (*batch, *rows, *columns),
+        planned.result,
+    )
+
+
 def einsum(specification: str, *operands: Any) -> Any:
     """np.einsum of two arrays as one call of the matrix product, with the plan remembered.
 
@@ -146,29 +186,19 @@ def einsum(specification: str, *operands: Any) -> Any:
     key/value cache are never copied. What is no matrix product (one or three operands, a
     diagonal) goes to the array module's own einsum.
     """
-    lowered = plan(specification)
-    if lowered is None or len(operands) != 2:
+    how = lowering(specification, *[array.shape for array in operands])
+    if how is None:
         return namespace(operands[0]).einsum(specification, *operands, optimize=True)
     left, right = operands
-    if lowered.left:
-        left = left.transpose(lowered.left)
-    if lowered.right:
-        right = right.transpose(lowered.right)
-    n_batch, n_rows, n_summed, n_columns = lowered[2:6]
-    if (
-        left.shape[:n_batch] != right.shape[:n_batch]
-        or left.shape[n_batch + n_rows :] != right.shape[n_batch : n_batch + n_summed]
-    ):
-        raise ValueError(
-            f"einsum {specification!r}: shapes {operands[0].shape} and {operands[1].shape} disagree"
-        )
-    batch, row_sizes = left.shape[:n_batch], left.shape[n_batch : n_batch + n_rows]
-    column_sizes = right.shape[n_batch + n_summed :]
-    if n_rows != 1 or n_summed != 1:
-        left = left.reshape((*batch, math.prod(row_sizes), -1))
-    if n_summed != 1 or n_columns != 1:
-        right = right.reshape((*batch, left.shape[-1], math.prod(column_sizes)))
+    if how.left:
+        left = left.transpose(how.left)
+    if how.left_shape is not None:
+        left = left.reshape(how.left_shape)
+    if how.right:
+        right = right.transpose(how.right)
+    if how.right_shape is not None:
+        right = right.reshape(how.right_shape)
     product = left @ right
-    if n_rows != 1 or n_columns != 1:
-        product = product.reshape((*batch, *row_sizes, *column_sizes))
-    return product.transpose(lowered.result) if lowered.result else product
+    if how.shape is not None:
+        product = product.reshape(how.shape)
+    return product.transpose(how.result) if how.result else product

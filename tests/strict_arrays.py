@@ -113,7 +113,8 @@ def _function(name):
     return function
 
 
-for _name in ("arange", "copyto", "einsum", "empty", "exp", "log", "multiply", "tanh", "zeros"):
+for _name in ("arange", "copyto", "einsum", "empty", "exp", "log", "maximum", "multiply", "tanh",
+              "zeros"):
     setattr(sys.modules[__name__], _name, _function(_name))
 
 

@@ -1,3 +1,4 @@
+import math
 import threading
 
 import numpy as np
@@ -175,8 +176,9 @@ def test_no_full_attention_array_is_made_unless_a_tap_asks():
     config = gpt2_np.Config(n_vocab=61, n_ctx=1024, n_embd=16, n_head=16, n_layer=1)
     positions = np.arange(1024)[None]
     sizes = [
-        config.n_head * (block.queries.stop - block.queries.start) * block.n_keys
-        for block in gpt2_np.attention_tiles(positions, config.n_head, np, whole=False)
+        math.prod(len(range(*part.indices(1024))) for part in (tile.queries, tile.keys))
+        * len(range(*tile.heads.indices(config.n_head)))
+        for tile in gpt2_np.attention_tiles(positions, config.n_head, np, whole=False)
     ]
     assert max(sizes) < config.n_head * 1024 * 1024 / 16
     assert sum(sizes) < 0.6 * config.n_head * 1024 * 1024  # masked keys are skipped

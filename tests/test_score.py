@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_model import TINY, random_model
 
 import gpt2_np
-from gpt2_np import forward, score
+from gpt2_np import forward, score, score_batch
 
 MODEL = random_model()
 TEXT = np.random.default_rng(3).integers(0, TINY.n_vocab, 100)
@@ -47,18 +49,48 @@ def test_half_of_n_ctx_is_the_default_stride():
 
 
 def test_logits_are_never_held_for_the_whole_text(monkeypatch):
-    rows = []
-    original = gpt2_np.unembed
+    sizes = []
+    original = gpt2_np.einsum
 
-    def spy(x, params):
-        rows.append(x.shape[1])
-        return original(x, params)
+    def spy(specification, *operands):
+        result = original(specification, *operands)
+        if "v" in specification:
+            sizes.append(result.size)
+        return result
 
     expected = log_probabilities(TEXT[:20])
-    monkeypatch.setattr(gpt2_np, "unembed", spy)
-    monkeypatch.setattr(gpt2_np, "BLOCK_ELEMENTS", 20)
+    monkeypatch.setattr(gpt2_np, "einsum", spy)
+    monkeypatch.setattr(gpt2_np, "BLOCK_ELEMENTS", 10)
     np.testing.assert_allclose(score(MODEL, TEXT[:20]), expected, rtol=1e-5, atol=1e-6)
-    assert max(rows) * TINY.n_vocab <= 16 * 20
+    assert len(sizes) > 1
+    assert max(sizes) <= 32 * 10 < 19 * TINY.n_vocab
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=60), max_size=6),
+    st.integers(1, TINY.n_ctx),
+)
+def test_texts_scored_together_equal_texts_scored_alone(texts, stride):
+    together = score_batch(MODEL, texts, stride)
+    assert [len(row) for row in together] == [len(text) - 1 for text in texts]
+    for text, scores in zip(texts, together, strict=True):
+        np.testing.assert_allclose(scores, score(MODEL, text, stride), rtol=1e-4, atol=1e-5)
+
+
+def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
+    shapes = []
+    original = gpt2_np.residual_stream
+
+    def spy(params, config, tokens, **options):
+        shapes.append(tokens.shape)
+        return original(params, config, tokens, **options)
+
+    monkeypatch.setattr(gpt2_np, "residual_stream", spy)
+    texts = [TEXT[:n] for n in (24, 2, 9, 17, 1, 5)]
+    score_batch(MODEL, texts)
+    assert sum(batch * n for batch, n in shapes) == sum(len(text) - 1 for text in texts)
+    assert shapes == [(1, 24), (1, 24), (1, 4)]  # 23 + 1, 16 + 8, 4
 
 
 @pytest.mark.parametrize("stride", [0, -1, 25])
