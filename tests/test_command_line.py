@@ -108,6 +108,18 @@ def test_device_and_dtype_reach_the_model(run, folder, monkeypatch):
     assert asked == [folder, "cpu", "float64"]
 
 
+def test_no_draft_makes_the_same_text_one_token_at_a_time(run, folder, monkeypatch):
+    expected = run("the café the café the", "-m", folder, "-n", 20)
+
+    def propose(drafts, room):
+        raise AssertionError("a draft was asked for")
+
+    monkeypatch.setattr(gpt2_np.Drafts, "propose", propose)
+    assert run("the café the café the", "-m", folder, "-n", 20, "--no-draft") == expected
+    with pytest.raises(AssertionError, match="a draft was asked for"):
+        run("the café the café the", "-m", folder, "-n", 20)
+
+
 def test_no_echo_prints_the_continuation_alone(run, folder, model):
     continuation = gpt2_np.complete(model, PROMPT, n_tokens=7)
     assert run(PROMPT, "-m", folder, "-n", 7, "--no-echo") == (0, continuation + "\n", "")

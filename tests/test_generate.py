@@ -155,6 +155,41 @@ def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(prompts, n_tokens, o
             assert row == list(generate(MODEL, prompt, n_tokens, **alone))
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=15),
+    st.lists(st.lists(st.integers(0, 3), max_size=8), min_size=2, max_size=5),
+    st.booleans(),
+)
+def test_a_shared_beginning_changes_no_row(beginning, endings, shared):
+    prompts = [beginning + ending for ending in endings]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt2_np, "LEAST_SHARED", 0 if shared else 10**6)
+        rows = generate_batch(MODEL, prompts, 5)
+    assert rows == [list(generate(MODEL, prompt, 5)) for prompt in prompts]
+
+
+def test_what_all_prompts_begin_with_is_computed_once(monkeypatch):
+    shapes = []
+    original = gpt2_np.residual_stream
+
+    def spy(params, config, tokens, *rest):
+        shapes.append(tokens.shape)
+        return original(params, config, tokens, *rest)
+
+    monkeypatch.setattr(gpt2_np, "residual_stream", spy)
+    monkeypatch.setattr(gpt2_np, "LEAST_SHARED", 30)
+    beginning = list(range(20))
+    generate_batch(MODEL, [[*beginning, 1, 2], [*beginning, 3], [*beginning, 4, 5]], 1)
+    assert shapes == [(1, 20), (3, 2)]
+    del shapes[:]
+    generate_batch(MODEL, [beginning] * 3, 1)
+    assert shapes == [(1, 19), (3, 1)]
+    del shapes[:]
+    generate_batch(MODEL, [[1, 2, 3], [1, 5], [7]], 1)  # too little is shared: one packed row
+    assert shapes == [(1, 6)]
+
+
 def test_row_0_draws_as_the_seed_alone_does():
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=21)
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))

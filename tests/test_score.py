@@ -82,9 +82,9 @@ def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     shapes = []
     original = gpt2_np.residual_stream
 
-    def spy(params, config, tokens, **options):
+    def spy(params, config, tokens, cache):
         shapes.append(tokens.shape)
-        return original(params, config, tokens, **options)
+        return original(params, config, tokens, cache)
 
     monkeypatch.setattr(gpt2_np, "residual_stream", spy)
     texts = [TEXT[:n] for n in (24, 2, 9, 17, 1, 5)]

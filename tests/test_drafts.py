@@ -1,0 +1,194 @@
+"""Drafts make repeating text quicker; they never change which tokens are chosen."""
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planted import planted_model
+from random_model import TINY, random_model
+
+import gpt2_np
+from gpt2_np import Drafts, Repeats, forward, generate
+
+COPIER = planted_model()  # its induction head goes on with what repeats
+PATTERN = [3, 1, 4, 15, 9, 2, 6]
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The number of tokens in each pass of the model."""
+    widths = []
+    original = gpt2_np.residual_stream
+
+    def spy(params, config, tokens, *rest):
+        widths.append(tokens.shape[1])
+        return original(params, config, tokens, *rest)
+
+    monkeypatch.setattr(gpt2_np, "residual_stream", spy)
+    return widths
+
+
+def assert_the_same_or_a_tie(model, prompt, tokens, expected):
+    """Greedy texts may part only where two logits are equal to within float32 rounding."""
+    for i, (a, b) in enumerate(zip(tokens, expected, strict=True)):
+        if a != b:
+            logits = forward(model.params, model.config, [*prompt, *expected[:i]])[-1]
+            assert abs(logits[a] - logits[b]) < 1e-5 * abs(logits).max()
+            return
+
+
+# --- the same tokens -------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=20),
+    st.integers(0, 30),
+    st.sampled_from([
+        {},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 7},
+        {"temperature": 0.3, "repetition_penalty": 1.2, "seed": 3},
+        {"stop": [0, 3]},
+    ]),
+    st.randoms(use_true_random=False),
+)
+def test_no_draft_changes_a_token(prompt, n_tokens, options, random):
+    """Any drafts at all: of any length, right to any point."""
+    model = random_model(seed=len(prompt))
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(Warning) as caught:
+        caught_so_far = list(generate(model, prompt, n_tokens, draft=False, **options))
+        gpt2_np.warnings.warn("one at least", stacklevel=1)
+
+        def propose(drafts, room):
+            made = len(drafts.repeats.items) - len(prompt)
+            n = random.randint(0, max(0, room))
+            guess = [*caught_so_far[made : made + n], *[0] * n][:n]
+            for i in range(n):
+                if random.random() < 0.1:
+                    guess[i] = random.randrange(TINY.n_vocab)
+            return guess
+
+        patch.setattr(Drafts, "propose", propose)
+        tokens = list(generate(model, prompt, n_tokens, **options))
+    assert caught
+    if options.get("temperature"):
+        assert tokens == caught_so_far
+    else:
+        assert_the_same_or_a_tie(model, prompt, tokens, caught_so_far)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_seed_draws_the_same_text_with_drafts(seed, passes):
+    prompt = PATTERN * 2
+    options = {"temperature": 0.8, "seed": seed}
+    plain = list(generate(COPIER, prompt, 10, draft=False, **options))
+    n_plain = len(passes)
+    assert list(generate(COPIER, prompt, 10, **options)) == plain
+    assert len(passes) - n_plain <= n_plain
+
+
+def test_a_stop_within_a_draft_ends_the_text_there(passes):
+    prompt = PATTERN * 2
+    plain = list(generate(COPIER, prompt, 10, stop=[9], draft=False))
+    assert plain == [3, 1, 4, 15]
+    del passes[:]
+    assert list(generate(COPIER, prompt, 10, stop=[9])) == plain
+    assert max(passes[1:]) > 5  # the draft went on
+
+
+def test_a_draft_ends_where_the_text_must(passes):
+    room = COPIER.config.n_ctx - 14
+    for n_tokens in range(1, room + 2):
+        tokens = list(generate(COPIER, PATTERN * 2, n_tokens))
+        assert tokens == (PATTERN * 3)[:n_tokens]
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        assert list(generate(COPIER, PATTERN * 2, 100)) == (PATTERN * 3)[: room + 1]
+
+
+# --- fewer passes ----------------------------------------------------------------------
+
+
+def test_what_repeats_takes_few_passes(passes):
+    assert list(generate(COPIER, PATTERN * 2, 10)) == (PATTERN * 2)[:10]
+    assert len(passes) <= 5
+    del passes[:]
+    list(generate(COPIER, PATTERN * 2, 10, draft=False))
+    assert passes == [14] + [1] * 9
+
+
+def lookup(drafts, text, n_prompt):
+    """What generating this text costs, in passes of one token, as the drafts propose."""
+    drafts.push(text[n_prompt])  # the prompt's own pass gives the first token
+    cost, made = 1.0, n_prompt + 1
+    while made < len(text):
+        draft = drafts.propose(len(text) - made - 1)
+        drafts.took(1 + (1.3 + 0.08 * len(draft)) * bool(draft))
+        cost += drafts.cost(len(draft))
+        for token in [*draft, None]:
+            chosen = text[made]
+            drafts.push(chosen)
+            made += 1
+            if chosen != token:
+                break
+    return cost
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 2**32))
+def test_drafts_never_cost_much(n_kinds, n_before_a_change, seed):
+    """Text that seems to repeat itself and breaks off, as often as it likes."""
+    rng = np.random.default_rng(seed)
+    text = rng.integers(0, n_kinds, 16).tolist()
+    while len(text) < 400:
+        start = rng.integers(0, len(text) - 8)
+        text += text[start : start + rng.integers(1, n_before_a_change)]
+        text.append(int(rng.integers(0, n_kinds)))
+    assert lookup(Drafts(text[:10]), text, 10) <= 1.02 * (len(text) - 10) + 2
+
+
+def test_text_that_repeats_is_drafted_in_long_passes():
+    text = PATTERN * 40
+    assert lookup(Drafts(text[:14]), text, 14) < len(text) / 4
+
+
+def test_the_time_of_passes_decides_how_wide_they_are():
+    text = PATTERN * 20
+
+    def widths(seconds_of):
+        drafts, seen, made = Drafts(text[:21]), [], 22
+        drafts.push(text[21])
+        while made < len(text):
+            draft = drafts.propose(len(text) - made - 1)
+            drafts.took(seconds_of(len(draft)))
+            seen.append(len(draft))
+            for token in text[made : made + len(draft) + 1]:
+                drafts.push(token)
+            made += len(draft) + 1
+        return seen
+
+    free, dear = widths(lambda n: 1.0), widths(lambda n: 1.0 + 3.0 * n)
+    assert len(free) < len(dear)
+    assert sum(dear[len(dear) // 2 :]) == 0  # it has stopped
+
+
+# --- repeats ---------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_the_longest_suffix_that_occurs_earlier_is_found(items):
+    repeats = Repeats(items)
+    length, end = repeats.match()
+    n = len(items)
+    found = [
+        size for size in range(n)
+        if size and any(items[i : i + size] == items[n - size :] for i in range(n - size))
+    ]  # fmt: skip
+    assert length == max(found, default=0)
+    if length:
+        first = next(i for i in range(n) if items[i : i + length] == items[n - length :])
+        assert end == first + length
+        continued = list(items)
+        for _ in range(10):
+            continued.append(continued[len(continued) - (n - end)])
+        assert repeats.continuation(10) == continued[n:]
+    else:
+        assert repeats.continuation(10) == []
