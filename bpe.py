@@ -25,7 +25,8 @@ from typing import Literal
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_OF_ID = bytes(_VISIBLE + sorted(set(range(256)) - set(_VISIBLE)))
 _ID_OF_BYTE = bytes(_BYTE_OF_ID.index(byte) for byte in range(256))
-# The files write a byte as one visible character: its own, or else the next from U+0100 on.
+# The files write a byte as one visible character: its own, or else the next from U+0100 on. So does
+# this module until ids are asked for: "Ġt" is b" t", and its length is the number of bytes.
 _CHAR_OF_ID = "".join(map(chr, [*_VISIBLE, *range(256, 512 - len(_VISIBLE))]))
 _CHAR_OF_BYTE = "".join(_CHAR_OF_ID[i] for i in _ID_OF_BYTE)
 _BYTE_OF_CHAR = codecs.charmap_build(_CHAR_OF_BYTE)
@@ -189,10 +190,9 @@ class Tokenizer:
         self._known: dict[str, tuple[int, ...]] = {}  # ids of words met before
 
     @cached_property
-    def _merges(self) -> dict[tuple[int, int], int]:
-        """What two neighbouring ids make: numbered when first needed, in about 20 ms."""
-        parts = [self._ids[part] for part in " ".join(self._lines).split()]
-        return dict(zip(zip(parts[::2], parts[1::2], strict=True), count(256)))
+    def _merges(self) -> dict[str, int]:
+        """What two neighbours make, by the line that says so: "Ġ t" makes 256."""
+        return dict(zip(self._lines, count(256)))
 
     def encode(
         self, text: str, allowed_special: Collection[str] | Literal["all"] = ()
@@ -230,79 +230,75 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
         """The ids of a word not met before, which is remembered unless it is long."""
-        data = word.encode()
-        if self._trained and (id := self._ids.get(_written(data))) is not None:
+        written = _written(word.encode())
+        if self._trained and (id := self._ids.get(written)) is not None:
             ids = (id,)
         else:
-            merge = self._merge_short if len(data) <= _SHORT_WORD else self._merge_long
-            ids = tuple(merge(list(data.translate(_ID_OF_BYTE))))
-        if len(data) <= _CACHED_WORD:
+            merge = self._merge_short if len(written) <= _SHORT_WORD else self._merge_long
+            ids = tuple(map(self._ids.__getitem__, merge(list(written))))
+        if len(written) <= _CACHED_WORD:
             if len(self._known) >= _CACHE_WORDS:
                 self._known.clear()
             self._known[word] = ids
         return ids
 
-    def _merge_short(self, ids: list[int]) -> list[int]:
+    def _merge_short(self, parts: list[str]) -> list[str]:
         """Join the pair learned first, the leftmost of equals, until no pair is in the merges.
 
         With the merges h e, l l, he ll: h e l l o, he l l o, he ll o, hell o.
         """
-        makes = self._merges.get
-        found = [makes(pair, _NONE) for pair in pairwise(ids)]
-        while found and (new := min(found)) != _NONE:
-            i = found.index(new)
-            ids[i] = new
-            del ids[i + 1], found[i]
+        makes, tokens = self._merges.get, self._tokens
+        found = [makes(f"{left} {right}", _NONE) for left, right in pairwise(parts)]
+        while found and (first := min(found)) != _NONE:
+            i = found.index(first)
+            parts[i] = new = tokens[first]
+            del parts[i + 1], found[i]
             if i > 0:
-                found[i - 1] = makes((ids[i - 1], new), _NONE)
+                found[i - 1] = makes(f"{parts[i - 1]} {new}", _NONE)
             if i < len(found):
-                found[i] = makes((new, ids[i + 1]), _NONE)
-        return ids
+                found[i] = makes(f"{new} {parts[i + 1]}", _NONE)
+        return parts
 
-    def _merge_long(self, ids: list[int]) -> list[int]:
+    def _merge_long(self, parts: list[str]) -> list[str]:
         """What `_merge_short` returns, in n log n steps: all pairs of one kind are joined at once.
 
-        A token's id stands at its first and at its last place in `ids` and -1 between, so its
-        neighbours are found by sizes. What a token is merged into was learned after it, so kinds
+        A token stands at its first and at its last place in `parts` and "" between, so its
+        neighbours are found by lengths. What a token is merged into was learned after it, so kinds
         come up in order, each once. A place may be out of date: its tokens have grown since.
         """
-        end, sizes, makes = len(ids), self._sizes, self._merges.get
+        makes, end = self._merges.get, len(parts)
         heap: list[int] = []  # kinds: the ids that pairs make
-        pairs: dict[int, tuple[int, int]] = {}
+        pairs: dict[int, tuple[str, str]] = {}
         places: defaultdict[int, list[int]] = defaultdict(list)
 
-        def expect(pair: tuple[int, int], i: int) -> None:
-            if (new := makes(pair)) is not None:
-                if new not in pairs:
-                    pairs[new] = pair
-                    heappush(heap, new)
-                places[new].append(i)
+        def expect(left: str, right: str, i: int) -> None:
+            if (kind := makes(f"{left} {right}")) is not None:
+                if kind not in pairs:
+                    pairs[kind] = left, right
+                    heappush(heap, kind)
+                places[kind].append(i)
 
-        for i, pair in enumerate(pairwise(ids)):
-            expect(pair, i)
+        for i, (left, right) in enumerate(pairwise(parts)):
+            expect(left, right, i)
         while heap:
-            new = heappop(heap)
-            left, right = pairs[new]
-            for i in sorted(places.pop(new)):  # left to right: a a a is aa a
-                middle, after = i + sizes[left], i + sizes[new]
-                if after > end or ids[i] != left or ids[middle] != right:
+            kind = heappop(heap)
+            left, right = pairs[kind]
+            new = left + right
+            for i in sorted(places.pop(kind)):  # left to right: a a a is aa a
+                middle, after = i + len(left), i + len(new)
+                if after > end or parts[i] != left or parts[middle] != right:
                     continue
-                ids[middle - 1] = ids[middle] = -1
-                ids[i] = ids[after - 1] = new
+                parts[middle - 1] = parts[middle] = ""
+                parts[i] = parts[after - 1] = new
                 if i > 0:
-                    expect((ids[i - 1], new), i - sizes[ids[i - 1]])
+                    expect(parts[i - 1], new, i - len(parts[i - 1]))
                 if after < end:
-                    expect((new, ids[after]), i)
+                    expect(new, parts[after], i)
         tokens, i = [], 0
         while i < end:
-            tokens.append(ids[i])
-            i += sizes[ids[i]]
+            tokens.append(parts[i])
+            i += len(parts[i])
         return tokens
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """Of each token, in bytes."""
-        return list(map(len, self._tokens))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token. Raises TokenizerError where there is no such id."""
