@@ -25,7 +25,8 @@ from typing import Literal
 _VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTE_OF_ID = bytes(_VISIBLE + sorted(set(range(256)) - set(_VISIBLE)))
 _ID_OF_BYTE = bytes(_BYTE_OF_ID.index(byte) for byte in range(256))
-# The files write a byte as one visible character: its own, or else the next from U+0100 on.
+# The files write a byte as one visible character: its own, or else the next from U+0100 on. So does
+# this module until ids are asked for: "Ġt" is b" t", and its length is the number of bytes.
 _CHAR_OF_ID = "".join(map(chr, [*_VISIBLE, *range(256, 512 - len(_VISIBLE))]))
 _CHAR_OF_BYTE = "".join(_CHAR_OF_ID[i] for i in _ID_OF_BYTE)
 _BYTE_OF_CHAR = codecs.charmap_build(_CHAR_OF_BYTE)
@@ -37,10 +38,9 @@ _HEADER = "#version: 0.2"
 _OFFICIAL_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 _OFFICIAL_IDS = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
-_NONE = 1 << 62  # what a pair makes that is in no merge; more than any id
-_CACHE_BYTES = 32 << 20  # about 150,000 words of English
-_CACHE_PAIRS = 1 << 17  # 20 MB
-_CACHED_WORD = 32  # characters; longer words seldom come back
+_NONE = 1 << 62  # what a pair makes that is in no merge: more than any id
+_CACHE_WORDS = 1 << 17  # 12 MB of English, 59 MB at worst
+_CACHED_WORD = 32  # bytes; longer words seldom come back
 _SHORT_WORD = 64  # bytes; longer words are quicker in `_merge_long`
 _PIECE = 1 << 18  # characters of text that are in the form of words at one time
 _MAX_FILE = 16 << 20  # bytes; GPT-2's files have 0.5 and 1 MB
@@ -56,6 +56,8 @@ class TokenizerError(ValueError):
 # letters change the ids of texts. So letters and numbers are tables here, at the end of this file.
 
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# What is above U+FFFF, less a run without letters and numbers that has most emoji.
+_HIGH = "\U00010000-\U0001f10c\U0001fbf0-\U0010ffff"
 
 
 def words(text: str) -> list[str]:
@@ -65,35 +67,30 @@ def words(text: str) -> list[str]:
 
 @cache
 def _word_pattern(ascii_only: bool) -> re.Pattern[str]:
-    """GPT-2's pattern for ASCII text, compiled in 0.5 ms, or for any text, in 12 ms.
+    """GPT-2's pattern for ASCII text, compiled in 0.2 ms, or for any text, in 11 ms.
 
-    To find that a character is not in a class, and so ends a word, `re` tries each range above
-    U+FFFF. Words of ASCII, then words below U+10000, are tried first: English and Russian are cut
-    4 times as fast.
+    Below U+10000 `re` sees at once whether a class has a character; above, it tries range by range.
+    So words that no such character follows are tried first, and all others after white space.
     """
-    tiers = [
-        "'(?:[sdmt]|ll|ve|re)",
-        _word("A-Za-z", "0-9", r"\x00-\x08\x0e-\x1f!-/:-@\[-`{-\x7f", r"(?![^\x00-\x7f])"),
-        # White space before visible ASCII, which takes a last " " as its own.
-        r"[\t-\r](?=[!-~])|[\t-\r ]+(?=[\t-\r ][!-~])",
-    ]
-    if not ascii_only:
-        letters, numbers = _ranges(_LETTERS), _ranges(_NUMBERS)
-        low_letters, low_numbers = (
-            "".join(r for r in ranges if r < "\U00010000") for ranges in (letters, numbers)
-        )
-        letters, numbers, high = "".join(letters), "".join(numbers), "\U00010000-\U0010ffff"
-        low_others = f"^{_SPACE}{low_letters}{low_numbers}{high}"
-        tiers.append(_word(low_letters, low_numbers, low_others, f"(?![{high}])"))
-        tiers.append(_word(letters, numbers, f"^{_SPACE}{letters}{numbers}"))
-    # All white space, or all but its last character where a word follows.
-    tiers.append(f"[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]")
-    return re.compile("|".join(tiers))
+    contraction = "'(?:[sdmt]|ll|ve|re)"
+    # All white space, or all but its last character where a word follows. That word takes a " ".
+    white_space = f"[{_SPACE}]+(?![^{_SPACE}])|(?! )[{_SPACE}]"
+    if ascii_only:
+        return re.compile("|".join([contraction, _word("A-Za-z", "0-9"), white_space]))
+    letters, numbers = _ranges(_LETTERS), _ranges(_NUMBERS)
+    low = ("".join(r for r in ranges if r < "\U00010000") for ranges in (letters, numbers))
+    any_word = _word("".join(letters), "".join(numbers))
+    return re.compile("|".join([contraction, _word(*low, _HIGH), white_space, any_word]))
 
 
-def _word(letters: str, numbers: str, others: str, end: str = "") -> str:
-    """The pattern of a run of one of three classes, with the " " before it, where `end` holds."""
-    return "|".join(f" ?[{kind}]++{end}" for kind in (letters, numbers, others))
+def _word(letters: str, numbers: str, but: str = "") -> str:
+    """The pattern of a run of letters, numbers or others, with the " " before it.
+
+    Characters in `but` are not others, and no word ends before one.
+    """
+    others = f"^{_SPACE}{letters}{numbers}{but}"
+    end = f"(?![{but}])" if but else ""
+    return f" ?(?:[{letters}]++|[{numbers}]++|[{others}]++){end}"
 
 
 def _ranges(lengths: str) -> list[str]:
@@ -181,7 +178,7 @@ class Tokenizer:
         self._lines = lines
         self._tokens = [*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)]
         self._ids = dict(zip(self._tokens, count()))
-        self._merges = _Merges(lines, self._tokens, self._ids)
+        self._bytes = _Bytes(self._tokens)
         self.special_tokens = dict(zip(special_tokens, count(len(self._tokens))))
         if len(self.special_tokens) < len(special_tokens) or "" in self.special_tokens:
             raise TokenizerError(
@@ -191,7 +188,11 @@ class Tokenizer:
         self.n_vocab = len(self._tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
         self._known: dict[str, tuple[int, ...]] = {}  # ids of words met before
-        self._room = _CACHE_BYTES
+
+    @cached_property
+    def _merges(self) -> dict[str, int]:
+        """What two neighbours make, by the line that says so: "Ġ t" makes 256."""
+        return dict(zip(self._lines, count(256)))
 
     def encode(
         self, text: str, allowed_special: Collection[str] | Literal["all"] = ()
@@ -221,93 +222,83 @@ class Tokenizer:
         return ids
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        known, ids = self._known, []
+        known, ids = self._known.get, []
         for piece in _pieces(text):
             for word in words(piece):
-                try:
-                    ids += known[word]
-                except KeyError:
-                    ids += self._encode_word(word)
+                ids += known(word) or self._encode_word(word)
         return ids
 
-    def _encode_word(self, word: str) -> list[int]:
-        """The ids of a word not met before, which is remembered while there is room."""
-        data = word.encode()
-        if self._trained and (id := self._ids.get(_written(data))) is not None:
-            ids = [id]
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        """The ids of a word not met before, which is remembered unless it is long."""
+        written = _written(word.encode())
+        if self._trained and (id := self._ids.get(written)) is not None:
+            ids = (id,)
         else:
-            merge = self._merge_short if len(data) <= _SHORT_WORD else self._merge_long
-            ids = merge(list(data.translate(_ID_OF_BYTE)))
-        if len(word) <= _CACHED_WORD:
-            kept = tuple(ids)
-            self._room -= word.__sizeof__() + kept.__sizeof__() + 100  # 100: a place in the dict
-            if self._room < 0:
+            merge = self._merge_short if len(written) <= _SHORT_WORD else self._merge_long
+            ids = tuple(map(self._ids.__getitem__, merge(list(written))))
+        if len(written) <= _CACHED_WORD:
+            if len(self._known) >= _CACHE_WORDS:
                 self._known.clear()
-                self._room = _CACHE_BYTES
-            self._known[word] = kept
+            self._known[word] = ids
         return ids
 
-    def _merge_short(self, ids: list[int]) -> list[int]:
+    def _merge_short(self, parts: list[str]) -> list[str]:
         """Join the pair learned first, the leftmost of equals, until no pair is in the merges.
 
         With the merges h e, l l, he ll: h e l l o, he l l o, he ll o, hell o.
         """
-        makes = self._merges
-        found = [makes[pair] for pair in pairwise(ids)]
-        while found and (new := min(found)) != _NONE:
-            i = found.index(new)
-            ids[i : i + 2] = [new]
-            del found[i]
+        makes, tokens = self._merges.get, self._tokens
+        found = [makes(f"{left} {right}", _NONE) for left, right in pairwise(parts)]
+        while found and (first := min(found)) != _NONE:
+            i = found.index(first)
+            parts[i] = new = tokens[first]
+            del parts[i + 1], found[i]
             if i > 0:
-                found[i - 1] = makes[ids[i - 1], new]
+                found[i - 1] = makes(f"{parts[i - 1]} {new}", _NONE)
             if i < len(found):
-                found[i] = makes[new, ids[i + 1]]
-        return ids
+                found[i] = makes(f"{new} {parts[i + 1]}", _NONE)
+        return parts
 
-    def _merge_long(self, ids: list[int]) -> list[int]:
+    def _merge_long(self, parts: list[str]) -> list[str]:
         """What `_merge_short` returns, in n log n steps: all pairs of one kind are joined at once.
 
-        A token's id stands at its first and at its last place in `ids` and -1 between, so its
-        neighbours are found by sizes. What a token is merged into was learned after it, so kinds
+        A token stands at its first and at its last place in `parts` and "" between, so its
+        neighbours are found by lengths. What a token is merged into was learned after it, so kinds
         come up in order, each once. A place may be out of date: its tokens have grown since.
         """
-        end, sizes = len(ids), self._sizes
+        makes, end = self._merges.get, len(parts)
         heap: list[int] = []  # kinds: the ids that pairs make
-        pairs: dict[int, tuple[int, int]] = {}
+        pairs: dict[int, tuple[str, str]] = {}
         places: defaultdict[int, list[int]] = defaultdict(list)
 
-        def expect(pair: tuple[int, int], i: int) -> None:
-            if (new := self._merges[pair]) != _NONE:
-                if new not in pairs:
-                    pairs[new] = pair
-                    heappush(heap, new)
-                places[new].append(i)
+        def expect(left: str, right: str, i: int) -> None:
+            if (kind := makes(f"{left} {right}")) is not None:
+                if kind not in pairs:
+                    pairs[kind] = left, right
+                    heappush(heap, kind)
+                places[kind].append(i)
 
-        for i, pair in enumerate(pairwise(ids)):
-            expect(pair, i)
+        for i, (left, right) in enumerate(pairwise(parts)):
+            expect(left, right, i)
         while heap:
-            new = heappop(heap)
-            left, right = pairs[new]
-            for i in sorted(places.pop(new)):  # left to right: a a a is aa a
-                middle, after = i + sizes[left], i + sizes[new]
-                if after > end or ids[i] != left or ids[middle] != right:
+            kind = heappop(heap)
+            left, right = pairs[kind]
+            new = left + right
+            for i in sorted(places.pop(kind)):  # left to right: a a a is aa a
+                middle, after = i + len(left), i + len(new)
+                if after > end or parts[i] != left or parts[middle] != right:
                     continue
-                ids[middle - 1] = ids[middle] = -1
-                ids[i] = ids[after - 1] = new
+                parts[middle - 1] = parts[middle] = ""
+                parts[i] = parts[after - 1] = new
                 if i > 0:
-                    expect((ids[i - 1], new), i - sizes[ids[i - 1]])
+                    expect(parts[i - 1], new, i - len(parts[i - 1]))
                 if after < end:
-                    expect((new, ids[after]), i)
+                    expect(new, parts[after], i)
         tokens, i = [], 0
         while i < end:
-            tokens.append(ids[i])
-            i += sizes[ids[i]]
+            tokens.append(parts[i])
+            i += len(parts[i])
         return tokens
-
-    @cached_property
-    def _sizes(self) -> list[int]:
-        """Of each token, in bytes."""
-        return list(map(len, self._tokens))
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of one token. Raises TokenizerError where there is no such id."""
@@ -316,13 +307,13 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of the tokens together. Raises TokenizerError where there is no such id."""
         ids = list(map(index, ids))
-        if ids and not 0 <= min(ids) <= max(ids) < self.n_vocab:
+        try:
+            return b"".join(map(self._bytes.__getitem__, ids))
+        except KeyError:
             n, wrong = next((n, i) for n, i in enumerate(ids) if not 0 <= i < self.n_vocab)
             raise TokenizerError(
                 f"ids[{n}] is {_short(wrong)}, but this vocabulary has ids 0 to {self.n_vocab - 1}"
-            )
-        written = "".join(map(self._tokens.__getitem__, ids))
-        return codecs.charmap_encode(written, "strict", _BYTE_OF_CHAR)[0]
+            ) from None
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of the tokens; `errors`, as in bytes.decode, is for characters cut in two."""
@@ -439,24 +430,17 @@ def _written(token: bytes) -> str:
     return codecs.charmap_decode(token, "strict", _CHAR_OF_BYTE)[0]
 
 
-class _Merges(dict[tuple[int, int], int]):
-    """What two neighbouring ids make, or _NONE: found in the lines when first asked, then kept.
+class _Bytes(dict[int, bytes]):
+    """The bytes of each token, found when first asked for: those of all tokens take 12 ms."""
 
-    To number the pairs of all lines beforehand would take most of the time of loading.
-    """
+    def __init__(self, tokens: list[str]):
+        self._tokens = tokens
 
-    def __init__(self, lines: list[str], tokens: list[str], ids: dict[str, int]):
-        self._lines, self._tokens, self._ids = lines, tokens, ids
-
-    def __missing__(self, pair: tuple[int, int]) -> int:
-        left, right = self._tokens[pair[0]], self._tokens[pair[1]]
-        new = self._ids.get(left + right, _NONE)
-        if new != _NONE and self._lines[new - 256] != f"{left} {right}":
-            new = _NONE  # the same token from other parts
-        if len(self) >= _CACHE_PAIRS:
-            self.clear()
-        self[pair] = new
-        return new
+    def __missing__(self, id: int) -> bytes:
+        if not 0 <= id < len(self._tokens):
+            raise KeyError(id)
+        self[id] = data = codecs.charmap_encode(self._tokens[id], "strict", _BYTE_OF_CHAR)[0]
+        return data
 
 
 def _check_merges(lines: list[str], place: Callable[[int], str]) -> None:

@@ -300,8 +300,8 @@ def test_a_token_that_its_own_merges_miss_is_never_made(tmp_path):
 def test_every_official_token_is_what_its_own_bytes_become(gpt2):
     """So a word that is a token needs no merging."""
     for id in range(50256):
-        ids = list(gpt2.token_bytes(id).translate(bpe._ID_OF_BYTE))
-        assert gpt2._merge_short(ids) == [id]
+        token = gpt2._tokens[id]
+        assert gpt2._merge_short(list(token)) == [token]
 
 
 @settings(max_examples=100, deadline=None)
@@ -309,8 +309,8 @@ def test_every_official_token_is_what_its_own_bytes_become(gpt2):
 def test_every_trained_token_is_what_its_own_bytes_become(text):
     tokenizer = bpe.train(text, 257 + len(slow_train(text, 20)))
     for id in range(tokenizer.n_vocab - 1):
-        ids = list(tokenizer.token_bytes(id).translate(bpe._ID_OF_BYTE))
-        assert tokenizer._merge_short(ids) == [id]
+        token = tokenizer._tokens[id]
+        assert tokenizer._merge_short(list(token)) == [token]
 
 
 def test_a_special_token_is_text_unless_allowed(gpt2):
@@ -365,25 +365,41 @@ def test_a_megabyte_without_words_is_encoded(gpt2, text):
     assert gpt2.decode(ids) == text
 
 
-def test_merging_a_long_word_takes_work_in_proportion(gpt2, monkeypatch):
-    class Counting(bpe._Merges):
-        lookups = 0
+class Counting(dict):
+    """Merges that count how often they are asked."""
 
-        def __getitem__(self, pair):
-            self.lookups += 1
-            return super().__getitem__(pair)
+    asked = 0
 
-    def lookups(text):
-        counting = Counting(gpt2._lines, gpt2._tokens, gpt2._ids)
-        monkeypatch.setattr(gpt2, "_merges", counting)
-        gpt2.encode(text)
+    def get(self, pair, default=None):
+        self.asked += 1
+        return super().get(pair, default)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "".join(random.Random(3).choices("etaoinshrdlu", k=16_000)),
+        *(character * 16_000 for character in "a^ 0"),
+        "".join(random.Random(4).choices("文字漢語", k=16_000)),
+        "😀" * 8_000,
+        "👩\u200d" * 4_000,
+        "e" + "\u0301" * 16_000,
+        random.Random(5).randbytes(16_000).decode("latin-1"),
+        random.Random(6).randbytes(16_000).decode("utf-8", "replace"),
+    ],
+    ids=["letters", "a", "^", "spaces", "0", "漢", "😀", "👩", "marks", "bytes", "not UTF-8"],
+)
+def test_merging_takes_work_in_proportion_to_the_text(gpt2, monkeypatch, unit):
+    """Never more than a look at each pair of bytes and at two new pairs for each merge."""
+    asked = []
+    for text in (unit, unit * 4):
+        monkeypatch.setitem(gpt2.__dict__, "_merges", counting := Counting(gpt2._merges))
+        monkeypatch.setattr(gpt2, "_known", {})
+        n_bytes, n_tokens = len(text.encode()), len(gpt2.encode(text))
         monkeypatch.undo()
-        return counting.lookups
-
-    letters = "".join(random.Random(3).choices("etaoinshrdlu", k=16_000))
-    for text in (letters, "a" * 16_000, "^" * 16_000):
-        assert 1000 < lookups(text) < 3.1 * len(text)  # each merge asks for two new pairs
-        assert lookups(text) < 2.2 * lookups(text[: len(text) // 2])
+        assert 0 < counting.asked <= n_bytes + 2 * (n_bytes - n_tokens)
+        asked.append(counting.asked)
+    assert asked[1] < 4.1 * asked[0]
 
 
 @settings(max_examples=100, deadline=None)
@@ -400,25 +416,39 @@ def test_a_long_text_is_cut_into_pieces_of_bounded_length():
     assert max(map(len, bpe._pieces("six or so " * 100_000))) < bpe._PIECE + 20
 
 
-def test_the_cache_is_bounded(monkeypatch, gpt2):
-    budget = 20_000
-    monkeypatch.setattr(bpe, "_CACHE_BYTES", budget)
+def test_the_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr(bpe, "_CACHE_WORDS", 100)
     tokenizer = bpe.Tokenizer([(b"a", b"b")])
-    for n in range(1000):
-        word = f"ab{n}" * 3
+    sizes = []
+    for n in range(250):
+        word = f"ab{'xyz'[n % 3] * (n // 3)}"  # up to 85 letters
         assert tokenizer.encode(word) == tokenizer.encode(word)
-        known = tokenizer._known
-        assert sum(map(sys.getsizeof, [*known, *known.values()])) < budget
-    assert 10 < len(known) < 1000
-    tokenizer.encode(" " + "x" * 1000)
-    assert max(map(len, known)) <= bpe._CACHED_WORD
+        sizes.append(len(tokenizer._known))
+    assert max(sizes) <= 100
+    tokenizer._known.clear()
+    for word in ("x" * 32, "é" * 16, "😀" * 8, "x" * 33, "é" * 17, "😀" * 9):
+        tokenizer.encode(word)
+    assert list(tokenizer._known) == ["x" * 32, "é" * 16, "😀" * 8]
+
+
+def test_a_full_cache_stays_within_the_memory_that_is_promised():
+    """Eight characters of four bytes above U+FFFF that no merge joins are the costliest word."""
+    tokenizer = bpe.Tokenizer([])
+    words = [chr(0x20000 + n) + "\U00029fff" * 7 for n in range(1000)]
+    for word in words:
+        tokenizer.encode(word)
+    known = tokenizer._known
+    assert list(known) == words
+    entry = max(sys.getsizeof(word) + sys.getsizeof(ids) + 16 for word, ids in known.items())
+    table = sys.getsizeof(dict.fromkeys(map(str, range(bpe._CACHE_WORDS))))
+    assert entry * bpe._CACHE_WORDS + table < 60e6
 
 
 def test_threads_get_the_same_ids(monkeypatch):
     texts = [" ".join(f"{a * n}{b}" for a in "abc" for b in "xyz") for n in range(1, 60)]
     merges = [(b"a", b"a"), (b"aa", b"aa"), (b"b", b"b"), (b"b", b"x"), (b" ", b"c")]
     expected = [bpe.Tokenizer(merges).encode(text) for text in texts]
-    monkeypatch.setattr(bpe, "_CACHE_BYTES", 3000)
+    monkeypatch.setattr(bpe, "_CACHE_WORDS", 10)
     shared = bpe.Tokenizer(merges)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -434,12 +464,11 @@ def test_threads_get_the_same_ids(monkeypatch):
 @given(texts=st.lists(TEXTS, max_size=4))
 def test_what_was_encoded_before_does_not_matter(slow_gpt2, texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "_CACHE_PAIRS", 3)
-        patch.setattr(bpe, "_CACHE_BYTES", 400)
+        patch.setattr(bpe, "_CACHE_WORDS", 3)
         tokenizer = bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe")
         for text in texts:
             assert tokenizer.encode(text) == slow_gpt2(text)
-            assert len(tokenizer._merges) <= 3
+            assert len(tokenizer._known) <= 3
             assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == slow_gpt2(text)
 
 
