@@ -76,6 +76,6 @@ show(f"Who steers the queries of the strongest, {', '.join(f'L{n}H{h}' for n, h 
      "effect of sending corrupted output there", senders.effect)
 
 found = circuits.find(model, clean, corrupted, metric, keep=0.8)
-print(f"\n{len(found.nodes)} of {len(circuits.node_names(config))} heads and MLPs keep 80% of it:")
-print(f"   {' '.join(found.nodes)}")
-print(f"   share kept {found.share}, incompleteness {found.completeness} (95% over prompts)")
+print(f"\n{len(found.kept)} of {len(circuits.node_names(config))} heads and MLPs keep 80% of it:")
+print(f"   {' '.join(found.kept)}")
+print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")

@@ -110,7 +110,7 @@ def test_head_scores(model):
 def test_the_search_recovers_most_of_the_papers_heads(model):
     task = circuits.indirect_object(model, 16)
     found = circuits.find(model, task.clean, task.corrupted, task.metric(model), keep=0.95)
-    heads = {node for node in found.nodes if not node.startswith("MLP")}
+    heads = {node for node in found.kept if not node.startswith("MLP")}
     paper = {f"L{name.replace('.', 'H')}" for name in CIRCUIT.split()}
     print(f"{len(heads & paper)} of the paper's {len(paper)} heads among {len(heads)}: {found}")
     assert len(paper) == 26
