@@ -51,7 +51,7 @@ def plot_map(
     """
     rows, columns = (list(map(str, range(n))) if names is None else names
                      for names, n in zip((rows, columns), values.shape, strict=True))
-    width = max(0.3 * values.shape[1], 0.07 * len(title))
+    width = max(2.0, 0.3 * values.shape[1], 0.07 * len(title))
     figure = _figure(1.6 + 0.06 * max(map(len, rows)) + width,
                      0.9 + 0.06 * max(map(len, columns)) + 0.26 * values.shape[0])
     drawn = figure.subplots()
@@ -122,7 +122,7 @@ def _figure(width, height):
     except ImportError:
         raise Error("pictures need matplotlib: pip install 'gpt2_np[plot]', or pip install "
                     "matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=100)
+    return Figure(figsize=(width, height), layout="constrained", dpi=150)
 
 
 def _heat_map(axes, values, title, rows, columns, signed, label):
@@ -132,9 +132,10 @@ def _heat_map(axes, values, title, rows, columns, signed, label):
     image = axes.imshow(values, cmap="RdBu" if signed else "Blues", vmin=-bound if signed else 0,
                         vmax=bound, aspect="auto")
     axes.set_title(_drawn(title), fontsize=9, parse_math=False)
-    for names, axis, rotation in ((rows, axes.yaxis, 0), (columns, axes.xaxis, 90)):
+    for names, axis in ((rows, axes.yaxis), (columns, axes.xaxis)):
+        upright = axis is axes.xaxis and max(map(len, names)) > 3
         axis.set_ticks(range(len(names)), [_drawn(name) for name in names], fontsize=7,
-                       rotation=rotation, parse_math=False)
+                       rotation=90 if upright else 0, parse_math=False)
     colours = axes.figure.colorbar(image, ax=axes)
     colours.set_label(label, fontsize=8)
     colours.ax.tick_params(labelsize=7)
