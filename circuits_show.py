@@ -206,8 +206,8 @@ def command_line() -> argparse.ArgumentParser:
         ("find", "The smallest set of heads and MLPs that keeps the effect.", None),
     ):
         add = command(name, about, top)
-        add("clean", nargs="?")
-        add("corrupted", nargs="?")
+        add("clean", nargs="?", help="a text that has the answer")
+        add("corrupted", nargs="?", help="one of as many tokens that has not")
         answers(add, required=False)
         add("--task", choices=circuits.TASKS,
             help="prompts made by this program instead of two texts")
@@ -263,7 +263,7 @@ def _run_command(args, parser):
         return
     if given is not None:
         n, length = given.tokens.shape
-        print(f"{n} prompt{'s' * (n > 1)} of {length} tokens, "
+        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
               f"{'with' if given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *_table(report.header, report.rows)]))
 
@@ -448,7 +448,7 @@ def _patch_command(model, args):
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
             "corrupted": before, "clean": after}
     note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
-            "corrupted:")
+            "corrupted" + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
     return _Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
 
 
