@@ -1007,7 +1007,7 @@ class Sweep:
         Raises Error where there is no difference to have a share of.
         """
         whole = self.base.mean() if self.source is None else self.source.mean() - self.base.mean()
-        if whole == 0:
+        if abs(whole) < 1e-6 * max(1.0, abs(self.base.mean())):
             raise Error("the metric is the same on both prompts: there is no effect to have a "
                         "share of; look at the prompts and the answers")
         return self.effect / whole
@@ -1073,7 +1073,7 @@ def ablation(
 # What can be patched, and the sub-layer before which the stream has changed, counted from that
 # layer's attention.
 PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "mlp_out": 2,
-          "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
+             "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
 
 
 def _needed(what):
@@ -1087,8 +1087,8 @@ def _needed(what):
 class _Stored:
     """A run of the base prompts, from whose stored streams, keys and values sweeps go on.
 
-    `edits` (for `run`) change that run, and `held(copies) -> edits` keep them up in batches of
-    copies of its prompts.
+    `edits` (for `run`) change that run, and the tap that `held(copies)` gives keeps them up in
+    batches of copies of its prompts.
     """
 
     def __init__(self, model, given, metric, extra=(), edits=None, held=None, last_only=True):
@@ -1191,9 +1191,9 @@ class _Stored:
         here = np.arange(self.length)
         here = here >= shared if position is None else here == position
         new = np.where(here[:, None], new, old)  # [b, q, d | e | k]
-        if head is None:
-            return new - old
         change = new - old
+        if head is None:
+            return change
         if what != "z":
             q, k, v = (self.run[activation_name(kind, layer)][:, :, head] for kind in "qkv")
             pattern = self.run[activation_name("pattern", layer)][:, head]
@@ -1321,9 +1321,12 @@ def _receivers(config, receivers):
                         "[(9, 6, 'q')]")
         return []
     for receiver in receivers:
-        if len(receiver) != 3 or receiver[2] not in ("q", "k", "v"):
+        if not (isinstance(receiver, list | tuple) and len(receiver) == 3
+                and receiver[1] is not None and receiver[2] in ("q", "k", "v")):
             raise Error(f"unknown receiver {receiver!r}: write (layer, head, 'q'), 'k' or 'v'")
         parse_node(config, tuple(receiver[:2]))
+    if not receivers:
+        raise Error("there are no receivers: give some, such as [(9, 6, 'q')], or 'logits'")
     return list(receivers)
 
 
@@ -2323,10 +2326,15 @@ TASKS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: tables to stdout, all else to stderr; returns the exit status."""
-    if __package__:
-        from . import circuits_show
-    else:
-        import circuits_show
+    try:
+        if __package__:
+            from . import circuits_show
+        else:
+            import circuits_show
+    except ImportError as error:
+        print(f"circuits: the command line is in circuits_show.py, which is not beside "
+              f"circuits.py ({error})", file=sys.stderr)
+        return 1
     return circuits_show.main(argv)
 
 

@@ -306,6 +306,16 @@ def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what
     close(sweep.source, METRIC(circuits.run(MODEL, CLEAN).logits))
 
 
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("what", ["resid_pre", "attn_out", "mlp_out", "z"])
+def test_a_sweep_with_any_metric_equals_a_forward_pass_for_every_cell(what, by_position):
+    """A metric that needs all logits, of one source prompt for all, over positions or not."""
+    metric = circuits.log_probability(MODEL, ANSWERS)
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN[:1], metric, what, by_position=by_position)
+    source = circuits.run(MODEL, CLEAN[:1], "*")
+    close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric))
+
+
 def test_a_sweep_measures_metrics_of_all_positions():
     metric = circuits.repeat_loss(CLEAN, 9)
     sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, metric, last_only=False)

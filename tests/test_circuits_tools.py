@@ -144,6 +144,8 @@ def call(function, *args, **options):
         (call(circuits.ablated, ["L0H0"], "often"), "unknown ablation 'often'"),
         (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, 1, "z")]), "receiver"),
         (call(circuits.path_patching, TOKENS, OTHER, METRIC, "mlp"), "unknown receiver 'mlp'"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, []), "no receivers"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, None, "q")]), "receiver"),
         (call(circuits.composition, "X"), "unknown composition 'X'"),
         (call(circuits.ov, 0, 4), "layer 0's head 4 does not exist"),
         (call(circuits.neuron_tokens, 0, 80), "neuron 80 does not exist: there are 80"),
