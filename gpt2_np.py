@@ -146,7 +146,7 @@ def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Mod
 
 def __getattr__(name):
     """`from gpt2_np import circuits` also at a clone's root, where this file is all of gpt2_np."""
-    if name in ("backend", "bpe", "checkpoint", "circuits") and not __package__:
+    if name in ("backend", "bpe", "checkpoint", "circuits", "circuits_show") and not __package__:
         return importlib.import_module(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -1,4 +1,5 @@
 """Continue a text while it is made: python examples/complete_text.py [MODEL [PROMPT]]"""
+import argparse
 import sys
 from pathlib import Path
 
@@ -6,12 +7,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # needless where i
 
 import gpt2_np
 
-name = sys.argv[1] if len(sys.argv) > 1 else "shakespeare"  # or "124M", a path, a URL
-prompt = sys.argv[2] if len(sys.argv) > 2 else "ROMEO:\nBut soft, what light"
+parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+parser.add_argument("prompt", nargs="?", default="ROMEO:\nBut soft, what light")
 
-model = gpt2_np.load(name)
-print(prompt, end="", flush=True)
-pieces = gpt2_np.stream(model, prompt, n_tokens=80, temperature=0.8, top_p=0.95, seed=1)
-for piece in pieces:  # pieces of whole characters, each as soon as it is known
-    print(piece, end="", flush=True)
-print()
+
+def main(args, parser):
+    model = gpt2_np.load(args.model)
+    pieces = gpt2_np.stream(model, args.prompt, n_tokens=80, temperature=0.8, top_p=0.95, seed=1)
+    print(args.prompt, end="", flush=True)
+    for piece in pieces:  # pieces of whole characters, each as soon as it is known
+        print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":  # run_command makes one sentence of any failure
+    raise SystemExit(gpt2_np.run_command("complete_text", parser, None, main))

@@ -7,6 +7,7 @@
 vocabulary lacks the names as single tokens, such as the default, shakespeare, gets invented names
 that repeat instead.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -28,54 +29,60 @@ ATTRIBUTION = {"L9H9": 2.985, "L10H7": -1.899, "L9H6": 1.385, "L11H10": -0.970, 
 PATCHING = {"L10H7": -0.480, "L5H5": 0.344, "L8H6": 0.319, "L11H10": -0.278, "L8H10": 0.278,
             "L9H9": 0.264, "L7H9": 0.192}  # fmt: skip
 
-which = sys.argv[1] if len(sys.argv) > 1 else "shakespeare"
-model = gpt2_np.load(which)
-config, published = model.config, which == "124M"
-try:
-    pairs = [(text, a, b) for text, *two in TEMPLATES for a, b in (two, two[::-1])]
-    texts = [text.format(wrong) for text, _, wrong in pairs]
-    answers, wrongs = ([circuits.token_id(model, pair[i]) for pair in pairs] for i in (1, 2))
-    clean = circuits.prompts(model, texts)
-    corrupted = circuits.prompts(model, [texts[i ^ 1] for i in range(len(texts))])
-except gpt2_np.Error as error:
-    print(f"Names that repeat instead of indirect objects: {error}\n")
-    task = circuits.name_repetition(model, 8)
-    clean, corrupted, answers, wrongs = task.clean, task.corrupted, task.answers, task.wrong
-    published = False
-metric = circuits.logit_difference(model, answers, wrongs)
+
+def main(args, parser):
+    model = gpt2_np.load(args.model)
+    config, published = model.config, args.model == "124M"
+    try:
+        pairs = [(text, a, b) for text, *two in TEMPLATES for a, b in (two, two[::-1])]
+        texts = [text.format(wrong) for text, _, wrong in pairs]
+        answers, wrongs = ([circuits.token_id(model, pair[i]) for pair in pairs] for i in (1, 2))
+        clean = circuits.prompts(model, texts)
+        corrupted = circuits.prompts(model, [texts[i ^ 1] for i in range(len(texts))])
+    except gpt2_np.Error as error:
+        print(f"Names that repeat instead of indirect objects: {error}\n")
+        task = circuits.name_repetition(model, 8)
+        clean, corrupted, answers, wrongs = task.clean, task.corrupted, task.answers, task.wrong
+        published = False
+    metric = circuits.logit_difference(model, answers, wrongs)
+
+    def show(title, values, figures=None):
+        """The strongest heads of a map [layer, head], or those with published figures."""
+        print(f"\n{title}")
+        names, flat = circuits.head_names(config), values.ravel()
+        strongest = [names[i] for i in np.argsort(-np.abs(flat))[:5]]
+        for name in figures if figures and published else strongest:
+            beside = f"   published {figures[name]:7.3f}" if figures and published else ""
+            print(f"   {name:7s}{flat[names.index(name)]:8.3f}{beside}")
+
+    words = " ".join(model.tokenizer.decode([token]) for token in clean.tokens[0])
+    print(f"First of {len(clean.tokens)} prompts, as tokens: {words!r}")
+    difference = metric(circuits.run(model, clean, last_only=True).logits).mean()
+    beside = f"   published {DIFFERENCE:7.3f}" if published else ""
+    print(f"Mean difference of logits, right minus wrong name: {difference:.3f}{beside}")
+
+    result = circuits.attribution(model, clean, answers, wrongs, folded=True)
+    show("What each head adds to that difference directly (folded layer norms)",
+         result.heads(config).mean(axis=-1), ATTRIBUTION)
+
+    sweep = circuits.patching(model, corrupted, clean, metric, "z")
+    show("Share of the difference that each head's clean output brings back in corrupted prompts",
+         sweep.normalized, PATCHING)
+
+    by_head = result.heads(config).mean(axis=-1)
+    movers = [divmod(int(i), config.n_head) for i in np.argsort(-by_head.ravel())[:3]]
+    queries = [(*head, "q") for head in movers]
+    senders = circuits.path_patching(model, clean, corrupted, metric, queries)
+    show(f"Who steers the queries of the strongest, {', '.join(f'L{n}H{h}' for n, h in movers)}: "
+         "effect of sending corrupted output there", senders.effect)
+
+    found = circuits.find(model, clean, corrupted, metric, keep=0.8)
+    print(f"\n{len(found.kept)} of {found.n_all} heads and MLPs keep 80% of it:")
+    print(f"   {' '.join(found.kept)}")
+    print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")
 
 
-def show(title, values, figures=None):
-    """The strongest heads of a map [layer, head], or those with published figures beside them."""
-    print(f"\n{title}")
-    names, flat = circuits.head_names(config), values.ravel()
-    strongest = [names[i] for i in np.argsort(-np.abs(flat))[:5]]
-    for name in figures if figures and published else strongest:
-        beside = f"   published {figures[name]:7.3f}" if figures and published else ""
-        print(f"   {name:7s}{flat[names.index(name)]:8.3f}{beside}")
-
-
-words = " ".join(model.tokenizer.decode([token]) for token in clean.tokens[0])
-print(f"First of {len(clean.tokens)} prompts, as tokens: {words!r}")
-difference = metric(circuits.run(model, clean, last_only=True).logits).mean()
-beside = f"   published {DIFFERENCE:7.3f}" if published else ""
-print(f"Mean difference of logits, right minus wrong name: {difference:.3f}{beside}")
-
-result = circuits.attribution(model, clean, answers, wrongs, folded=True)
-show("What each head adds to that difference directly (folded layer norms)",
-     result.heads(config).mean(axis=-1), ATTRIBUTION)
-
-sweep = circuits.patching(model, corrupted, clean, metric, "z")
-show("Share of the difference that each head's clean output brings back in corrupted prompts",
-     sweep.normalized, PATCHING)
-
-by_head = result.heads(config).mean(axis=-1)
-movers = [divmod(int(i), config.n_head) for i in np.argsort(-by_head.ravel())[:3]]
-senders = circuits.path_patching(model, clean, corrupted, metric, [(*head, "q") for head in movers])
-show(f"Who steers the queries of the strongest, {', '.join(f'L{n}H{h}' for n, h in movers)}: "
-     "effect of sending corrupted output there", senders.effect)
-
-found = circuits.find(model, clean, corrupted, metric, keep=0.8)
-print(f"\n{len(found.nodes)} of {len(circuits.node_names(config))} heads and MLPs keep 80% of it:")
-print(f"   {' '.join(found.nodes)}")
-print(f"   share kept {found.share}, incompleteness {found.completeness} (95% over prompts)")
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+if __name__ == "__main__":  # run_command makes one sentence of any failure
+    raise SystemExit(gpt2_np.run_command("indirect_object", parser, None, main))

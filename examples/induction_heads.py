@@ -6,6 +6,7 @@ An induction head attends from a token to what followed that token before, and p
 (Elhage et al. 2021; Olsson et al. 2022). It needs an earlier head that tells every position which
 token came before it. All of this shows in random tokens that repeat. Default model: shakespeare.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -14,12 +15,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import circuits
 import gpt2_np
-
-model = gpt2_np.load(sys.argv[1] if len(sys.argv) > 1 else "shakespeare")
-config = model.config
-task = circuits.repeated_tokens(model, length=min(20, (config.n_ctx - 1) // 2), batch=8)
-start = "after <|endoftext|>" if task.clean.bos else "without <|endoftext|>"
-print(f"{len(task.clean.tokens)} prompts of random tokens that repeat once, {start}\n")
 
 
 def name(layer, head):
@@ -31,49 +26,61 @@ def ranked(scores):
     return [tuple(map(int, np.unravel_index(i, scores.shape))) for i in np.argsort(-scores.ravel())]
 
 
-print("1. Attention, as a share of all: to the previous token, to what followed the current one")
-attention = circuits.heads(model, task.clean)
-for kind in ("previous_token", "induction"):
-    scores = getattr(attention, kind)
-    best = ", ".join(f"{name(*head)} {scores[head]:.2f}" for head in ranked(scores)[:5])
-    print(f"   {kind.replace('_', ' '):15s} {best}")
-previous = ranked(attention.previous_token)[0]
-induction = [head for head in ranked(attention.induction) if attention.induction[head] > 0.4]
-if not induction:
-    raise SystemExit("   No head attends to what followed: this model has no induction head.")
+def main(args, parser):
+    model = gpt2_np.load(args.model)
+    config = model.config
+    task = circuits.repeated_tokens(model, length=min(20, (config.n_ctx - 1) // 2), batch=8)
+    start = "after <|endoftext|>" if task.clean.bos else "without <|endoftext|>"
+    print(f"{len(task.clean.tokens)} prompts of random tokens that repeat once, {start}\n")
 
-print("\n2. Copying: is what a head attends to what it predicts? 1 always, 0 by chance, -1 never")
-copying = circuits.copying_scores(model)
-print("  ", ", ".join(f"{name(*head)} {copying[head]:.2f}" for head in induction[:5]))
+    print("1. Attention, as a share: to the previous token, to what followed the current one")
+    attention = circuits.heads(model, task.clean)
+    for kind in ("previous_token", "induction"):
+        scores = getattr(attention, kind)
+        best = ", ".join(f"{name(*head)} {scores[head]:.2f}" for head in ranked(scores)[:5])
+        print(f"   {kind.replace('_', ' '):15s} {best}")
+    previous = ranked(attention.previous_token)[0]
+    induction = [head for head in ranked(attention.induction) if attention.induction[head] > 0.4]
+    if not induction:
+        print("   No head attends to what followed: this model has no induction head.")
+        return
 
-print("\n3. Composition: whose output do the keys of induction heads read, beyond chance?")
-by_key = circuits.composition(model, "K")
-for head in induction[:5]:
-    sources = by_key[:, :, head[0], head[1]]
-    best = ", ".join(f"{name(*source)} {sources[source]:.3f}" for source in ranked(sources)[:3])
-    print(f"   {name(*head)} reads {best}")
+    print("\n2. Copying: does a head predict what it attends to? 1 always, 0 by chance, -1 never")
+    copying = circuits.copying_scores(model)
+    print("  ", ", ".join(f"{name(*head)} {copying[head]:.2f}" for head in induction[:5]))
 
-print("\n4. Ablation: loss of the repeated half in nats, when heads are set to zero")
-metric = circuits.repeat_loss(task.clean.tokens, (task.clean.tokens.shape[1] - 1) // 2 - 1)
+    print("\n3. Composition: whose output do the keys of induction heads read, beyond chance?")
+    by_key = circuits.composition(model, "K")
+    for head in induction[:5]:
+        sources = by_key[:, :, head[0], head[1]]
+        best = ", ".join(f"{name(*source)} {sources[source]:.3f}" for source in ranked(sources)[:3])
+        print(f"   {name(*head)} reads {best}")
+
+    print("\n4. Ablation: loss of the repeated half in nats, when heads are set to zero")
+    metric = circuits.repeat_loss(task.clean.tokens, (task.clean.tokens.shape[1] - 1) // 2 - 1)
+
+    def loss(heads):
+        edits = circuits.ablated(model, heads)
+        return metric(circuits.run(model, task.clean, edits=edits).logits).mean()
+
+    print(f"   {loss([]):6.2f}  the whole model")
+    print(f"   {loss(induction):6.2f}  without the induction heads "
+          f"{', '.join(name(*head) for head in induction)}")
+    print(f"   {loss([previous]):6.2f}  without the previous-token head {name(*previous)}")
+    others = [(layer, head) for layer, head in ranked(copying)
+              if layer > 0 and (layer, head) not in (*induction, previous)]
+    rng = np.random.default_rng(0)
+    chosen = [others[i] for i in rng.permutation(len(others))[: len(induction)]]
+    print(f"   {loss(chosen):6.2f}  without as many others {', '.join(name(*h) for h in chosen)}")
+    print(f"   {np.log(config.n_vocab):6.2f}  guessing")
+
+    print("\n5. Search: the smallest set of heads and MLPs that keeps 80% of the logit difference")
+    found = circuits.find(model, task.clean, task.corrupted, task.metric(model), keep=0.8)
+    print(f"   {' '.join(found.kept)}")
+    print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")
 
 
-def loss(heads):
-    edits = circuits.ablated(model, heads)
-    return metric(circuits.run(model, task.clean, edits=edits).logits).mean()
-
-
-print(f"   {loss([]):6.2f}  the whole model")
-print(f"   {loss(induction):6.2f}  without the induction heads "
-      f"{', '.join(name(*head) for head in induction)}")
-print(f"   {loss([previous]):6.2f}  without the previous-token head {name(*previous)}")
-others = [(layer, head) for layer, head in ranked(copying)
-          if layer > 0 and (layer, head) not in (*induction, previous)]
-rng = np.random.default_rng(0)
-chosen = [others[i] for i in rng.permutation(len(others))[: len(induction)]]
-print(f"   {loss(chosen):6.2f}  without as many others {', '.join(name(*h) for h in chosen)}")
-print(f"   {np.log(config.n_vocab):6.2f}  guessing")
-
-print("\n5. Search: the smallest set of heads and MLPs that keeps 80% of the logit difference")
-found = circuits.find(model, task.clean, task.corrupted, task.metric(model), keep=0.8)
-print(f"   {' '.join(found.nodes)}")
-print(f"   share kept {found.share}, incompleteness {found.completeness} (95% over prompts)")
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+if __name__ == "__main__":  # run_command makes one sentence of any failure
+    raise SystemExit(gpt2_np.run_command("induction_heads", parser, None, main))

@@ -3,6 +3,7 @@
 The arrays here are a GPT-2 of the same sizes before its training. For these gpt2_np.py and NumPy
 are all that it takes; the model is loaded for its sizes, its tokenizer and the comparison.
 """
+import argparse
 import sys
 from pathlib import Path
 
@@ -30,9 +31,18 @@ def loss(params, config, tokens):
     return -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
 
 
-model = gpt2_np.load(sys.argv[1] if len(sys.argv) > 1 else "shakespeare")
-tokens = model.tokenizer.encode("MACBETH:\nI have lived long enough: my way of life\nIs fall'n")
-params = untrained(gpt2_np.parameter_shapes(model.config), np.random.default_rng(0))
-print(f"guessing:  {np.log(model.config.n_vocab):.3f} nats per token")
-print(f"untrained: {loss(params, model.config, tokens):.3f}")
-print(f"trained:   {loss(model.params, model.config, tokens):.3f}")
+def main(args, parser):
+    model = gpt2_np.load(args.model)
+    if model.tokenizer is None:
+        raise gpt2_np.Error("the comparison needs a model with its vocabulary files")
+    tokens = model.tokenizer.encode("MACBETH:\nI have lived long enough: my way of life\nIs fall'n")
+    params = untrained(gpt2_np.parameter_shapes(model.config), np.random.default_rng(0))
+    print(f"guessing:  {np.log(model.config.n_vocab):.3f} nats per token")
+    print(f"untrained: {loss(params, model.config, tokens):.3f}")
+    print(f"trained:   {loss(model.params, model.config, tokens):.3f}")
+
+
+parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+if __name__ == "__main__":  # run_command makes one sentence of any failure
+    raise SystemExit(gpt2_np.run_command("own_arrays", parser, None, main))

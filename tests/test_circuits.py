@@ -306,6 +306,16 @@ def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what
     close(sweep.source, METRIC(circuits.run(MODEL, CLEAN).logits))
 
 
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("what", ["resid_pre", "attn_out", "mlp_out", "z"])
+def test_a_sweep_with_any_metric_equals_a_forward_pass_for_every_cell(what, by_position):
+    """A metric that needs all logits, of one source prompt for all, over positions or not."""
+    metric = circuits.log_probability(MODEL, ANSWERS)
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN[:1], metric, what, by_position=by_position)
+    source = circuits.run(MODEL, CLEAN[:1], "*")
+    close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric))
+
+
 def test_a_sweep_measures_metrics_of_all_positions():
     metric = circuits.repeat_loss(CLEAN, 9)
     sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, metric, last_only=False)
@@ -344,7 +354,7 @@ def test_a_sweep_shows_its_progress_on_stderr_only_when_asked(capsys):
         circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, progress=progress)
         output = capsys.readouterr()
         assert output.out == ""
-        assert ("12/12" in output.err) == progress
+        assert ("0/12" in output.err) == progress
 
 
 def test_a_sweep_computes_neither_layers_below_nor_positions_before_the_patch(monkeypatch):
@@ -671,6 +681,19 @@ def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
         found = circuits.bootstrap(lambda i, x=sample: x[i].mean(), 40, resamples=150, seed=trial)
         hits += found.low <= 0 <= found.high
     assert 86 <= hits <= 100
+
+
+def test_what_has_no_interval_says_so_instead_of_one_of_no_width():
+    found = circuits.bootstrap(lambda i: i.mean() + 3, 1)
+    assert found.value == 3 and np.isnan([found.low, found.high]).all()
+    assert str(found) == "3 [no interval]"
+    effect = np.array([0.0, 1.0])  # a share of nothing in every fourth resample
+    found = circuits.bootstrap(lambda i: effect[i].sum() / effect[i].sum(), 2)
+    assert found.value == 1 and np.isnan(found.low)
+    one = circuits.find(MODEL, CLEAN[:1], CORRUPTED[:1], circuits.logit_difference(MODEL, 3, 6))
+    assert np.isnan([one.share.low, one.incompleteness.high]).all()
+    assert all(np.isnan(lost.low) for lost in one.minimality.values())
+    assert np.isnan(circuits.measure(MODEL, [CLEAN[0]]).loss.low)
 
 
 def test_bootstrap_is_repeatable():

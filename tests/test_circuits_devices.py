@@ -58,7 +58,7 @@ TOOLS = {
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
     "edges": lambda m: circuits.edge_attribution(m, TOKENS, OTHER, METRIC),
     "find": lambda m: circuits.find(m, TOKENS, OTHER, METRIC, 0.8).share,
-    "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).scores,
+    "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).share,
 }  # fmt: skip
 
 

