@@ -24,11 +24,10 @@ PACKAGES = {
     "tokenizers": ["tokenizers"],
     "transformers": ["transformers"],
     "CTranslate2": ["ctranslate2"],
-    "ONNX Runtime": ["onnx", "onnxruntime"],
     "llama.cpp": ["gguf", "llama-cpp-python"],  # the latter is compiled here: 10 minutes and more
 }
 SHOWN = (
-    "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2", "onnxruntime",
+    "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2",
     "llama-cpp-python",
 )  # fmt: skip
 

@@ -37,15 +37,15 @@ class Peer:
 
     def logits(self, tokens):
         """All logits of a text, [position, n_vocab], as the library returns them."""
-        raise NotImplementedError
+        raise NotImplementedError("its interface has no such call")
 
     def scores(self, texts):
         """For each text log p of every token but the first, given those before it: the sums."""
-        raise NotImplementedError
+        raise NotImplementedError("its interface has no such call")
 
     def generate_batch(self, prompts, n):
         """n token ids for each of several prompts of one length."""
-        raise NotImplementedError
+        raise NotImplementedError("its interface has no such call")
 
     def host(self, logits):
         """The library's array as NumPy's."""
@@ -119,7 +119,7 @@ class Ours(Peer):
     def generate(self, prompt, n, tick, draft=False):
         options = {"draft": draft} if self.can_draft else {}
         if draft and not options:
-            raise NotImplementedError("generate has no drafts")
+            raise NotImplementedError("this checkout has no drafts")
         tokens = []
         for token in self.library.generate(self.model, prompt, n, **options):
             tick()
@@ -297,16 +297,6 @@ class Ticker:
         pass
 
 
-class Compiled(Transformers):
-    """torch.compile on the forward pass, with the static cache that it wants when decoding."""
-
-    def __init__(self, folder, threads):
-        super().__init__(folder, threads)
-        self.model.forward = self.torch.compile(self.model.forward, dynamic=True)
-
-    scores = generate_batch = None
-
-
 class CTranslate2(Peer):
     quantization = "float32"
 
@@ -331,7 +321,7 @@ class CTranslate2(Peer):
 
     def generate(self, prompt, n, tick, draft=False):
         if draft:
-            raise NotImplementedError
+            raise NotImplementedError("its interface has no such call")
         return self.continued([prompt], n, callback=lambda _: tick())[0]
 
     def continued(self, prompts, n, **options):
@@ -359,12 +349,119 @@ class CTranslate2Int8(CTranslate2):
     precision = quantization = "int8"
 
 
+class LlamaCpp(Peer):
+    """llama.cpp by way of llama-cpp-python, compiled here for this processor."""
+
+    kind = "F32"
+
+    def __init__(self, folder, threads):
+        import llama_cpp
+
+        half = {} if self.kind != "F32" else {"type_k": 0, "type_v": 0}  # the cache in float32 too
+        self.options = {"model_path": str(folder / f"{self.kind}.gguf"), "n_ctx": 1024,
+                        "n_batch": 1024, "n_ubatch": 1024, "n_threads": threads,
+                        "n_threads_batch": threads, "verbose": False, **half}
+        self.library, self.for_logits = llama_cpp, None
+        self.model = llama_cpp.Llama(**self.options)
+
+    @classmethod
+    def prepare(cls, folder):
+        write_gguf(folder, cls.kind)
+
+    def generate(self, prompt, n, tick, draft=False):
+        self.model.reset()  # or it would remember the prompt from last time
+        tokens = []
+        for token in self.model.generate(prompt, temp=0.0):
+            tick()
+            tokens.append(token)
+            if len(tokens) == n:
+                return tokens
+        return tokens
+
+    def logits(self, tokens):
+        if self.for_logits is None:  # only a model made for it keeps all rows
+            self.for_logits = self.library.Llama(**self.options, logits_all=True)
+        self.for_logits.reset()
+        self.for_logits.eval(tokens)
+        return self.for_logits.scores[: len(tokens)]
+
+
+class LlamaCppF16(LlamaCpp):
+    precision = kind = "F16"
+
+
+class LlamaCppQ8(LlamaCpp):
+    precision = kind = "Q8_0"
+
+
+def read_weights(folder):
+    """(name, float32 array) of every tensor of model.safetensors, memory-mapped."""
+    import numpy as np
+
+    file = folder / "model.safetensors"
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    for name, about in header.items():
+        start, end = about["data_offsets"]
+        flat = np.memmap(file, np.float32, "r", 8 + size + start, (end - start) // 4)
+        yield name, flat.reshape(about["shape"])
+
+
+GGUF_NAMES = {
+    "wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(folder, kind):
+    """The weights as llama.cpp's own converter lays them out: matrices [out, in], the rest float32."""
+    import gguf
+    import numpy as np
+
+    config = json.loads((folder / "config.json").read_text())
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    writer = gguf.GGUFWriter(folder / f"{kind}.gguf", "gpt2")
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(4 * config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.get))
+    writer.add_token_types([1] * (len(ids) - 1) + [3])  # <|endoftext|> is a control token
+    writer.add_token_merges([line for line in merges if line])
+    stored = gguf.GGMLQuantizationType[kind]
+    for name, array in read_weights(folder):
+        *place, ending = name.split(".")
+        prefix = f"blk.{place[1]}." if place[0] == "h" else ""
+        place = ".".join(place[2:] if prefix else place)
+        is_matrix = array.ndim == 2 and place != "wpe"
+        array = np.ascontiguousarray(array.T if is_matrix and place != "wte" else array)
+        target = f"{prefix}{GGUF_NAMES[place]}.{ending}"
+        if is_matrix and kind != "F32":
+            writer.add_tensor(target, gguf.quants.quantize(array, stored), raw_dtype=stored)
+        else:
+            writer.add_tensor(target, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 PEERS = {
     "gpt2_np": Ours,
     "transformers": Transformers,
-    "transformers compiled": Compiled,
     "CTranslate2": CTranslate2,
     "CTranslate2 int8": CTranslate2Int8,
+    "llama.cpp": LlamaCpp,
+    "llama.cpp F16": LlamaCppF16,
+    "llama.cpp Q8_0": LlamaCppQ8,
 }
 
 
@@ -379,6 +476,8 @@ def serve(peer, requests, answers):
         gc.collect()
         try:
             answer = getattr(peer, request.pop("do"))(**request) | {"idle_cpu": idle}
+        except NotImplementedError as error:
+            answer = {"error": str(error)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)

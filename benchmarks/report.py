@@ -452,26 +452,29 @@ def section(results: dict[str, Any], scenario: str) -> str:
 
 def losses(results: dict[str, Any]) -> str:
     """Every comparison of time, memory or tokenizer speed that a peer wins."""
-    rows = []
+    rows = {True: [], False: []}
+    compared = {"context": ["step"], "memory": ["peak_mib"], "load": ["load"],
+                "cold": ["first", "seconds"], "tokenizer": ["cold", "warm"], "drafts": []}  # fmt: skip
+    names = {"first": "first token", "step": "", "seconds": "", "peak_mib": "", "load": ""}
     for key, part in results["parts"].items():
         scenario, _, size = key.partition("/")
-        keys = {"context": ["step"], "memory": ["peak_mib"], "load": ["load"],
-                "cold": ["first", "seconds"], "tokenizer": ["cold", "warm"]}
-        for case in cases(part):
-            for label in labels(part, case):
-                for key in keys.get(scenario, ["seconds"]):
-                    faster = scenario == "tokenizer"
-                    pair = (OURS, label) if faster else (label, OURS)
-                    found = spread(ratios(part, case, *pair, key))
-                    if label != OURS and label != f"{OURS} with drafts" and (
-                            found and found.median < 1):
-                        what = {"first": "first token", "step": "", "seconds": ""}.get(key, key)
-                        rows.append([f"{scenario} {size if not faster else ''} {what}".strip(),
-                                     case, name(label), with_spread(found)])
-    rows.sort(key=lambda row: float(row[3].split()[0]))
-    if not rows:
-        return "In nothing that was measured."
-    return table(["", "case", "quicker or smaller", "we are so many times as fast"], rows)
+        for case, label, key in [
+            (case, label, key) for case in cases(part) for label in labels(part, case)
+            for key in compared.get(scenario, ["seconds"]) if label != OURS
+        ]:  # fmt: skip
+            rates = scenario == "tokenizer"
+            pair = (OURS, label) if rates else (label, OURS)
+            found = spread(ratios(part, case, *pair, key))
+            if found and found.median < 1:
+                what = [scenario, "" if rates else size, names.get(key, key)]
+                row = [" ".join(filter(None, what)), case, name(label), with_spread(found)]
+                rows[precision(label) == "float32"].append((found.median, row))
+    texts = []
+    for exact, head in ((True, "quicker or smaller"), (False, "with fewer bits")):
+        lost = [row for _, row in sorted(rows[exact])]
+        if lost:
+            texts.append(table(["", "case", head, "its time or memory / ours"], lost))
+    return "\n\n".join(texts) or "In nothing that was measured."
 
 
 def setting(results: dict[str, Any]) -> str:

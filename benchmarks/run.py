@@ -39,10 +39,8 @@ OURS = "gpt2_np"
 PEERS = {
     OURS: ("numpy", 1.0, 0.5),
     "transformers": ("transformers", 1.3, 0.8),
-    "transformers compiled": ("transformers", 1.3, 1.3),
     "CTranslate2": ("CTranslate2", 1.1, 0.5),
     "CTranslate2 int8": ("CTranslate2", 0.4, 0.5),
-    "ONNX Runtime": ("ONNX Runtime", 1.2, 0.6),
     "llama.cpp": ("llama.cpp", 1.1, 0.6),
     "llama.cpp F16": ("llama.cpp", 0.6, 0.6),
     "llama.cpp Q8_0": ("llama.cpp", 0.4, 0.6),
@@ -51,6 +49,7 @@ QUICK_PEERS = (OURS, "transformers", "CTranslate2", "CTranslate2 int8")
 TOKENIZERS = ("gpt2_np", "tiktoken", "tokenizers")
 WEIGHTS_GIB = {"124M": 0.47, "355M": 1.33, "774M": 2.89, "1558M": 5.81}
 ROUNDS = {"124M": 5, "355M": 3, "774M": 2, "1558M": 2}
+MOST_ROUNDS = {"context": 3, "drafts": 3, "batch": 3}  # they have many cases
 PROMPT = "In the beginning there was a small machine that could"
 PATIENCE = 900  # seconds until a peer that does not answer is given up
 
@@ -91,7 +90,7 @@ def decode(peers, args, folder) -> Iterator[Case]:
 
 
 def context(peers, args, folder) -> Iterator[Case]:
-    for cached in (32, 1000) if args.quick else (32, 256, 512, 1000):
+    for cached in (32, 1000) if args.quick else (32, 384, 1000):
         request = {"do": "decode", "prompt": random_tokens(cached), "n": 17}
         yield Case(str(cached), everyone(peers, request), {"n": 2})
 
@@ -258,9 +257,11 @@ def run_served(args, size, results):
         if OURS not in workers:
             raise SystemExit(f"gpt2_np itself does not run: see {LOGS}")
         for name in wanted:
-            part = parts[f"{name}/{size}"]
+            part, start = parts[f"{name}/{size}"], time.time()
             for case in SERVED[name](list(workers), args, folder):
-                take_turns(args, part, case, workers, group, args.rounds or ROUNDS[size])
+                rounds = args.rounds or min(ROUNDS[size], MOST_ROUNDS.get(name, 99))
+                take_turns(args, part, case, workers, group, rounds)
+            part["minutes"] = part.get("minutes", 0) + (time.time() - start) / 60
             if group == len(chosen) - 1:
                 save_part(args, results, f"{name}/{size}", part)
         for worker in workers.values():
@@ -334,7 +335,7 @@ def cold(args, size, folder, peers):
     Ours is the command that a user types, tokenizer and text included; the others get token ids.
     """
     tokens = random_tokens(12)
-    for label in (p for p in peers if "compiled" not in p):
+    for label in peers:
         if label == OURS:
             yield "40 tokens", label, [args.python, str(ROOT / "gpt2_np.py"), "-m", str(folder),
                                        "-n", "40", "--no-echo", PROMPT], None
@@ -342,12 +343,13 @@ def cold(args, size, folder, peers):
             request = {"do": "decode", "prompt": tokens, "n": 40}
             yield "40 tokens", label, peer_command(args, "cold", label, folder), request
     yield "--help", OURS, [args.python, str(ROOT / "gpt2_np.py"), "--help"], None
+    # What --help cannot go below.
     yield "import numpy", "NumPy alone", [args.python, "-c", "import numpy"], None
 
 
 def load(args, size, folder, peers):
     request = {"do": "decode", "prompt": [1, 2, 3], "n": 2}
-    for label in (p for p in peers if "compiled" not in p):
+    for label in peers:
         yield "load", label, peer_command(args, "serve", label, folder), request
 
 
@@ -391,7 +393,7 @@ def run_fresh(args, size, name, results):
                                                     f"{args.memory:.1f} are free")
         else:
             fits.append(peer)
-    part = new_part(args)
+    part, start = new_part(args), time.time()
     rounds = 1 if name in ONE_ROUND else args.rounds or ROUNDS[size]
     if name not in ONE_ROUND:  # once for nothing: the files come into the page cache
         rounds += 1
@@ -409,6 +411,9 @@ def run_fresh(args, size, name, results):
             elif i > 0 or rounds == 1:
                 part["samples"].append(
                     {"case": case, "label": label, "round": i, "group": 0, **sample})
+    order = [(case, label) for case, label, _, _ in turns]
+    part["samples"].sort(key=lambda s: (order.index((s["case"], s["label"])), s["round"]))
+    part["minutes"] = (time.time() - start) / 60
     save_part(args, results, f"{name}/{size}", part)
 
 
@@ -479,7 +484,8 @@ def save_part(args, results, key, part):
     results["parts"][key] = part
     spin = max((s.get("idle_cpu", 0) for s in part["samples"]), default=0)
     note = f", an idle peer used {spin:.2f} s of CPU" if spin > 0.2 else ""
-    print(f"  {key}: {len(part['samples'])} samples{note}", flush=True)
+    print(f"  {key}: {len(part['samples'])} samples, "
+          f"{part['minutes']:.1f} minutes{note}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1)
     args.output.with_suffix(".part").write_text(text)
@@ -520,6 +526,13 @@ def command_line():
     return parser
 
 
+def draw(args):
+    """The pictures, by an interpreter that has matplotlib."""
+    python = args.python or environment.python_with_peers(args.cache)[0]
+    command = [python, str(HERE / "pictures.py"), str(args.output), str(HERE / "pictures")]
+    subprocess.run(command, check=True, env=surroundings(args))
+
+
 def listed(text):
     return [item.strip() for item in text.split(",") if item.strip()]
 
@@ -558,6 +571,7 @@ def main():
         parser.error(f"{args.output} holds no results: measure first")
     if args.report:
         report.write(results, HERE)
+        draw(args)
     if args.check:
         lines, status = report.check(results)
         print(lines)
