@@ -68,7 +68,8 @@ def install(python: str, packages: list[str], log: Path) -> str | None:
     if done.returncode == 0:
         return None
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    return f"could not be installed: {(errors or ['pip failed'])[-1].strip()[:200]} (see {log.name})"
+    last = (errors or ["pip failed"])[-1].strip()[:200]
+    return f"could not be installed: {last} (see {log.name})"
 
 
 def versions(python: str) -> dict[str, str]:

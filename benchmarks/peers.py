@@ -80,7 +80,7 @@ class Peer:
     def batch(self, prompts, n):
         start = now()
         rows = self.generate_batch(prompts, n)
-        return {"seconds": now() - start, "tokens": sum(rows, [])}
+        return {"seconds": now() - start, "tokens": [token for row in rows for token in row]}
 
     def know_by_heart(self, tokens, scale=300.0):
         """Make the model continue any beginning of this text with this text.
@@ -164,8 +164,9 @@ class Ours(Peer):
         import numpy as np
 
         layers, wte = self.matrices()
-        rows = {width: np.ones((n_rows, width), np.float32) for width in {w.shape[0] for w in layers}}
-        outs = {width: np.empty((n_rows, width), np.float32) for width in {w.shape[1] for w in layers}}
+        widths = {width for w in layers for width in w.shape}
+        rows = {width: np.ones((n_rows, width), np.float32) for width in widths}
+        outs = {width: np.empty((n_rows, width), np.float32) for width in widths}
         pairs = [(rows[w.shape[0]], w, outs[w.shape[1]]) for w in layers]
         pairs.append((rows[wte.shape[1]], wte.T, np.empty((n_rows, len(wte)), np.float32)))
         if n_rows == 1:
@@ -417,7 +418,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(folder, kind):
-    """The weights as llama.cpp's own converter lays them out: matrices [out, in], the rest float32."""
+    """The weights as llama.cpp's own converter lays them out: matrices [out, in]."""
     import gguf
     import numpy as np
 

@@ -362,10 +362,11 @@ def cold_tables(results, size, part):
 
 
 def load_tables(results, size, part):
-    rows = [[name(label), *(with_spread(spread([1000 * t for t in values(part, "load", label, key)]))
-                            for key in ("load", "first_token"))] for label in labels(part)]
-    return table(["in a new process, imports included", "ms to load", "ms to the first token after"],
-                 rows)
+    def ms(label, key):
+        return with_spread(spread([1000 * t for t in values(part, "load", label, key)]))
+
+    rows = [[name(label), ms(label, "load"), ms(label, "first_token")] for label in labels(part)]
+    return table(["a new process, with imports", "ms to load", "ms to the first token after"], rows)
 
 
 def memory_tables(results, size, part):
@@ -412,9 +413,9 @@ def same_ids(part) -> str:
     for sample in part["samples"]:
         marks = {k: v["ids"] for k, v in sample.items() if isinstance(v, dict)}
         marks |= {sample["case"]: sample["ids"]} if "ids" in sample else {}
-        for case, ids in marks.items():
-            found.setdefault(case, set()).add(ids)
-    different = [case for case, ids in found.items() if len(ids) > 1]
+        for where, ids in marks.items():
+            found.setdefault(where, set()).add(ids)
+    different = [where for where, ids in found.items() if len(ids) > 1]
     return ("The ids differ: " + ", ".join(different) if different
             else f"All gave the same ids in all {len(found)} cases.")
 
@@ -454,14 +455,16 @@ def losses(results: dict[str, Any]) -> str:
     """Every comparison of time, memory or tokenizer speed that a peer wins."""
     rows = {True: [], False: []}
     compared = {"context": ["step"], "memory": ["peak_mib"], "load": ["load"],
-                "cold": ["first", "seconds"], "tokenizer": ["cold", "warm"], "drafts": []}  # fmt: skip
+                "cold": ["first", "seconds"], "tokenizer": ["cold", "warm"],
+                "drafts": []}  # fmt: skip
     names = {"first": "first token", "step": "", "seconds": "", "peak_mib": "", "load": ""}
-    for key, part in results["parts"].items():
-        scenario, _, size = key.partition("/")
-        for case, label, key in [
+    for place, part in results["parts"].items():
+        scenario, _, size = place.partition("/")
+        every = [
             (case, label, key) for case in cases(part) for label in labels(part, case)
             for key in compared.get(scenario, ["seconds"]) if label != OURS
-        ]:  # fmt: skip
+        ]  # fmt: skip
+        for case, label, key in every:
             rates = scenario == "tokenizer"
             pair = (OURS, label) if rates else (label, OURS)
             found = spread(ratios(part, case, *pair, key))

@@ -1,3 +1,4 @@
+# ruff: noqa: E402  the repository is put on the path first
 """Speed beside other libraries: one command that makes its environment and measures everything.
 
     python benchmarks/run.py                      # all parts, 124M and 355M, every peer

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  lists of words are easier to read as text
 """The texts that are measured on: the same on every machine with the same Python.
 
 English and code come from Python's own standard library, mixed scripts from a generator: words
@@ -50,7 +51,8 @@ def mixed_scripts(n_chars: int, seed: int = 0) -> str:
     chance = random.Random(seed)
     lexicons = []
     for ends, (shortest, longest), _ in SCRIPTS:
-        letters = [chr(c) for a, b in zip(ends[::2], ends[1::2], strict=True) for c in range(ord(a), ord(b) + 1)]
+        pairs = zip(ends[::2], ends[1::2], strict=True)
+        letters = [chr(c) for a, b in pairs for c in range(ord(a), ord(b) + 1)]
         chance.shuffle(letters)
         weights = [1 / (rank + 3) for rank in range(len(letters))]
         lexicons.append([
@@ -93,7 +95,7 @@ def worst_cases(n_chars: int) -> dict[str, str]:
 
 
 def records(n: int) -> str:
-    """Code as people write it by hand where a loop would not do: alike, and never quite the same."""
+    """Code as it is written by hand: alike, and never quite the same."""
     fields = "name size owner colour weight height length status parent label origin target".split()
     lines = ["class Record:", '    """One row of the table."""', ""]
     for field in itertools.islice(itertools.cycle(fields), n):

@@ -1,4 +1,4 @@
-"""What the benchmark suite makes of its samples: statistics, promises, tables. No peers, no timing."""
+"""What the benchmarks make of their samples: statistics, promises, tables. No peers, no timing."""
 import sys
 from pathlib import Path
 
