@@ -26,9 +26,9 @@ import numpy as np
 
 try:
     if __package__:
-        from .backend import einsum, namespace, to_host
+        from .backend import einsum, namespace, start_decoding, to_host
     else:
-        from backend import einsum, namespace, to_host
+        from backend import einsum, namespace, start_decoding, to_host
 except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def einsum(specification, *operands):
@@ -39,6 +39,9 @@ except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def to_host(array):
         return array
+
+    def start_decoding(*_):
+        return None
 
 
 __version__ = "0.1.0"
@@ -66,6 +69,7 @@ SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # a Python float: np.sqrt would make ev
 # Elementwise work goes through the second-level cache (1 to 2 MiB a core) in blocks of this many
 # elements, and attention through as many queries at once as give scores of about this size.
 BLOCK_ELEMENTS = 1 << 18
+DEVICE_BLOCK_ELEMENTS = 1 << 24  # a GPU wants few and large kernels: 64 MiB of float32 scores
 
 
 class Error(ValueError):
@@ -198,7 +202,9 @@ def residual_stream(params, config, tokens, cache=None, tap=None):
     # Tiles depend on whether a tap looks at whole patterns, which it may in some layers only.
     tiles = functools.cache(functools.partial(attention_tiles, positions, config.n_head, xp))
 
-    x = tap("hook_embed", params["wte"][xp.asarray(tokens)])
+    # float16 is for weights, keys and values; the residual stream is never narrower than float32.
+    stream = np.promote_types(params["wte"].dtype, np.float32)
+    x = tap("hook_embed", params["wte"][xp.asarray(tokens)].astype(stream, copy=False))
     x = x + tap("hook_pos_embed", params["wpe"][xp.asarray(positions)])
     for layer, block in enumerate(params["blocks"]):
         remember = functools.partial(cache.append, layer) if cache else keep
@@ -238,6 +244,7 @@ def attention(x, c_attn, c_proj, n_head, remember, tiles, tap):  # [b, q, d] -> 
     by_head = (3, n_head, n_embd // n_head)
     qkv = einsum("bqd,dche->bqche", x, c_attn["w"].reshape(n_embd, *by_head))
     qkv += c_attn["b"].reshape(by_head)
+    qkv = qkv.astype(c_attn["w"].dtype, copy=False)
     q, k, v = (tap(f"hook_{name}", qkv[:, :, c]) for c, name in enumerate("qkv"))
     k, v = remember(k, v)  # [b, k, h, e], from the first position on
 
@@ -288,8 +295,9 @@ def gelu(x):
     xp = namespace(x)
     result = xp.empty(x.shape, x.dtype)
     flat, out = x.reshape(-1), result.reshape(-1)
-    for start in range(0, flat.size, BLOCK_ELEMENTS):
-        block, inner = flat[start : start + BLOCK_ELEMENTS], out[start : start + BLOCK_ELEMENTS]
+    step = block_elements(xp)
+    for start in range(0, flat.size, step):
+        block, inner = flat[start : start + step], out[start : start + step]
         xp.multiply(block, block, out=inner)  # √(2/π) (x + 0.044715 x³) = (x² · 0.0357 + 0.798) x
         inner *= 0.044715 * SQRT_2_OVER_PI
         inner += SQRT_2_OVER_PI
@@ -299,6 +307,10 @@ def gelu(x):
         inner *= block
         inner *= 0.5
     return result
+
+
+def block_elements(xp):
+    return BLOCK_ELEMENTS if xp is np else DEVICE_BLOCK_ELEMENTS
 
 
 def unembed(x, params):  # [b, q, d] -> [b, q, v]; the embedding serves twice
@@ -323,9 +335,12 @@ def attention_tiles(positions, n_head, xp, whole):
     """
     n_rows, n_queries = positions.shape
     whole = whole or n_queries == 1
-    row_step = n_rows if whole else 1
     most_keys = int(positions.max()) + 1
-    query_step = n_queries if whole else max(32, BLOCK_ELEMENTS // (n_head * most_keys))
+    block = block_elements(xp)
+    row_step = n_rows if whole else 1
+    if xp is not np:  # as many whole rows at once as fit into a block
+        row_step = max(row_step, block // (n_head * n_queries * most_keys))
+    query_step = n_queries if whole else max(32, block // (n_head * most_keys))
     tiles = []
     for row in range(0, n_rows, row_step):
         rows = slice(row, row + row_step)
@@ -658,18 +673,28 @@ class Rows:
         tokens = np.zeros((len(growing), longest), int)
         for row, text in enumerate(self.texts):
             tokens[row, : len(text)] = text
+        fast = picked = None
         for step in range(self.n_tokens if growing else 0):
-            x = residual_stream(params, config, tokens, cache)
+            if fast and fast.chooses:
+                picked = fast.tokens(self.n_tokens - step)
+            elif fast:
+                logits = fast.logits(tokens[:, 0])
+            else:
+                x = residual_stream(params, config, tokens, cache)
             if step == 0:  # shorter prompts were padded on the right: back to their own ends
                 cache.lengths[:] = self.n_prompt
                 xp = namespace(x)
                 ends = xp.arange(len(growing)), xp.asarray(cache.lengths - 1)
                 x = x[ends][:, None]
-            logits = unembed(x, params)[:, 0, :n_vocab]
+            if not fast:
+                logits = unembed(x, params)[:, 0, :n_vocab]
             still = []
             for index, row in enumerate(growing):
                 text = self.texts[row]
-                token = choose(logits[index], self.options, text, self.generators[row])
+                if picked is None:
+                    token = choose(logits[index], self.options, text, self.generators[row])
+                else:
+                    token = int(picked[index])
                 if self.stops[row].at_token(token):
                     self.reasons[row] = "stop"
                     continue
@@ -684,9 +709,13 @@ class Rows:
             if not still:
                 return
             if len(still) < len(growing):
-                cache.select(still)
+                (fast or cache).select(still)
                 growing = [growing[index] for index in still]
             tokens = np.array([[self.texts[row][-1]] for row in growing])
+            if step == 0 and self.n_tokens > 1:
+                generators = [self.generators[row] for row in growing]
+                fast = start_decoding(self.model, cache, tokens[:, 0], self.options, n_vocab,
+                                      generators)
 
     def continuations(self) -> list[list[int]]:
         return [text[n:] for text, n in zip(self.texts, self.n_prompt, strict=True)]
