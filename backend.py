@@ -108,6 +108,15 @@ def about(xp: ModuleType) -> str:
     )
 
 
+def check_dtype(dtype: str, xp: ModuleType) -> None:
+    """Raise DeviceError for a type of weights that is not computed on that device."""
+    if dtype == "float16" and xp is np:
+        raise DeviceError(
+            "dtype 'float16' is for the GPU, and the device is the CPU, which has no fast float16 "
+            "products: choose dtype 'float32', or device 'cuda' to learn why there is no GPU"
+        )
+
+
 def gib(n_bytes: float) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 

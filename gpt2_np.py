@@ -26,9 +26,9 @@ import numpy as np
 
 try:
     if __package__:
-        from .backend import einsum, namespace, start_decoding, to_host
+        from .backend import einsum, memory_advice, namespace, start_decoding, to_host
     else:
-        from backend import einsum, namespace, start_decoding, to_host
+        from backend import einsum, memory_advice, namespace, start_decoding, to_host
 except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def einsum(specification, *operands):
@@ -42,6 +42,9 @@ except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def start_decoding(*_):
         return None
+
+    def memory_advice(error):
+        return "there is not enough memory: choose a smaller model, or fewer or shorter texts"
 
 
 __version__ = "0.1.0"
@@ -924,7 +927,11 @@ def command_line():
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
-    add("--dtype", default="float32", choices=("float32", "float64"), help="default float32")
+    add("--dtype", default="float32", choices=("float32", "float64", "float16"),
+        help="default float32; float16 on a GPU only")
+    add("--tf32", action="store_true",
+        help="on a GPU, float32 products of less precision on tensor cores")
+    add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
@@ -954,8 +961,8 @@ def run_command(name, parser, argv, job) -> int:
     except OSError as error:
         discard_output()
         reason = f"reading or writing failed: {error}"
-    except MemoryError:
-        reason = "there is not enough memory: choose a smaller model, or fewer or shorter texts"
+    except MemoryError as error:
+        reason = memory_advice(error)
     except Error as error:
         reason = error
     print(f"{name}: {reason}", file=sys.stderr)
@@ -1047,6 +1054,11 @@ def utf_8(data, source):
 
 def text_model(args) -> Model:
     model = load(args.model, args.device, args.dtype)
+    if args.tf32:
+        checkpoint_module().backend.allow_tf32()
+    if args.verbose:
+        where = checkpoint_module().backend.about(namespace(model.params["wte"]))
+        print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
         raise Error(f"{args.model} has no vocabulary files beside its weights: the command line "
                     "needs them (vocab.bpe or merges.txt)")
@@ -1179,7 +1191,7 @@ def quoted(token):
 
 
 def print_info(args):
-    itemsize = 8 if args.dtype == "float64" else 4
+    itemsize = np.dtype(args.dtype).itemsize
     config = SIZES.get(args.model) or load(args.model, "cpu").config
     about = describe(config, itemsize)
     if args.json:

@@ -1,6 +1,7 @@
 // CUDA C++ on the CPU, for tests: the threads of a block are fibers that take turns, and change
 // only where they wait for each other.
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,9 +30,10 @@ static inline unsigned short to_half(float value) {
 static inline void atomicAdd(int* place, int value) { *place += value; }
 
 enum { MOST = 1024, STACK = 1 << 16 };
-static ucontext_t scheduler, fibers[MOST];
+static ucontext_t fibers[MOST];             // how each thread begins
+static jmp_buf scheduler, places[MOST];      // where it waits: cheaper than swapcontext
 static char* stacks;
-static int current, n_threads, done[MOST];
+static int current, n_threads, left, done[MOST], begun[MOST];
 static int at_block[MOST], at_warp[MOST];   // how many barriers each thread has come to
 static uint32_t exchanged[2][MOST];
 static int disagreed;                        // a barrier that some threads of a block never reached
@@ -39,7 +41,17 @@ typedef void (*body_type)(void**);
 static body_type body;
 static void** arguments;
 
-static void leave() { swapcontext(&fibers[current], &scheduler); threadIdx.x = current; }
+static void leave() {
+    if (!_setjmp(places[current])) _longjmp(scheduler, 1);
+    threadIdx.x = current;
+}
+
+static void go_on() {
+    if (_setjmp(scheduler)) return;
+    if (begun[current]) _longjmp(places[current], 1);
+    begun[current] = 1;
+    setcontext(&fibers[current]);
+}
 
 // A thread waits until every thread in [from, to) has come as far, or has returned.
 static void wait_for(int* counts, int from, int to) {
@@ -63,7 +75,7 @@ static void begin() {
     threadIdx.x = current;
     body(arguments);
     done[current] = 1;
-    setcontext(&scheduler);
+    _longjmp(scheduler, 1);
 }
 
 static int run_grid(body_type kernel, void** args, unsigned* grid, unsigned* block) {
@@ -74,17 +86,17 @@ static int run_grid(body_type kernel, void** args, unsigned* grid, unsigned* blo
     for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
     for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++) {
         for (int t = 0; t < n_threads; t++) {
-            done[t] = at_block[t] = at_warp[t] = 0;
+            done[t] = begun[t] = at_block[t] = at_warp[t] = 0;
             getcontext(&fibers[t]);
             fibers[t].uc_stack.ss_sp = stacks + (size_t)t * STACK;
             fibers[t].uc_stack.ss_size = STACK;
             fibers[t].uc_link = 0;
             makecontext(&fibers[t], begin, 0);
         }
-        for (int left = n_threads; left;) {
+        for (left = n_threads; left;) {
             left = 0;
             for (current = 0; current < n_threads; current++)
-                if (!done[current]) { swapcontext(&scheduler, &fibers[current]); left += !done[current]; }
+                if (!done[current]) { go_on(); left += !done[current]; }
         }
     }
     return disagreed;
