@@ -24,9 +24,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from random_model import map_params, random_params  # noqa: E402
+
 import backend  # noqa: E402
 import gpt2_np  # noqa: E402
-from random_model import map_params, random_params  # noqa: E402
 
 PROMPT, NEW = 32, 128
 BATCHES = (1, 8, 64)
@@ -89,6 +90,11 @@ class Nothing:
         return None
 
 
+def common(a, b):
+    """How many tokens two rows begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
 def relative(a, b):
     return float(np.linalg.norm(np.asarray(a, float) - b) / np.linalg.norm(b))
 
@@ -130,11 +136,8 @@ def part_correct(setting):
             fast_rows = gpt2_np.generate_batch(model, prompts, setting.new)
             first = time.perf_counter() - start
             plain_rows = gpt2_np.generate_batch(plain, prompts, setting.new)
-            alike = [
-                next((i for i, (a, b) in enumerate(zip(*pair, strict=True)) if a != b), len(pair[0]))
-                for pair in zip(fast_rows, plain_rows, strict=True)
-            ]
-            yield f"{dtype}, {batch} rows: tokens alike, of {setting.new}", "", min(alike)
+            alike = min(map(common, fast_rows, plain_rows))
+            yield f"{dtype}, {batch} rows: tokens alike, of {setting.new}", "", alike
             yield f"{dtype}, {batch} rows: first generation, capture included", "s", first
             again = gpt2_np.generate_batch(model, prompts, setting.new)
             yield f"{dtype}, {batch} rows: runs repeat exactly", "", again == fast_rows
@@ -154,8 +157,8 @@ def part_decode(setting):
                     gpt2_np.generate_batch(model, prompts, n)
 
                 repeats = 5 if fast else 3
-                whole = setting.median(lambda: run(setting.new), repeats)  # noqa: B023
-                seconds = whole - setting.median(lambda: run(1), repeats)  # noqa: B023
+                whole = setting.median(lambda: run(setting.new), repeats)
+                seconds = whole - setting.median(lambda: run(1), repeats)
                 name = "captured step" if fast else "plain pass"
                 rate = batch * (setting.new - 1) / seconds
                 yield f"gpt2_np {name}, {dtype}, batch {batch}", "tokens/s", rate
@@ -222,8 +225,8 @@ def part_transformers(setting):
                     peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n,
                                   min_new_tokens=n, do_sample=False, pad_token_id=0)
 
-                whole = setting.median(lambda: run(setting.new), 3, wait)  # noqa: B023
-                seconds = whole - setting.median(lambda: run(1), 3, wait)  # noqa: B023
+                whole = setting.median(lambda: run(setting.new), 3, wait)
+                seconds = whole - setting.median(lambda: run(1), 3, wait)
                 rate = batch * (setting.new - 1) / seconds
                 yield f"transformers generate, {dtype}, batch {batch}", "tokens/s", rate
 
@@ -283,7 +286,8 @@ def part_pytorch(setting):
             step = TorchStep(setting, dtype, batch)
             forms = {"eager": step}
             if not setting.rehearse:
-                forms["compiled, CUDA graphs"] = torch.compile(step.__call__, mode="reduce-overhead")
+                compiled = torch.compile(step.__call__, mode="reduce-overhead")
+                forms["compiled, CUDA graphs"] = compiled
             for name, form in forms.items():
                 first = torch.zeros(batch, dtype=torch.long, device=setting.torch_device)
                 positions = [
@@ -381,8 +385,9 @@ def part_tests(setting):
 
 
 # The seconds that each may take; together under ten minutes.
-PARTS = {"device": 60, "correct": 90, "tests": 120, "decode": 90, "prefill": 40, "score": 40,
-         "transformers": 80, "torch_prefill": 40, "circuits": 40, "pytorch": 200}  # fmt: skip
+PARTS = {"device": 60, "correct": 150, "decode": 90, "prefill": 40, "score": 40,
+         "transformers": 80, "pytorch": 180, "torch_prefill": 40, "circuits": 40,
+         "tests": 120}  # fmt: skip
 
 
 # --- running them ----------------------------------------------------------------------
