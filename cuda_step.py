@@ -8,6 +8,7 @@ the device's memory. `gpt2_np.forward` remains the reference that tests compare 
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import sys
@@ -297,7 +298,8 @@ class Run:
         self.ahead = [self.ahead[row] for row in rows] if self.ahead else []
 
     def __del__(self):  # a generator that is dropped half-way has no other last word
-        self.close()
+        with contextlib.suppress(Exception):  # at Python's end CUDA may be gone before us
+            self.close()
 
     def close(self) -> None:
         """Wait for what was begun, so that the cache may be freed, and give the step back."""
