@@ -327,7 +327,7 @@ def device_product(left: Any, right: Any) -> Any:
     if how_right is None:
         right = xp.ascontiguousarray(right)
         how_right = layout(right)
-    # Logits have an odd width, at which tensor cores write slowly: leave room behind each row.
+    # cuBLAS's manual asks for rows of whole 16 bytes; logits have an odd width. Leave room behind.
     width = n if stack or n < 1024 else -(-n // 8) * 8
     summed_in = np.promote_types(both, np.float32)
     product = xp.empty((*stack, m, width), summed_in)
