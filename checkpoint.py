@@ -33,7 +33,7 @@ else:
     import bpe
     import gpt2_np
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16")
 SHAKESPEARE = Path(__file__).resolve().parent / "models" / "shakespeare"
 
 
@@ -55,8 +55,9 @@ def load(
     folder. What is not on this machine is downloaded into `cache_folder()` on first use.
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU where one works), "cpu" or "cuda". On the CPU,
-    float32 weights stay in the file, memory-mapped; all arrays are read-only. Raises
-    CheckpointError or DownloadError, and Error where the device cannot be had.
+    float32 weights stay in the file, memory-mapped; all arrays are read-only. To the GPU they go
+    one tensor after another. float16 is for the GPU. Raises CheckpointError or DownloadError, and
+    Error where the device cannot be had or has too little memory.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(DTYPES)}")
@@ -64,9 +65,11 @@ def load(
         device = os.environ.get("GPT2_NP_DEVICE") or "auto"
     try:
         xp = backend.pick(device)
+        backend.check_dtype(dtype, xp)
+        checkpoint = open_checkpoint(locate(name_or_path))
+        backend.check_room(bytes_of(checkpoint.config, dtype), xp)
     except backend.DeviceError as error:
         raise gpt2_np.Error(str(error)) from error
-    checkpoint = open_checkpoint(locate(name_or_path))
     map_once = Maps()
 
     def array(path, tensor):
@@ -74,6 +77,11 @@ def load(
 
     params = nest(checkpoint.tensors, array)
     return gpt2_np.Model(checkpoint.config, params, open_tokenizer(checkpoint))
+
+
+def bytes_of(config: gpt2_np.Config, dtype: str) -> int:
+    """The size of all weights in that type."""
+    return gpt2_np.describe(config, np.dtype(dtype).itemsize)["bytes"]
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
