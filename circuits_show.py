@@ -170,9 +170,7 @@ def command_line() -> argparse.ArgumentParser:
     def command(name, about, top=None, default=10):
         added = commands.add_parser(name, help=about, description=about)
         add = added.add_argument
-        add("-m", "--model", default="124M", metavar="NAME",
-            help="a size, shakespeare, a folder, file or URL (default 124M)")
-        add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+        gpt2_np.add_model_options(add)
         added.set_defaults(dtype="float32")
         add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
         add("--json", action="store_true", help="machine-readable result")

@@ -1231,8 +1231,7 @@ def command_line():
     )
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to continue; - reads standard input")
-    add("-m", "--model", default="124M", metavar="NAME",
-        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add_model_options(add)
     add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
     add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
@@ -1251,15 +1250,21 @@ def command_line():
     add("--info", action="store_true", help="sizes, bytes and operations of a model")
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
     add("--dtype", default="float32", choices=("float32", "float64", "float16"),
         help="default float32; float16 on a GPU only")
-    add("--tf32", action="store_true",
-        help="on a GPU, float32 products of less precision on tensor cores")
-    add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
+
+
+def add_model_options(add):
+    """What every program that loads a model understands, as `text_model` reads it."""
+    add("-m", "--model", default="124M", metavar="NAME",
+        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add("--tf32", action="store_true",
+        help="on a GPU, float32 products of less precision on tensor cores")
+    add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
