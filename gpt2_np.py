@@ -225,17 +225,6 @@ def residual_stream(params, config, tokens, cache=None, tap=None):
     return layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
 
 
-def keep_freed_memory():
-    """Have the next layer work in the memory that the last one freed.
-
-    glibc hands large arrays back to the system when they are freed, and a page costs more to get
-    than to fill: 10% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
-    largest that it learns from, raises its threshold (mallopt(3), M_MMAP_THRESHOLD); the array is
-    never touched, so it costs nothing.
-    """
-    np.empty(2**25 - 2**16, np.uint8)
-
-
 def transformer_block(x, block, n_head, remember, tiles, tap):  # [b, q, d] -> [b, q, d]
     x = tap("hook_resid_pre", x)
     normalized = layer_norm(x, **block["ln_1"], tap=tap.under("ln1."))
@@ -331,10 +320,6 @@ def gelu(x):
     return result
 
 
-def block_elements(xp):
-    return BLOCK_ELEMENTS if xp is np else DEVICE_BLOCK_ELEMENTS
-
-
 def unembed(x, params):  # [b, q, d] -> [b, q, v]; the embedding serves twice
     return einsum("bqd,vd->bqv", x, params["wte"])
 
@@ -395,6 +380,21 @@ def attention_tile(rows, heads, queries, first_key, positions, xp):
         later = xp.asarray(later)
     keys = slice(first_key, first_key + n_keys)
     return AttentionTile(rows, heads, queries, keys, first_masked, later)
+
+
+def keep_freed_memory():
+    """Have the next layer work in the memory that the last one freed.
+
+    glibc hands large arrays back to the system when they are freed, and a page costs more to get
+    than to fill: 10% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
+    largest that it learns from, raises its threshold (mallopt(3), M_MMAP_THRESHOLD); the array is
+    never touched, so it costs nothing.
+    """
+    np.empty(2**25 - 2**16, np.uint8)
+
+
+def block_elements(xp):
+    return BLOCK_ELEMENTS if xp is np else DEVICE_BLOCK_ELEMENTS
 
 
 class KVCache:
