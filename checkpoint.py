@@ -177,6 +177,7 @@ def hugging_face_name(path: tuple) -> str:
 HPARAMS, CONFIG = "hparams.json", "config.json"
 TENSORFLOW = Layout(HPARAMS, "vocab.bpe", "encoder.json", tensorflow_name)
 HUGGING_FACE = Layout(CONFIG, "merges.txt", "vocab.json", hugging_face_name)
+TOKENIZER_JSON = "tokenizer.json"  # both in one: transformers 5 writes no other
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 SAFETENSORS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 
@@ -221,10 +222,15 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
     """The tokenizer beside the weights, or None where there is none: token ids will do."""
     merges = checkpoint.folder / checkpoint.layout.merges
     vocab = checkpoint.folder / checkpoint.layout.vocab
-    if not merges.exists():
-        return None
+    together = checkpoint.folder / TOKENIZER_JSON
     try:
-        tokenizer = bpe.Tokenizer.from_files(merges, vocab if vocab.exists() else None)
+        if merges.exists():
+            tokenizer = bpe.Tokenizer.from_files(merges, vocab if vocab.exists() else None)
+        elif checkpoint.layout is HUGGING_FACE and together.exists():
+            merges = together
+            tokenizer = bpe.Tokenizer.from_json(together)
+        else:
+            return None
     except (bpe.TokenizerError, OSError) as error:
         raise CheckpointError(f"{merges} gives no tokenizer: {error}") from error
     if tokenizer.n_vocab > checkpoint.config.n_vocab:
@@ -943,13 +949,15 @@ def fetch_checkpoint(source: Source) -> None:
     """Fetch the small files, which say what the large ones must be; then those; verify all."""
     folder, layout = source.folder, fetch_layout(source)
     known = verified_files(folder)
-    for name in (layout.merges, layout.vocab):
+    for name in (layout.merges, layout.vocab, TOKENIZER_JSON):
         if known and name not in known:
             continue  # the server had none
+        if name == TOKENIZER_JSON and (layout is TENSORFLOW or (folder / layout.merges).exists()):
+            continue
         try:
             fetch(source, name)
         except NotServed:
-            if source.pinned:
+            if source.pinned and name in source.pinned:
                 raise
     if layout is TENSORFLOW:
         fetch(source, INDEX)
@@ -964,7 +972,7 @@ def fetch_checkpoint(source: Source) -> None:
         checkpoint = open_checkpoint(folder)
     with removing(folder, *weights):
         check_crcs(checkpoint)
-    with removing(folder, layout.merges, layout.vocab):
+    with removing(folder, layout.merges, layout.vocab, TOKENIZER_JSON):
         open_tokenizer(checkpoint)
     passing = (VERIFIED, ".lock", ".part", ".tag")
     files = [file for file in folder.iterdir() if not file.name.endswith(passing)]

@@ -1391,7 +1391,7 @@ def text_model(args) -> Model:
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
         raise Error(f"{args.model} has no vocabulary files beside its weights: the command line "
-                    "needs them (vocab.bpe or merges.txt)")
+                    "needs them (vocab.bpe, merges.txt or tokenizer.json)")
     return model
 
 

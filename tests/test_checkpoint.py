@@ -145,6 +145,22 @@ def test_the_merges_alone_give_the_tokenizer(tmp_path, write):
     assert checkpoint.load(tmp_path).tokenizer.n_vocab == SMALL.n_vocab
 
 
+def test_one_tokenizer_json_gives_the_tokenizer_too(tmp_path):
+    make.write_hugging_face(tmp_path)
+    expected = checkpoint.load(tmp_path).tokenizer
+    lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    ids = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    parts = {"model": {"type": "BPE", "merges": lines, "vocab": ids},
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    for name in ("merges.txt", "vocab.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    assert checkpoint.load(tmp_path).tokenizer.encode("some text") == expected.encode("some text")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json gives no tokenizer"):
+        checkpoint.load(tmp_path)
+
+
 # --- how it lies in memory -------------------------------------------------------------------
 
 
