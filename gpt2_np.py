@@ -1311,8 +1311,14 @@ def run(args, parser):
         parser.error(f"--{modes[0]} and --{modes[1]} are different jobs: choose one")
     if args.json and mode in ("interactive", "download"):
         parser.error(f"--json goes with generating, --score and --info, not with --{mode}")
-    if args.samples > 1 and mode != "generate":
-        parser.error(f"--samples goes with generating, not with --{mode}")
+    only_generating = [] if mode == "generate" else ["samples"]
+    if mode not in ("generate", "interactive"):
+        only_generating += ["tokens", "temperature", "top_k", "top_p", "min_p",
+                            "repetition_penalty", "seed", "stop", "no_draft", "no_echo"]
+    for name in only_generating:
+        if getattr(args, name) != parser.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} goes with generating, not with --{mode}")
     if args.samples < 1:
         parser.error(f"--samples is {args.samples}: it must be at least 1")
     if args.samples > 1 and args.temperature == 0:
