@@ -920,11 +920,19 @@ class Repeats:
         state = max(0, self.suffix[self.last])
         return self.longest[state], self.end[state]
 
-    def continuation(self, n: int) -> list[int]:
-        """What followed there, n items; past the end it repeats with the period of the match."""
-        end = self.match()[1]
-        period = len(self.items) - end
-        return [self.items[end + i % period] for i in range(n)] if period and end else []
+    def ahead(self) -> Iterator[tuple[int, bool]]:
+        """What followed there, item by item, and whether what came before it always went on so.
+
+        Past the end of the sequence it repeats with the period of the match.
+        """
+        length, end = self.match()
+        state, period = self.suffix[self.last], len(self.items) - end
+        for i in itertools.count() if length else ():
+            item = self.items[end + i % period]
+            while item not in self.follow[state]:  # nothing has followed the end yet
+                state = self.suffix[state]
+            yield item, len(self.follow[state]) == 1
+            state = self.follow[state][item]
 
 
 class Drafts:
@@ -932,20 +940,22 @@ class Drafts:
 
     Prompt lookup: the guess is what followed the longest suffix that occurred before. A pass of q
     tokens takes longer than one of a single token, so a draft is made only where it should pay:
-    by how often such guesses have been right so far, also those that no draft was made of (the
-    longer the match, the likelier), by the measured time of passes, and by what earlier drafts
-    have cost. What is drafted never changes which tokens are chosen.
+    by how often such guesses have been right so far (also those that no draft was made of; by the
+    length of the match, and whether it always went on alike), by the measured time of passes, and
+    by what earlier drafts have cost. What is drafted never changes which tokens are chosen.
     """
 
-    LENGTHS = (3, 7, 15, 31, 63)
+    LONGEST = 63
     LEAST_GAIN = 1.1  # tokens for the time of one that a draft must promise to be tried
 
     def __init__(self, text: Sequence[int]):
         self.repeats = Repeats()
-        # By the bits of the match's length: guesses, and how many were right, of late. It begins
-        # as if there had been four guesses, more of them right the longer the match.
-        self.guesses = [4.0] * 12
-        self.right = [4 * 2**bits / (2**bits + 8) for bits in range(12)]
+        # By the bits of the match's length and whether it always went on alike: guesses, and how
+        # many were right, of late. It begins as if there had been four, more of them right the
+        # longer the match.
+        prior = [2**bits / (2**bits + 8) for bits in range(8)]
+        self.guesses = [[4.0, 4.0] for _ in prior]
+        self.right = [[2 * p, 4 * p] for p in prior]
         self.single, self.wide_factor = math.inf, 1.0  # seconds: the shortest pass of one token
         self.n_drafted, self.saved = 0, 0.0  # saved in passes of one token
         for token in text:
@@ -954,11 +964,10 @@ class Drafts:
 
     def push(self, token: int) -> None:
         """Learn from the token that was chosen."""
-        length, end = self.repeats.match()
-        if length:
-            kind = min(length.bit_length(), 11)
-            self.guesses[kind] = 0.95 * self.guesses[kind] + 1
-            self.right[kind] = 0.95 * self.right[kind] + (self.repeats.items[end] == token)
+        bits = min(self.repeats.match()[0].bit_length(), 7)
+        for guess, alike in itertools.islice(self.repeats.ahead(), 1):
+            self.guesses[bits][alike] = 0.95 * self.guesses[bits][alike] + 1
+            self.right[bits][alike] = 0.95 * self.right[bits][alike] + (guess == token)
         self.repeats.push(token)
 
     def cost(self, n: int) -> float:
@@ -973,7 +982,7 @@ class Drafts:
         """Learn from the time of the pass that followed `propose`."""
         if self.n_drafted:
             ratio = (seconds / self.single - 1) / (1.3 + 0.08 * self.n_drafted)
-            self.wide_factor += 0.3 * (min(max(ratio, 0.0), 5.0) - self.wide_factor)
+            self.wide_factor += 0.3 * (min(max(ratio, 0.0), 10.0) - self.wide_factor)
         else:
             self.single = min(seconds, 1.02 * self.single)  # it grows with the context
 
@@ -984,23 +993,21 @@ class Drafts:
         self.saved += n_items - self.n_before - self.cost(self.n_drafted)
         at_stake = self.saved + max(2.0, 0.02 * (n_items - self.n_prompt))
         self.n_before, self.n_drafted = n_items, self.best_length(room, at_stake)
-        return self.repeats.continuation(self.n_drafted)
+        return [token for token, _ in itertools.islice(self.repeats.ahead(), self.n_drafted)]
 
     def best_length(self, room, at_stake):
         """The length of draft that promises most tokens for its time, or 0."""
-        length, _ = self.repeats.match()
         if self.single == math.inf:
             return 0
-        best, gain = 0, self.LEAST_GAIN
-        chance, promised, n_shorter = float(length > 0), 1.0, 0
-        for n in self.LENGTHS:
-            if n > room or self.cost(n) - 1 > at_stake:
+        length, _ = self.repeats.match()
+        best, gain, chance, promised = 0, self.LEAST_GAIN, 1.0, 1.0
+        ahead = itertools.islice(self.repeats.ahead(), min(room, self.LONGEST))
+        for n, (_, alike) in enumerate(ahead, 1):
+            bits = min((length + n - 1).bit_length(), 7)
+            chance *= self.right[bits][alike] / self.guesses[bits][alike]
+            promised += chance
+            if chance < 0.02 or self.cost(n) - 1 > at_stake:
                 break
-            for ahead in range(n_shorter, n):
-                kind = min((length + ahead).bit_length(), 11)
-                chance *= self.right[kind] / self.guesses[kind]
-                promised += chance
-            n_shorter = n
             if promised / self.cost(n) > gain:
                 best, gain = n, promised / self.cost(n)
         return best

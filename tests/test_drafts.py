@@ -1,5 +1,6 @@
 """Drafts make repeating text quicker; they never change which tokens are chosen."""
 import warnings
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -188,6 +189,10 @@ def test_the_longest_suffix_that_occurs_earlier_is_found(items):
         continued = list(items)
         for _ in range(10):
             continued.append(continued[len(continued) - (n - end)])
-        assert repeats.continuation(10) == continued[n:]
+        ahead = list(islice(repeats.ahead(), 10))
+        assert [item for item, _ in ahead] == continued[n:]
+        followers = {items[i + length] for i in range(n - length)
+                     if items[i : i + length] == items[n - length :]}
+        assert ahead[0][1] == (len(followers) == 1)
     else:
-        assert repeats.continuation(10) == []
+        assert list(repeats.ahead()) == []
