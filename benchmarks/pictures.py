@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 import report
 
 GREY, OURS = "#808890", "#e8710a"
-COLOURS = {"transformers": "#3d85c6", "CTranslate2": "#45a06a", "llama.cpp": "#a66cc8"}
+COLOURS = {"transformers": "#3d85c6", "CTranslate2": "#45a06a", "llama.cpp": "#a66cc8",
+           "ONNX Runtime": "#c0504d"}
 mpl.rcParams |= {
     "text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
     "ytick.color": GREY, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10,
@@ -58,7 +59,9 @@ def note_lower(axes, part, case):
 
 
 def decode(results):
-    found = report.sizes(results, "decode")
+    found = [size for size in report.sizes(results, "decode")
+             if len(report.labels(results["parts"][f"decode/{size}"])) > 2] or (
+                 report.sizes(results, "decode")[:1])
     figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.4), squeeze=False)
     for axes, size in zip(panels[0], found, strict=True):
         part = results["parts"][f"decode/{size}"]

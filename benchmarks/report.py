@@ -161,10 +161,13 @@ def promises(results: dict[str, Any]) -> list[Promise]:
                 2.5 if repeats else 0.97)
     for size in sizes(results, "tokenizer")[:1] or ["124M"]:
         part = parts.get(f"tokenizer/{size}", empty)
-        for peer, key, bound in (("tiktoken", "warm", 0.8), ("tokenizers", "warm", 5),
-                                 ("tiktoken", "cold", 0.4)):
-            add(f"tokenizer, {key} English: our speed / {peer}'s",
-                ratios(part, "English", OURS, peer, key), bound)
+        for peer, key, text, bound in (
+            ("tiktoken", "warm", "English", 0.8), ("tiktoken", "cold", "English", 0.4),
+            ("tokenizers", "warm", "English", 5),
+            ("tokenizers", "warm", "English in one piece", 5),
+        ):
+            add(f"tokenizer, {key} {text}: our speed / {peer}'s",
+                ratios(part, text, OURS, peer, key), bound)
         times = [1000 * t for t in values(part, "construct", OURS, "construct")]
         add("tokenizer: import and construction", times, 60, False, " ms")
     for size in [size for size in sizes(results, "cold") if size == "124M"] or ["124M"]:

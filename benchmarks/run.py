@@ -51,12 +51,14 @@ QUICK_PEERS = (OURS, "transformers", "CTranslate2", "CTranslate2 int8")
 TOKENIZERS = ("gpt2_np", "tiktoken", "tokenizers")
 WEIGHTS_GIB = {"124M": 0.47, "355M": 1.33, "774M": 2.89, "1558M": 5.81}
 ROUNDS = {"124M": 5, "355M": 3, "774M": 2, "1558M": 2}
-MOST_ROUNDS = {"context": 3, "prefill": 3, "score": 3, "drafts": 3, "batch": 3, "load": 3,
-               "tokenizer": 3}  # fmt: skip
+MOST_ROUNDS = {"context": 3, "prefill": 3, "score": 3, "drafts": 3, "batch": 3, "cold": 4,
+               "load": 2, "tokenizer": 2}  # fmt: skip
 # What is measured unless --only says it: less of the larger sizes, where minutes go.
-MIDDLE = ("decode", "context", "prefill", "score", "load")
-PARTS = {"355M": MIDDLE, "774M": ("decode", "load"), "1558M": ("decode", "load")}
-LARGE_PEERS = ("gpt2_np", "transformers")  # of 774M and 1558M, unless --peers says more
+PARTS = {"355M": ("decode", "context", "prefill", "load"), "774M": ("decode", "load"),
+         "1558M": ("decode", "load")}  # fmt: skip
+# And fewer peers, unless --peers says more: those in float32, then one.
+PEERS_AT = {"355M": ("transformers", "CTranslate2", "ONNX Runtime", "llama.cpp"),
+            "774M": ("transformers",), "1558M": ("transformers",)}  # fmt: skip
 NOT_RUN = {"transformers with torch.compile": "58 s of compiling made 32 tokens 11% quicker, "
            "measured once"}  # fmt: skip
 PROMPT = "In the beginning there was a small machine that could"
@@ -87,6 +89,11 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(range(50256), k=n)
 
 
+def is_short(args, folder):
+    """Whether fewer lengths are measured: the folder is named after the model's size."""
+    return args.quick or folder.name != "124M"
+
+
 def everyone(peers, request, ours=()):
     """The same request to each; ours may carry more, such as measuring the limit beside it."""
     return [Turn(p, p, request | (dict(ours) if p == OURS else {})) for p in peers]
@@ -99,27 +106,27 @@ def decode(peers, args, folder) -> Iterator[Case]:
 
 
 def context(peers, args, folder) -> Iterator[Case]:
-    for cached in (32, 1000) if args.quick else (32, 384, 1000):
+    for cached in (32, 1000) if is_short(args, folder) else (32, 384, 1000):
         request = {"do": "decode", "prompt": random_tokens(cached), "n": 17}
         yield Case(str(cached), everyone(peers, request), {"n": 2})
 
 
 def prefill(peers, args, folder) -> Iterator[Case]:
-    for length in (64, 1024) if args.quick else (16, 64, 256, 512, 1024):
+    for length in (64, 1024) if is_short(args, folder) else (64, 256, 1024):
         request = {"do": "prefill", "tokens": random_tokens(length)}
         yield Case(str(length), everyone(peers, request, {"limit": True}), {})
 
 
 def score(peers, args, folder) -> Iterator[Case]:
     chance = random.Random(0)
-    lengths = [chance.randint(20, 400) for _ in range(6 if args.quick else 12)]
+    lengths = [chance.randint(20, 400) for _ in range(4 if args.quick else 8)]
     rows = [random_tokens(length, seed) for seed, length in enumerate(lengths)]
     name = f"{len(rows)} texts, {sum(lengths) - len(rows)} targets"
     yield Case(name, everyone(peers, {"do": "score", "texts": rows}), {})
 
 
 def batch(peers, args, folder) -> Iterator[Case]:
-    n = 16 if args.quick else 48
+    n = 16 if args.quick else 32
     for rows in (1, 16) if args.quick else (1, 4, 16):
         prompts = [random_tokens(32, seed) for seed in range(rows)]
         yield Case(f"{rows} x {n}", everyone(peers, {"do": "batch", "prompts": prompts, "n": n}),
@@ -137,7 +144,7 @@ def drafts(peers, args, folder) -> Iterator[Case]:
     if args.quick:
         encoded = {name: encoded[name] for name in ("code", "a list", "prose")}
     for name, tokens in encoded.items():
-        prompt, n = 320, 64 if args.quick else 128
+        prompt, n = 320, 64 if args.quick else 96
         turns = [
             Turn(label + (" with drafts" if draft else ""), label,
                  {"do": "decode", "prompt": tokens[:prompt], "n": n, "draft": draft})
@@ -252,7 +259,7 @@ def rounds_of(args, size, name):
 
 def peers_of(args, size):
     chosen = args.peers or (QUICK_PEERS if args.quick else
-                            LARGE_PEERS if size in ("774M", "1558M") else PEERS)
+                            PEERS_AT.get(size, PEERS))
     return [OURS, *(peer for peer in chosen if peer != OURS)]
 
 
@@ -379,7 +386,7 @@ def load(args, size, folder, peers):
 
 
 def memory(args, size, folder, peers):
-    shapes = [(1, 64), (1, 256), (1, 1000), (4, 256), (16, 256)]
+    shapes = [(1, 64), (1, 1000), (4, 128), (16, 128)]
     for rows, length in [(1, 64), (1, 1000)] if args.quick else shapes:
         prompts = [random_tokens(length, seed) for seed in range(rows)]
         for label in peers:
