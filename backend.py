@@ -1,13 +1,18 @@
 """Which arrays: NumPy on the CPU, CuPy on an NVIDIA GPU. The same code runs on both.
 
-`einsum` lowers a contraction of two arrays to one matrix product and remembers how.
+`einsum` lowers a contraction of two arrays to one matrix product and remembers how; on a GPU that
+product is cuBLAS's, without copies. `start_decoding` leads to the captured decode step.
 """
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib.util
+import itertools
 import math
+import re
 import sys
+import warnings
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -42,17 +47,21 @@ def pick(device: str = "auto") -> ModuleType:
 
 
 def _cupy() -> ModuleType:
-    """CuPy, once it has shown that it can run a kernel."""
+    """CuPy, once it has shown that it can compile and run a kernel and find cuBLAS."""
     if importlib.util.find_spec("cupy") is None:
         raise DeviceError(
-            "device 'cuda' needs CuPy, which is not installed: pip install cupy-cuda13x "
+            "device 'cuda' needs CuPy, which is not installed: pip install \"cupy-cuda13x[ctk]\" "
             "(or cupy-cuda12x for an older driver), or choose device 'cpu'"
         )
     try:
-        import cupy
+        with warnings.catch_warnings():  # of CuPy's about its surroundings: a failure says more
+            warnings.simplefilter("ignore")
+            import cupy
 
-        # Importing CuPy succeeds on a machine without a GPU; the first allocation is what fails.
-        cupy.zeros(1).sum().item()
+            # Importing CuPy succeeds on a machine without a GPU; the first allocation is what
+            # fails, the first sum where NVRTC is missing, the first product without cuBLAS.
+            (cupy.zeros(1) + 1).sum().item()
+            cupy.cuda.get_cublas_handle()
     except Exception as error:  # a broken installation raises anything from OSError to RuntimeError
         raise DeviceError(f"device 'cuda' cannot be used: {_reason(error)}") from error
     return cupy
@@ -61,15 +70,82 @@ def _cupy() -> ModuleType:
 def _reason(error: Exception) -> str:
     """What CuPy's error means to the person who asked for a GPU, in one sentence."""
     text = " ".join(str(error).split())
+    said = f"or choose device 'cpu' (CuPy said: {text[:200]})"
     if "cudaErrorInsufficientDriver" in text:
         return (
             "no NVIDIA driver answers, or it is older than CuPy's CUDA version; nvidia-smi shows "
-            f"the driver's version. Install a newer driver or an older CuPy, or choose "
-            f"device 'cpu' (CuPy said: {text})"
+            f"the driver's version. Install a newer driver or an older CuPy, {said}"
         )
     if "cudaErrorNoDevice" in text:
-        return f"the driver finds no GPU; choose device 'cpu' (CuPy said: {text})"
+        return f"the driver finds no GPU; make one visible (CUDA_VISIBLE_DEVICES), {said}"
+    if "no kernel image" in text or "NO_BINARY_FOR_GPU" in text:
+        return f"this CuPy was not built for this GPU; install another CuPy, {said}"
+    if isinstance(error, MemoryError):
+        return f"the GPU has no memory left; end what else runs on it, {said}"
+    # The loader names CUDA's libraries, CuPy's own messages their short names.
+    if any(name in text.lower() for name in ("nvrtc", "cublas", "cudart", "cuda_path", "libcu")):
+        return (
+            "CUDA's libraries are missing or of another version than CuPy's; install them with "
+            "pip install \"cupy-cuda13x[ctk]\" (cupy-cuda12x for an older driver; only one of the "
+            f"two), {said}"
+        )
     return f"{text or type(error).__name__}; choose device 'cpu'"
+
+
+def about(xp: ModuleType) -> str:
+    """One line on the device behind an array module: what --verbose says was picked."""
+    if xp is np:
+        try:
+            _cupy()
+        except DeviceError as error:
+            return f"the CPU (NumPy {np.__version__}); {error}"
+        return f"the CPU (NumPy {np.__version__})"
+    properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.Device().id)
+    free, total = xp.cuda.runtime.memGetInfo()
+    return (
+        f"{properties['name'].decode()} (compute capability {properties['major']}."
+        f"{properties['minor']}, {gib(free)} of {gib(total)} free, CuPy {xp.__version__})"
+    )
+
+
+def check_dtype(dtype: str, xp: ModuleType) -> None:
+    """Raise DeviceError for a type of weights that is not computed on that device."""
+    if dtype == "float16" and xp is np:
+        raise DeviceError(
+            "dtype 'float16' is for the GPU, and the device is the CPU, which has no fast float16 "
+            "products: choose dtype 'float32', or device 'cuda' to learn why there is no GPU"
+        )
+
+
+def gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"
+
+
+def check_room(n_bytes: int, xp: ModuleType) -> None:
+    """Raise DeviceError where that many bytes of weights cannot fit on the device."""
+    if xp is np:
+        return
+    free, total = xp.cuda.runtime.memGetInfo()
+    free += xp.get_default_memory_pool().free_bytes()
+    if n_bytes > free:
+        raise DeviceError(
+            f"the weights need {gib(n_bytes)} on the GPU and {gib(free)} of {gib(total)} are free: "
+            "choose dtype 'float16', a smaller model, or device 'cpu'"
+        )
+
+
+def memory_advice(error: MemoryError) -> str:
+    """What was needed and what was free when memory ran out, and what to lower."""
+    if type(error).__module__.partition(".")[0] != "cupy":
+        return "there is not enough memory: choose a smaller model, or fewer or shorter texts"
+    xp = sys.modules["cupy"]
+    free, total = xp.cuda.runtime.memGetInfo()
+    needed = re.search(r"allocating ([\d,]+) bytes", str(error))
+    more = gib(int(needed[1].replace(",", ""))) + " more were needed" if needed else "it is full"
+    return (
+        f"the GPU's memory ran out: {more}, {gib(free)} of {gib(total)} are free; choose fewer "
+        "samples, a shorter text, dtype 'float16', a smaller model, or device 'cpu'"
+    )
 
 
 def namespace(array: Any) -> ModuleType:
@@ -198,7 +274,129 @@ def einsum(specification: str, *operands: Any) -> Any:
         right = right.transpose(how.right)
     if how.right_shape is not None:
         right = right.reshape(how.right_shape)
-    product = left @ right
+    if isinstance(left, np.ndarray):
+        product = left @ right
+    elif left.shape[-2] == right.shape[-1] == 1:
+        # A sum of squares: a GPU is better at one sum than at thousands of 1 by 1 products.
+        product = (left.swapaxes(-1, -2) * right).sum(axis=-2, keepdims=True)
+    else:
+        product = device_product(left, right)
     if how.shape is not None:
         product = product.reshape(how.shape)
     return product.transpose(how.result) if how.result else product
+
+
+# --- products on the device ------------------------------------------------------------
+
+# cuBLAS's names for types of numbers and of computation, as in its headers.
+CUDA_TYPES = {np.dtype("float16"): 2, np.dtype("float32"): 0, np.dtype("float64"): 1}
+COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F = 68, 77, 70
+CUBLAS_N, CUBLAS_T, GEMM_DEFAULT = 0, 1, -1
+SCALARS = {np.dtype(t): np.array([1, 0], t) for t in ("float32", "float64")}  # alpha, beta
+
+_tf32 = contextvars.ContextVar("tf32", default=False)
+
+
+def allow_tf32(allowed: bool = True) -> None:
+    """Let float32 products on the GPU round their factors to TF32's 10 bits, in this context.
+
+    Faster on tensor cores and less exact (about 1e-3); never chosen unless asked for.
+    """
+    _tf32.set(allowed)
+
+
+class Layout(NamedTuple):
+    """A stack of matrices as cuBLAS is told of it, in numbers, not bytes."""
+
+    operation: int  # CUBLAS_N where rows lie one after another, CUBLAS_T where columns do
+    step: int  # from one row (or column) to the next
+    stride: int  # from one matrix to the next
+
+
+def layout(array: Any) -> Layout | None:
+    """How cuBLAS can read [..., row, column] where it lies, or None where it cannot."""
+    strides = [n // array.dtype.itemsize for n in array.strides]
+    n_rows, n_columns = array.shape[-2:]
+    across, along = strides[-2:]
+    if n_columns == 1:
+        along = 1
+    if n_rows == 1:
+        across = n_columns if along == 1 else 1
+    if along == 1 and across >= n_columns:
+        operation, step = CUBLAS_N, across
+    elif across == 1 and along >= n_rows:
+        operation, step = CUBLAS_T, along
+    else:
+        return None
+    stacked = [(n, s) for n, s in zip(array.shape, strides[:-2], strict=False) if n > 1]
+    for (_, outer), (n, inner) in itertools.pairwise(stacked):
+        if outer != n * inner:
+            return None
+    return Layout(operation, step, stacked[-1][1] if stacked else 0)
+
+
+def device_product(left: Any, right: Any) -> Any:
+    """left @ right by cuBLAS, [..., m, k] with [..., k, n], the stacks alike.
+
+    CuPy's own matmul copies what is not contiguous above two dimensions (the whole cache at every
+    token), computes float16 there in float32, and rounds float16 results. Here transposed and
+    sliced operands are read where they are; float16 is multiplied as it is, also where one operand
+    is float32, and summed and returned in float32.
+    """
+    xp = namespace(left)
+    both = np.result_type(left.dtype, right.dtype)
+    if np.float16 in (left.dtype, right.dtype) and both != np.float64:
+        both = np.dtype(np.float16)
+    *stack, m, k = left.shape
+    n = right.shape[-1]
+    if both not in CUDA_TYPES or 0 in (m, n, k, *stack):
+        return left @ right
+    left, right = (array.astype(both, copy=False) for array in (left, right))
+    how_left, how_right = layout(left), layout(right)
+    if how_left is None:
+        left = xp.ascontiguousarray(left)
+        how_left = layout(left)
+    if how_right is None:
+        right = xp.ascontiguousarray(right)
+        how_right = layout(right)
+    # cuBLAS's manual asks for rows of whole 16 bytes; logits have an odd width. Leave room behind.
+    width = n if stack or n < 1024 else -(-n // 8) * 8
+    summed_in = np.promote_types(both, np.float32)
+    product = xp.empty((*stack, m, width), summed_in)
+    compute = COMPUTE_32F_FAST_TF32 if _tf32.get() and both == np.float32 else COMPUTE_32F
+    scalars = SCALARS[summed_in].ctypes.data
+    number, result = CUDA_TYPES[both], CUDA_TYPES[summed_in]
+    # cuBLAS counts columns first: to it these are the transposes, and it is asked for
+    # product.T = right.T @ left.T, which lies in memory just as product does.
+    xp.cuda.cublas.gemmStridedBatchedEx(
+        xp.cuda.get_cublas_handle(), how_right.operation, how_left.operation, n, m, k,
+        scalars, right.data.ptr, number, how_right.step, how_right.stride,
+        left.data.ptr, number, how_left.step, how_left.stride,
+        scalars + summed_in.itemsize, product.data.ptr, result, width, m * width,
+        math.prod(stack), compute if summed_in == np.float32 else COMPUTE_64F, GEMM_DEFAULT,
+    )  # fmt: skip
+    return product[..., :n] if width > n else product
+
+
+# --- the fast decode step --------------------------------------------------------------
+
+
+def start_decoding(model: Any, cache: Any, tokens: Any, *options: Any) -> Any:
+    """What makes the next tokens of a generation faster than the forward pass, or None.
+
+    The step is captured once per model and kept beside it; `cuda_step` says what it does.
+    """
+    xp = namespace(model.params["wte"])
+    if xp is np or not hasattr(xp, "RawModule"):
+        return None
+    decoder = vars(model).get("_decoder")
+    if decoder is None or not decoder.is_for(model.params):
+        try:
+            if __package__:
+                from . import cuda_step
+            else:
+                import cuda_step
+        except ImportError:  # vendored without it
+            return None
+        decoder = vars(model)["_decoder"] = cuda_step.Decoder(model.params, model.config, xp)
+    return decoder.start(cache, tokens, *options)

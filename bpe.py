@@ -167,9 +167,25 @@ class Tokenizer:
             vocab_path = os.fspath(vocab_path)
             text, official_ids = _read(vocab_path, _OFFICIAL_IDS)
             if not (official and official_ids):
-                special = _special_tokens(text, vocab_path, lines, merges_path)
+                ids = _parse_ids(text, vocab_path)
+                special = _special_tokens(ids, vocab_path, lines, merges_path)
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(lines, special, trained=official)
+        return tokenizer
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer of a tokenizer.json, the one file that transformers 5 writes.
+
+        Its format is that of Hugging Face's tokenizers library. Raises TokenizerError where the
+        file is damaged or describes another kind than GPT-2's, OSError where it cannot be read.
+        """
+        path = os.fspath(path)
+        text, _ = _read(path, "")
+        lines, ids = _parse_json(text, path)
+        _check_merges(lines, lambda n: f"{path}: merge {n}")
+        tokenizer = cls.__new__(cls)
+        tokenizer._set_up(lines, _special_tokens(ids, path, lines, "its merges"), trained=False)
         return tokenizer
 
     def _set_up(self, lines: list[str], special_tokens: Sequence[str], trained: bool) -> None:
@@ -458,9 +474,42 @@ def _check_merges(lines: list[str], place: Callable[[int], str]) -> None:
         known.add(left + right)
 
 
-def _special_tokens(text: str, path: str, lines: list[str], merges_path: str) -> list[str]:
-    """The names in encoder.json after the merges' tokens, about which it must agree."""
-    ids = _parse_ids(text, path)
+def _parse_json(text: str, path: str) -> tuple[list[str], dict[str, int]]:
+    """Merges as merges.txt has them, and ids, special tokens included, of a tokenizer.json."""
+    whole = {
+        "model": {"type": "BPE", "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                  "byte_fallback": False, "ignore_merges": False, "dropout": None},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    }  # fmt: skip
+    try:
+        parts = json.loads(text)
+        if parts.get("normalizer"):
+            raise TokenizerError(f"{path}: normalizer is {_short(parts['normalizer'])}, GPT-2's "
+                                 "byte-level BPE has none")
+        for part, expected in whole.items():
+            for name, value in expected.items():
+                found = parts[part].get(name, value if name != "type" else None)
+                if found != value and (found or value):  # "" and null both say that there is none
+                    raise TokenizerError(f"{path}: {part}'s {name} is {_short(found)}, GPT-2's "
+                                         f"byte-level BPE has {_short(value)}")
+        merges, ids = parts["model"]["merges"], dict(parts["model"]["vocab"])
+        lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        ids |= {token["content"]: token["id"] for token in parts.get("added_tokens") or ()}
+    except TokenizerError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path}: not JSON: {_short(error)}") from None
+    except (AttributeError, KeyError, TypeError):
+        raise TokenizerError(f"{path}: not a tokenizer.json of a byte-level BPE") from None
+    if set(map(type, ids.values())) != {int}:
+        raise TokenizerError(f"{path}: its ids are not all integers")
+    return lines, ids
+
+
+def _special_tokens(
+    ids: dict[str, int], path: str, lines: list[str], merges_path: str
+) -> list[str]:
+    """The names among these ids after the merges' tokens, about which they must agree."""
     tokens = dict(zip([*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)], count()))
     if not tokens.items() <= ids.items():
         token, id = next(item for item in tokens.items() if ids.get(item[0]) != item[1])

@@ -33,7 +33,7 @@ else:
     import bpe
     import gpt2_np
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16")
 SHAKESPEARE = Path(__file__).resolve().parent / "models" / "shakespeare"
 
 
@@ -55,8 +55,9 @@ def load(
     folder. What is not on this machine is downloaded into `cache_folder()` on first use.
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU where one works), "cpu" or "cuda". On the CPU,
-    float32 weights stay in the file, memory-mapped; all arrays are read-only. Raises
-    CheckpointError or DownloadError, and Error where the device cannot be had.
+    float32 weights stay in the file, memory-mapped; all arrays are read-only. To the GPU they go
+    one tensor after another. float16 is for the GPU. Raises CheckpointError or DownloadError, and
+    Error where the device cannot be had or has too little memory.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(DTYPES)}")
@@ -64,9 +65,11 @@ def load(
         device = os.environ.get("GPT2_NP_DEVICE") or "auto"
     try:
         xp = backend.pick(device)
+        backend.check_dtype(dtype, xp)
+        checkpoint = open_checkpoint(locate(name_or_path))
+        backend.check_room(bytes_of(checkpoint.config, dtype), xp)
     except backend.DeviceError as error:
         raise gpt2_np.Error(str(error)) from error
-    checkpoint = open_checkpoint(locate(name_or_path))
     map_once = Maps()
 
     def array(path, tensor):
@@ -74,6 +77,11 @@ def load(
 
     params = nest(checkpoint.tensors, array)
     return gpt2_np.Model(checkpoint.config, params, open_tokenizer(checkpoint))
+
+
+def bytes_of(config: gpt2_np.Config, dtype: str) -> int:
+    """The size of all weights in that type."""
+    return gpt2_np.describe(config, np.dtype(dtype).itemsize)["bytes"]
 
 
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
@@ -169,6 +177,7 @@ def hugging_face_name(path: tuple) -> str:
 HPARAMS, CONFIG = "hparams.json", "config.json"
 TENSORFLOW = Layout(HPARAMS, "vocab.bpe", "encoder.json", tensorflow_name)
 HUGGING_FACE = Layout(CONFIG, "merges.txt", "vocab.json", hugging_face_name)
+TOKENIZER_JSON = "tokenizer.json"  # both in one: transformers 5 writes no other
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 SAFETENSORS, SHARDS = "model.safetensors", "model.safetensors.index.json"
 
@@ -213,10 +222,15 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
     """The tokenizer beside the weights, or None where there is none: token ids will do."""
     merges = checkpoint.folder / checkpoint.layout.merges
     vocab = checkpoint.folder / checkpoint.layout.vocab
-    if not merges.exists():
-        return None
+    together = checkpoint.folder / TOKENIZER_JSON
     try:
-        tokenizer = bpe.Tokenizer.from_files(merges, vocab if vocab.exists() else None)
+        if merges.exists():
+            tokenizer = bpe.Tokenizer.from_files(merges, vocab if vocab.exists() else None)
+        elif checkpoint.layout is HUGGING_FACE and together.exists():
+            merges = together
+            tokenizer = bpe.Tokenizer.from_json(together)
+        else:
+            return None
     except (bpe.TokenizerError, OSError) as error:
         raise CheckpointError(f"{merges} gives no tokenizer: {error}") from error
     if tokenizer.n_vocab > checkpoint.config.n_vocab:
@@ -935,13 +949,15 @@ def fetch_checkpoint(source: Source) -> None:
     """Fetch the small files, which say what the large ones must be; then those; verify all."""
     folder, layout = source.folder, fetch_layout(source)
     known = verified_files(folder)
-    for name in (layout.merges, layout.vocab):
+    for name in (layout.merges, layout.vocab, TOKENIZER_JSON):
         if known and name not in known:
             continue  # the server had none
+        if name == TOKENIZER_JSON and (layout is TENSORFLOW or (folder / layout.merges).exists()):
+            continue
         try:
             fetch(source, name)
         except NotServed:
-            if source.pinned:
+            if source.pinned and name in source.pinned:
                 raise
     if layout is TENSORFLOW:
         fetch(source, INDEX)
@@ -956,7 +972,7 @@ def fetch_checkpoint(source: Source) -> None:
         checkpoint = open_checkpoint(folder)
     with removing(folder, *weights):
         check_crcs(checkpoint)
-    with removing(folder, layout.merges, layout.vocab):
+    with removing(folder, layout.merges, layout.vocab, TOKENIZER_JSON):
         open_tokenizer(checkpoint)
     passing = (VERIFIED, ".lock", ".part", ".tag")
     files = [file for file in folder.iterdir() if not file.name.endswith(passing)]

@@ -170,9 +170,7 @@ def command_line() -> argparse.ArgumentParser:
     def command(name, about, top=None, default=10):
         added = commands.add_parser(name, help=about, description=about)
         add = added.add_argument
-        add("-m", "--model", default="124M", metavar="NAME",
-            help="a size, shakespeare, a folder, file or URL (default 124M)")
-        add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+        gpt2_np.add_model_options(add)
         added.set_defaults(dtype="float32")
         add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
         add("--json", action="store_true", help="machine-readable result")
@@ -340,7 +338,7 @@ def _asked(args):
 
 def _lens_command(model, args):
     result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
-                  top=min(args.top, model.config.n_vocab), bos=_bos(args))
+                           top=min(args.top, model.config.n_vocab), bos=_bos(args))
     rows, records = [], []
     for i, point in enumerate(result.points):
         p, rank, entropy = (array[i, 0, -1].item() for array in
@@ -359,7 +357,7 @@ def _lens_command(model, args):
 
 def _attribution_command(model, args):
     result = circuits.attribution(model, args.text, args.answer, args.wrong, folded=args.folded,
-                         bos=_bos(args))
+                                  bos=_bos(args))
     values, what = result.values[:, 0], _asked(args)
     order = np.argsort(-np.abs(values), kind="stable")
     rows = [[result.labels[i], float(values[i])] for i in order[: args.top]]
@@ -397,7 +395,7 @@ def _heads_command(model, args):
             plot_map(kinds[args.kind], path, title, signed=False, label="attention")
             return
         seen = circuits.run(model, args.text, {activation_name("pattern", n) for n, _ in nodes},
-                   bos=_bos(args), last_only=True)
+                            bos=_bos(args), last_only=True)
         patterns = np.stack([seen[activation_name("pattern", n)][0, h] for n, h in nodes])
         plot_attention(patterns, labels_of(model, seen.tokens[0]), path,
                        [f"L{n}H{h}" for n, h in nodes])
@@ -424,8 +422,8 @@ def _prompt_pair(model, args):
 def _patch_command(model, args):
     clean, corrupted, metric = _prompt_pair(model, args)
     sweep = circuits.patching(model, corrupted, clean, metric, args.what,
-                     by_position=True if args.by_position else None,
-                     progress=sys.stderr.isatty())
+                              by_position=True if args.by_position else None,
+                              progress=sys.stderr.isatty())
     shares, last = sweep.normalized, sweep.axes[-1]
     labels = labels_of(model, clean.tokens[0]) if last == "position" else None
     order = np.argsort(-np.abs(shares).ravel(), kind="stable")[: args.top]
@@ -504,7 +502,7 @@ def _neurons_command(model, args):
     found = []
     for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
         result = circuits.attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
-                             bos=_bos(args))
+                                      bos=_bos(args))
         found += [(float(value), label)
                   for label, value in zip(result.labels, result.values[:, 0], strict=True)
                   if re.fullmatch(r"L\d+N\d+", label)]
@@ -527,7 +525,7 @@ def _neurons_command(model, args):
 def _one_neuron(model, args):
     ends = {end: ([_word(model, t) for t in ids], scores.tolist())
             for end, (ids, scores) in circuits.neuron_tokens(model, args.layer, args.neuron,
-                                                    args.top).items()}
+                                                             args.top).items()}
     title = f"neuron {args.neuron} of layer {args.layer}"
     records = {end: [{"text": word, "score": score} for word, score in zip(*both, strict=True)]
                for end, both in ends.items()}

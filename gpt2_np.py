@@ -28,9 +28,9 @@ import numpy as np
 
 try:
     if __package__:
-        from .backend import einsum, namespace, to_host
+        from .backend import einsum, memory_advice, namespace, start_decoding, to_host
     else:
-        from backend import einsum, namespace, to_host
+        from backend import einsum, memory_advice, namespace, start_decoding, to_host
 except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def einsum(specification, *operands):
@@ -41,6 +41,12 @@ except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def to_host(array):
         return array
+
+    def start_decoding(*_):
+        return None
+
+    def memory_advice(error):
+        return "there is not enough memory: choose a smaller model, or fewer or shorter texts"
 
 
 __version__ = "0.1.0"
@@ -70,6 +76,7 @@ SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # a Python float: np.sqrt would make ev
 # elements, and attention in tiles of about as many scores: 128 queries of one head see 1,024 keys.
 BLOCK_ELEMENTS = 1 << 17
 TILE_QUERIES = 128
+DEVICE_BLOCK_ELEMENTS = 1 << 24  # a GPU wants few and large kernels: 64 MiB of float32 scores
 
 # A pass of its own for what prompts share pays where it saves about this many tokens.
 LEAST_SHARED = 32
@@ -206,7 +213,9 @@ def residual_stream(params, config, tokens, cache=None, tap=None):
     if positions.size >= TILE_QUERIES:
         keep_freed_memory()
 
-    x = tap("hook_embed", params["wte"][xp.asarray(tokens)])
+    # float16 is for weights, keys and values; the residual stream is never narrower than float32.
+    stream = np.promote_types(params["wte"].dtype, np.float32)
+    x = tap("hook_embed", params["wte"][xp.asarray(tokens)].astype(stream, copy=False))
     x = x + tap("hook_pos_embed", params["wpe"][xp.asarray(positions)])
     for layer, block in enumerate(params["blocks"]):
         remember = functools.partial(cache.append, layer)
@@ -214,17 +223,6 @@ def residual_stream(params, config, tokens, cache=None, tap=None):
         x = transformer_block(x, block, config.n_head, remember, tiles, here)
     cache.advance(tokens.shape[1])
     return layer_norm(x, **params["ln_f"], tap=tap.under("ln_final."))
-
-
-def keep_freed_memory():
-    """Have the next layer work in the memory that the last one freed.
-
-    glibc hands large arrays back to the system when they are freed, and a page costs more to get
-    than to fill: 10% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
-    largest that it learns from, raises its threshold (mallopt(3), M_MMAP_THRESHOLD); the array is
-    never touched, so it costs nothing.
-    """
-    np.empty(2**25 - 2**16, np.uint8)
 
 
 def transformer_block(x, block, n_head, remember, tiles, tap):  # [b, q, d] -> [b, q, d]
@@ -256,6 +254,7 @@ def attention(x, c_attn, c_proj, n_head, remember, tiles, tap):  # [b, q, d] -> 
     by_head = (3, n_head, n_embd // n_head)
     qkv = einsum("bqd,dche->bqche", x, c_attn["w"].reshape(n_embd, *by_head))
     qkv += c_attn["b"].reshape(by_head)
+    qkv = qkv.astype(c_attn["w"].dtype, copy=False)
     q, k, v = (tap(f"hook_{name}", qkv[:, :, c]) for c, name in enumerate("qkv"))
     k, v = remember(k, v)  # [b, k, h, e], from the first position on
 
@@ -307,8 +306,9 @@ def gelu(x):
     xp = namespace(x)
     result = xp.empty(x.shape, x.dtype)
     flat, out = x.reshape(-1), result.reshape(-1)
-    for start in range(0, flat.size, BLOCK_ELEMENTS):
-        block, inner = flat[start : start + BLOCK_ELEMENTS], out[start : start + BLOCK_ELEMENTS]
+    step = block_elements(xp)
+    for start in range(0, flat.size, step):
+        block, inner = flat[start : start + step], out[start : start + step]
         xp.multiply(block, block, out=inner)  # √(2/π) (x + 0.044715 x³) = (x² · 0.0357 + 0.798) x
         inner *= 0.044715 * SQRT_2_OVER_PI
         inner += SQRT_2_OVER_PI
@@ -347,6 +347,11 @@ def attention_tiles(positions, n_head, xp, whole):
     nothing: the BLAS library's threads keep spinning after a product.
     """
     n_rows, n_queries = positions.shape
+    block, n_together, most_keys = block_elements(xp), TILE_QUERIES, int(positions.max()) + 1
+    if xp is not np:
+        n_together = max(n_together, block // (n_head * most_keys))
+        one_text_a_row = (positions[:, -1] - positions[:, 0] == n_queries - 1).all()
+        whole = whole or (one_text_a_row and n_head * positions.size * most_keys <= block)
     if whole or n_queries == 1:
         return [attention_tile(slice(0, n_rows), slice(0, n_head), slice(0, n_queries), 0,
                                positions, xp)]
@@ -355,12 +360,12 @@ def attention_tiles(positions, n_head, xp, whole):
         starts = np.flatnonzero(np.diff(positions[row], prepend=-2) != 1)  # of each text
         for start, end in itertools.pairwise([*starts.tolist(), n_queries]):
             first_key = max(0, start - int(positions[row, start]))
-            for query in range(start, end, TILE_QUERIES):
-                queries = slice(query, min(query + TILE_QUERIES, end))
+            for query in range(start, end, n_together):
+                queries = slice(query, min(query + n_together, end))
                 tile = attention_tile(slice(row, row + 1), slice(0, n_head), queries, first_key,
                                       positions, xp)
                 n_scores = (queries.stop - query) * (tile.keys.stop - first_key)
-                step = max(1, BLOCK_ELEMENTS // n_scores)
+                step = max(1, block // n_scores)
                 tiles += [tile._replace(heads=slice(head, head + step))
                           for head in range(0, n_head, step)]
     return tiles
@@ -375,6 +380,21 @@ def attention_tile(rows, heads, queries, first_key, positions, xp):
         later = xp.asarray(later)
     keys = slice(first_key, first_key + n_keys)
     return AttentionTile(rows, heads, queries, keys, first_masked, later)
+
+
+def keep_freed_memory():
+    """Have the next layer work in the memory that the last one freed.
+
+    glibc hands large arrays back to the system when they are freed, and a page costs more to get
+    than to fill: 10% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
+    largest that it learns from, raises its threshold (mallopt(3), M_MMAP_THRESHOLD); the array is
+    never touched, so it costs nothing.
+    """
+    np.empty(2**25 - 2**16, np.uint8)
+
+
+def block_elements(xp):
+    return BLOCK_ELEMENTS if xp is np else DEVICE_BLOCK_ELEMENTS
 
 
 class KVCache:
@@ -727,6 +747,8 @@ class Rows:
         stop = stop_tuple(stop)
         self.stops = [Stop(stop, model.tokenizer) for _ in prompts]
         self.reasons = ["length"] * len(self.texts)
+        # Some checkpoints pad the embedding with rows that stand for no token: none is drawn.
+        self.n_vocab = getattr(model.tokenizer, "n_vocab", model.config.n_vocab)
         self.drafts = Drafts(self.texts[0]) if draft and len(self.texts) == 1 else None
 
     def steps(self) -> Iterator[tuple[int, int]]:
@@ -735,36 +757,56 @@ class Rows:
         if not growing or not self.n_tokens:
             return
         cache, logits = self.read_prompts()  # logits [row, position, v]
-        draft: list[int] = []
-        while True:
+        fast, chosen, draft = None, None, []
+        for step in itertools.count():
             still = []
             for index, row in enumerate(growing):
-                if (yield from self.extend(row, logits[index], draft)):
+                tokens = chosen[index] if chosen else self.choices(row, logits[index])
+                if (yield from self.extend(row, tokens, draft)):
                     still.append(index)
             if not still:
                 return
             if len(still) < len(growing):
-                cache.select(still)
+                (fast or cache).select(still)
                 growing = [growing[index] for index in still]
-            cache.lengths[:] = [len(self.texts[row]) - 1 for row in growing]  # drops wrong drafts
-            if self.drafts:
-                made = len(self.texts[0]) - self.n_prompt[0]
-                n_free = self.model.config.n_ctx - len(self.texts[0])
-                draft = self.drafts.propose(min(self.n_tokens - made - 1, n_free))
-            tokens = np.array([[self.texts[row][-1], *draft] for row in growing])
-            started = time.perf_counter()
-            logits = self.logits(self.residual_stream(tokens, cache))
-            if self.drafts:
-                self.drafts.took(time.perf_counter() - started)
+            last = [self.texts[row][-1] for row in growing]
+            n_left = self.n_tokens - (len(self.texts[growing[0]]) - self.n_prompt[growing[0]])
+            if not step:
+                generators = [self.generators[row] for row in growing]
+                fast = start_decoding(self.model, cache, np.array(last), self.options,
+                                      self.n_vocab, generators)
+                self.drafts = None if fast else self.drafts
+            if fast and fast.chooses:
+                chosen = [[int(token)] for token in fast.tokens(n_left)]
+            elif fast:
+                logits = fast.logits(np.array(last))[:, None]
+            else:
+                draft, logits = self.look_ahead(last, n_left, growing, cache)
+
+    def look_ahead(self, last, n_left, growing, cache):
+        """A draft, or none, and the logits after each row's last token and after the draft's."""
+        cache.lengths[:] = [len(self.texts[row]) - 1 for row in growing]  # drops wrong drafts
+        draft = []
+        if self.drafts:
+            n_free = self.model.config.n_ctx - len(self.texts[0])
+            draft = self.drafts.propose(min(n_left - 1, n_free))
+        started = time.perf_counter()
+        tokens = np.array([[token, *draft] for token in last])
+        logits = self.logits(self.residual_stream(tokens, cache))
+        if self.drafts:
+            self.drafts.took(time.perf_counter() - started)
+        return draft, logits
 
     def residual_stream(self, tokens, cache):
         return residual_stream(self.model.params, self.model.config, tokens, cache)
 
-    def logits(self, x):
-        """[row, position, v]: some checkpoints pad the embedding with rows that stand for no
-        token; none of those is drawn."""
-        n_vocab = getattr(self.model.tokenizer, "n_vocab", self.model.config.n_vocab)
-        return unembed(x, self.model.params)[..., :n_vocab]
+    def logits(self, x):  # [row, position, d] -> [row, position, v]
+        return unembed(x, self.model.params)[..., : self.n_vocab]
+
+    def choices(self, row, logits):
+        """A token from each of logits [q, v], each chosen when those before it are in the text."""
+        for here in logits:
+            yield choose(here, self.options, self.texts[row], self.generators[row])
 
     def read_prompts(self):
         """A cache that holds every prompt, and the logits at their ends [row, 1, v].
@@ -795,14 +837,13 @@ class Rows:
         xp = namespace(x)
         return cache, self.logits(x[xp.asarray(ends[0]), xp.asarray(ends[1])][:, None])
 
-    def extend(self, row, logits, draft):
-        """Choose a token from each of logits [q, v] while the draft has what is chosen.
+    def extend(self, row, tokens, draft):
+        """Take tokens for as long as they are those of the draft, and one more.
 
         Yields (row, token); returns whether the row grows on.
         """
         text, n_ctx = self.texts[row], self.model.config.n_ctx
-        for here, drafted in zip(logits, [*draft, None], strict=True):
-            token = choose(here, self.options, text, self.generators[row])
+        for token, drafted in zip(tokens, [*draft, None], strict=False):
             if self.stops[row].at_token(token):
                 self.reasons[row] = "stop"
                 return False
@@ -1129,7 +1170,7 @@ def target_log_probabilities(x, targets, params):  # [1, q, d], [q] -> [q] on th
     wte = params["wte"]
     chosen = einsum("bqd,bqd->bq", x, wte[xp.asarray(targets)][None])
     highest, total = -math.inf, 0.0  # [b, q]: of the blocks so far; the sum of exp(logit - highest)
-    step = max(1, 32 * BLOCK_ELEMENTS // len(targets))
+    step = max(1, max(32 * BLOCK_ELEMENTS, block_elements(xp)) // len(targets))
     for start in range(0, len(wte), step):
         logits = einsum("bqd,vd->bqv", x, wte[start : start + step])
         before, highest = highest, xp.maximum(highest, logits.max(axis=-1))
@@ -1190,8 +1231,7 @@ def command_line():
     )
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to continue; - reads standard input")
-    add("-m", "--model", default="124M", metavar="NAME",
-        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add_model_options(add)
     add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
     add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
@@ -1210,11 +1250,21 @@ def command_line():
     add("--info", action="store_true", help="sizes, bytes and operations of a model")
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
-    add("--dtype", default="float32", choices=("float32", "float64"), help="default float32")
+    add("--dtype", default="float32", choices=("float32", "float64", "float16"),
+        help="default float32; float16 on a GPU only")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
+
+
+def add_model_options(add):
+    """What every program that loads a model understands, as `text_model` reads it."""
+    add("-m", "--model", default="124M", metavar="NAME",
+        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add("--tf32", action="store_true",
+        help="on a GPU, float32 products of less precision on tensor cores")
+    add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1241,8 +1291,8 @@ def run_command(name, parser, argv, job) -> int:
     except OSError as error:
         discard_output()
         reason = f"reading or writing failed: {error}"
-    except MemoryError:
-        reason = "there is not enough memory: choose a smaller model, or fewer or shorter texts"
+    except MemoryError as error:
+        reason = memory_advice(error)
     except Error as error:
         reason = error
     print(f"{name}: {reason}", file=sys.stderr)
@@ -1334,9 +1384,14 @@ def utf_8(data, source):
 
 def text_model(args) -> Model:
     model = load(args.model, args.device, args.dtype)
+    if args.tf32:
+        checkpoint_module().backend.allow_tf32()
+    if args.verbose:
+        where = checkpoint_module().backend.about(namespace(model.params["wte"]))
+        print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
         raise Error(f"{args.model} has no vocabulary files beside its weights: the command line "
-                    "needs them (vocab.bpe or merges.txt)")
+                    "needs them (vocab.bpe, merges.txt or tokenizer.json)")
     return model
 
 
@@ -1468,7 +1523,7 @@ def quoted(token):
 
 
 def print_info(args):
-    itemsize = 8 if args.dtype == "float64" else 4
+    itemsize = np.dtype(args.dtype).itemsize
     config = SIZES.get(args.model) or load(args.model, "cpu").config
     about = describe(config, itemsize)
     if args.json:

@@ -1,4 +1,5 @@
 """The tokenizer: published encodings, GPT-2's definitions written out slowly, files, training."""
+import functools
 import importlib.util
 import json
 import pickle
@@ -817,3 +818,71 @@ def test_importing_loads_the_standard_library_only():
         [sys.executable, "-S", "-c", code], cwd=folder, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "set()"
+
+
+# tokenizer.json
+
+
+def tokenizer_json(tokenizer, folder, as_pairs=True, **changes):
+    """What transformers 5 writes of a tokenizer, beside merges.txt and vocab.json of the same."""
+    tokenizer.save(folder, names=("merges.txt", "vocab.json"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+             "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": ids,
+             "merges": [line.split(" ") for line in merges] if as_pairs else merges}  # fmt: skip
+    parts = {
+        "version": "1.0", "normalizer": None, "model": model,
+        "added_tokens": [{"id": i, "content": name, "special": True}
+                         for name, i in tokenizer.special_tokens.items()],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    }  # fmt: skip
+    for path, value in changes.items():
+        *outer, last = path.split("__")
+        functools.reduce(dict.__getitem__, outer, parts)[last] = value
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(parts), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("as_pairs", [True, False])
+def test_tokenizer_json_gives_the_tokenizer_of_the_two_files(tmp_path, as_pairs):
+    text = "the cat sat on the mat, naïve café 猫 🐈 " * 5
+    trained = bpe.train(text, 285)
+    read = bpe.Tokenizer.from_json(tokenizer_json(trained, tmp_path, as_pairs))
+    assert (read.n_vocab, read.special_tokens) == (trained.n_vocab, trained.special_tokens)
+    assert read.encode(text + "other words") == trained.encode(text + "other words")
+    assert read.decode(range(read.n_vocab - 1)) == trained.decode(range(read.n_vocab - 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__type": "WordPiece"}, "model's type is 'WordPiece'.*has 'BPE'"),
+        ({"model__type": None}, "model's type is None"),
+        ({"model__byte_fallback": True}, "byte_fallback is True"),
+        ({"pre_tokenizer__type": "Metaspace"}, "pre_tokenizer's type is 'Metaspace'"),
+        ({"pre_tokenizer__add_prefix_space": True}, "add_prefix_space is True"),
+        ({"pre_tokenizer": None}, "not a tokenizer.json"),
+        ({"normalizer": {"type": "NFC"}}, "normalizer is .*NFC"),
+        ({"model__merges": [["a", "zz"]]}, "merge 0 is 'a zz'"),
+        ({"model__merges": [1]}, "not a tokenizer.json"),
+        ({"model__merges": None}, "not a tokenizer.json"),
+        ({"model__vocab": {"a": "b"}}, "not all integers"),
+        ({"model__vocab": []}, "has no id"),
+        ({"added_tokens": [{"id": 900, "content": "<x>"}]}, "'<x>' has id 900"),
+        ({"added_tokens": [3]}, "not a tokenizer.json"),
+    ],
+)
+def test_another_kind_of_tokenizer_json_is_an_error(tmp_path, changes, message):
+    file = tokenizer_json(bpe.train("some words and more words", 265), tmp_path, **changes)
+    with pytest.raises(bpe.TokenizerError, match=message):
+        bpe.Tokenizer.from_json(file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", "[" * 100_000, '{"model": 3}'])
+def test_what_is_no_tokenizer_json_is_an_error(tmp_path, text):
+    file = tmp_path / "tokenizer.json"
+    file.write_text(text)
+    with pytest.raises(bpe.TokenizerError, match=r"tokenizer\.json: (empty|not)"):
+        bpe.Tokenizer.from_json(file)

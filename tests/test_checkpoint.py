@@ -145,6 +145,22 @@ def test_the_merges_alone_give_the_tokenizer(tmp_path, write):
     assert checkpoint.load(tmp_path).tokenizer.n_vocab == SMALL.n_vocab
 
 
+def test_one_tokenizer_json_gives_the_tokenizer_too(tmp_path):
+    make.write_hugging_face(tmp_path)
+    expected = checkpoint.load(tmp_path).tokenizer
+    lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    ids = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
+    parts = {"model": {"type": "BPE", "merges": lines, "vocab": ids},
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}
+    for name in ("merges.txt", "vocab.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    assert checkpoint.load(tmp_path).tokenizer.encode("some text") == expected.encode("some text")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json gives no tokenizer"):
+        checkpoint.load(tmp_path)
+
+
 # --- how it lies in memory -------------------------------------------------------------------
 
 
@@ -240,14 +256,15 @@ def test_arrays_go_to_the_device_one_by_one(tmp_path, monkeypatch):
     params = write_tensorflow(tmp_path)
     moved = []
     monkeypatch.setattr(backend, "pick", lambda device: "module")
+    monkeypatch.setattr(backend, "check_room", lambda n_bytes, xp: None)
     monkeypatch.setattr(backend, "to_device", lambda array, xp: moved.append((xp, array)) or array)
     checkpoint.load(tmp_path, device="cuda")
     assert [xp for xp, _ in moved] == ["module"] * len(leaves(params))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "F32", "", None, 32])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "F32", "", None, 32])
 def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
-    with pytest.raises(CheckpointError, match="expected float32 or float64"):
+    with pytest.raises(CheckpointError, match="expected float32 or float64 or float16"):
         checkpoint.load(tmp_path, dtype=dtype)
 
 

@@ -1,10 +1,14 @@
 """The same code on either kind of array: a strict stand-in here, CuPy where there is a GPU."""
+import contextvars
+import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import strict_arrays
 from random_model import TINY, map_params, random_model
+from small_model import save_small_model
 
 import backend
 import gpt2_np
@@ -147,12 +151,12 @@ def test_auto_is_numpy_where_cupy_is_missing(monkeypatch):
 
 def test_cuda_without_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(backend.DeviceError, match=r"not installed: pip install cupy-cuda1\dx"):
+    with pytest.raises(backend.DeviceError, match=r"not installed: pip install \"cupy-cuda1\dx"):
         backend.pick("cuda")
 
 
-# The first was read with CuPy 14 where there is no driver; the others are the usual words of CUDA
-# and of the loader, not met here.
+# The first and the one on libcublas were read with CuPy 14 on a machine without driver and
+# libraries; the others are the usual words of CUDA, CuPy and the loader, not met here.
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -162,7 +166,11 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch):
             "no NVIDIA driver answers, or it is older than CuPy's CUDA version",
         ),
         ("cudaErrorNoDevice: no CUDA-capable device is detected", "the driver finds no GPU"),
-        ("libcudart.so.13: cannot open shared object file", "libcudart.so.13: cannot open"),
+        ("libcudart.so.13: cannot open shared object file", "CUDA's libraries are missing"),
+        ("CuPy failed to load libnvrtc.so.13: OSError: no file", "CUDA's libraries are missing"),
+        ('Failure finding "libcublas.so": No such file', r"pip install .cupy-cuda13x\[ctk\]"),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image", "not built for this GPU"),
+        ("an error nobody has met", "an error nobody has met"),
     ],
 )
 def test_cuda_that_cannot_be_had_says_why(cupy_that_says, said, told):
@@ -182,3 +190,157 @@ def test_a_host_array_goes_to_numpy_without_a_copy():
     array = np.ones(3)
     assert backend.to_device(array, np) is array
     assert backend.to_host(array) is array
+
+
+class Gpu:
+    """A GPU of 8 GiB, 3 of them free, as CuPy describes it."""
+
+    __version__ = "14.2.0"
+    cuda = SimpleNamespace(
+        Device=lambda: SimpleNamespace(id=0),
+        runtime=SimpleNamespace(
+            memGetInfo=lambda: (3 << 30, 8 << 30),
+            getDeviceProperties=lambda _: {"name": b"Some GPU", "major": 9, "minor": 0},
+        ),
+    )
+
+    def get_default_memory_pool():
+        return SimpleNamespace(free_bytes=lambda: 1 << 30)
+
+
+def test_verbose_says_which_device_and_why(monkeypatch):
+    assert backend.about(Gpu) == (
+        "Some GPU (compute capability 9.0, 3.00 GiB of 8.00 GiB free, CuPy 14.2.0)"
+    )
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert re.match(r"the CPU \(NumPy .*\); device 'cuda' needs CuPy", backend.about(np))
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_moved():
+    backend.check_room(4 << 30, Gpu)
+    backend.check_room(1 << 50, np)
+    with pytest.raises(backend.DeviceError, match=r"need 6.00 GiB .* 4.00 GiB of 8.00 GiB"):
+        backend.check_room(6 << 30, Gpu)
+
+
+def test_memory_that_ran_out_on_the_gpu_says_what_was_needed_and_free(monkeypatch):
+    class OutOfMemoryError(MemoryError):
+        __module__ = "cupy.cuda.memory"
+
+    monkeypatch.setitem(sys.modules, "cupy", Gpu)
+    error = OutOfMemoryError("Out of memory allocating 5,368,709,120 bytes (allocated so far: 1).")
+    assert "5.00 GiB more were needed, 3.00 GiB of 8.00 GiB are free; choose fewer samples" in (
+        backend.memory_advice(error)
+    )
+    assert "choose a smaller model" in backend.memory_advice(MemoryError())
+
+
+def test_float16_on_the_cpu_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(gpt2_np.Error, match=r"'float16' is for the GPU.*choose dtype 'float32'"):
+        gpt2_np.load(save_small_model(tmp_path), "cpu", "float16")
+
+
+def test_a_checkpoint_goes_to_the_device_in_float16(tmp_path, xp, monkeypatch):
+    monkeypatch.setattr(backend, "pick", lambda device: xp)
+    monkeypatch.setattr(backend, "check_room", lambda n_bytes, xp: None)
+    folder = save_small_model(tmp_path)
+    model = gpt2_np.load(folder, "cuda", "float16")
+    monkeypatch.undo()
+    host = gpt2_np.load(folder, "cpu")
+    assert model.params["blocks"][0]["ln_1"]["g"].dtype == np.float16
+    logits = gpt2_np.forward(model.params, model.config, TOKENS)
+    expected = gpt2_np.forward(host.params, host.config, TOKENS)
+    assert relative(backend.to_host(logits), expected) < 2e-3
+
+
+# --- float16, TF32 and cuBLAS ----------------------------------------------------------
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.fixture
+def half(xp):
+    params = map_params(lambda array: xp.asarray(array.astype(np.float16)), HOST.params)
+    return gpt2_np.Model(TINY, params)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (2, 12), (24, 1)])
+def test_float16_is_near_float32(half, xp, shape):
+    tokens = TOKENS.reshape(shape)
+    logits = gpt2_np.forward(half.params, TINY, tokens)
+    assert logits.dtype == np.float32
+    assert relative(logits.get(), gpt2_np.forward(HOST.params, TINY, tokens)) < 2e-3
+    cache = gpt2_np.KVCache(TINY, *shape[:1])
+    for start in range(0, shape[1], 5):
+        pieces = gpt2_np.forward(half.params, TINY, tokens[:, start : start + 5], cache)
+    assert relative(pieces.get()[:, -1], logits.get()[:, -1]) < 2e-3
+    assert {array.dtype for layer in cache._layers for array in layer} == {np.dtype(np.float16)}
+
+
+def test_float16_scores_and_generation_run(half):
+    expected = gpt2_np.score(HOST, np.tile(TOKENS, 3))
+    assert relative(gpt2_np.score(half, np.tile(TOKENS, 3)), expected) < 2e-3
+    assert len(gpt2_np.generate_batch(half, [[1, 2], [3]], 8)[1]) == 8
+
+
+def test_tf32_is_used_only_where_it_was_asked_for():
+    def compute_types():
+        strict_arrays.calls.clear()
+        ones = strict_arrays.asarray(np.ones((2, 2), np.float32))
+        backend.einsum("bq,qd->bd", ones, ones)
+        return [call.compute for call in strict_arrays.calls]
+
+    assert compute_types() == [backend.COMPUTE_32F]
+    contextvars.copy_context().run(backend.allow_tf32)
+    assert compute_types() == [backend.COMPUTE_32F]
+    asked = contextvars.copy_context()
+    asked.run(backend.allow_tf32)
+    assert asked.run(compute_types) == [backend.COMPUTE_32F_FAST_TF32]
+
+
+LAYOUTS = {
+    "rows": lambda a: a,
+    "columns": lambda a: a.swapaxes(-1, -2).copy().swapaxes(-1, -2),
+    "sliced": lambda a: np.concatenate([a, a], -1)[..., : a.shape[-1]],
+    "sliced columns": lambda a: np.concatenate([a, a], -2)[..., : a.shape[-2], :],
+    "every other": lambda a: np.repeat(a, 2, -1)[..., ::2],
+    "stack inside": lambda a: np.moveaxis(np.moveaxis(a, 0, -2).copy(), -2, 0),
+}
+
+
+@pytest.mark.parametrize("right", LAYOUTS)
+@pytest.mark.parametrize("left", LAYOUTS)
+def test_a_product_reads_every_layout(xp, left, right):
+    rng = np.random.default_rng(0)
+    for stack in ((), (3,), (2, 3)):
+        for m, k, n in ((2, 3, 4), (1, 3, 4), (2, 1, 4), (2, 3, 1), (1, 1, 1), (2, 3, 1025)):
+            a, b = rng.normal(size=(*stack, m, k)), rng.normal(size=(*stack, k, n))
+            a, b = LAYOUTS[left](a), LAYOUTS[right](b)
+            for dtype, error in ((np.float64, 1e-14), (np.float32, 1e-6), (np.float16, 1e-3)):
+                here = strided(xp, a.astype(dtype), LAYOUTS[left])
+                there = strided(xp, b.astype(dtype), LAYOUTS[right])
+                product = backend.device_product(here, there)
+                assert product.dtype == np.promote_types(dtype, np.float32)
+                assert relative(product.get(), a @ b) < error
+
+
+def strided(xp, array, arrange):
+    """On the device, laid out as `arrange` leaves it."""
+    if xp is strict_arrays:
+        return strict_arrays.ndarray(arrange(array))
+    base = xp.zeros(tuple(2 * n for n in array.shape), array.dtype)
+    view = base[tuple(slice(0, n) for n in array.shape)]
+    view[...] = xp.asarray(array)
+    return view
+
+
+def test_the_cache_is_never_copied(model, xp, monkeypatch):
+    def refuse(array):
+        raise AssertionError("a copy")
+
+    cache = gpt2_np.KVCache(TINY, 2)
+    gpt2_np.forward(model.params, TINY, TOKENS.reshape(2, 12)[:, :11], cache)
+    monkeypatch.setattr(xp, "ascontiguousarray", refuse)
+    gpt2_np.forward(model.params, TINY, TOKENS.reshape(2, 12)[:, 11:], cache)

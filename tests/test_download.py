@@ -116,6 +116,21 @@ def test_hugging_faces_layout_is_found_out(server, shards, tokenizer):
     assert server.log == []
 
 
+def test_a_tokenizer_json_is_fetched_where_there_are_no_merges(server):
+    write_hugging_face(server.folder)
+    lines = (server.folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    ids = json.loads((server.folder / "vocab.json").read_text(encoding="utf-8"))
+    parts = {"model": {"type": "BPE", "merges": lines, "vocab": ids}, "pre_tokenizer":
+             {"type": "ByteLevel", "add_prefix_space": False}}
+    for name in ("merges.txt", "vocab.json"):
+        (server.folder / name).unlink()
+    (server.folder / "tokenizer.json").write_text(json.dumps(parts))
+    assert checkpoint.load(server.url).tokenizer.n_vocab == SMALL.n_vocab
+    server.log.clear()
+    assert checkpoint.load(server.url).tokenizer.n_vocab == SMALL.n_vocab
+    assert server.log == []
+
+
 def test_two_urls_do_not_share_a_folder(server):
     first = write_tensorflow(server.folder / "a", seed=1)
     second = write_tensorflow(server.folder / "b", seed=2)

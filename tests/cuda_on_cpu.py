@@ -1,0 +1,146 @@
+"""The part of CuPy that launches and captures kernels, on the strict stand-in's arrays.
+
+`install(monkeypatch)` gives `strict_arrays` streams, graphs and RawModule. Every launch is checked
+against the kernel's own parameters. With `compiler` the very CUDA source is compiled for the CPU
+(cuda_on_cpu.h says how) and run; without it nothing is computed.
+"""
+import ctypes
+import functools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import strict_arrays
+
+HERE = Path(__file__).parent
+TYPES = {"float": np.float32, "int": np.int32, "double": np.float64,
+         "unsigned long long": np.uint64}  # fmt: skip
+capturing = None  # the launches of the graph that is being captured, or None
+
+
+def signatures(source):
+    """The parameters of every kernel as they are written: "const float*" or "int" each."""
+    found = re.findall(
+        r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\)', source
+    )
+    return {name: [re.sub(r"\w+$", "", text.strip()).strip() for text in inside.split(",")]
+            for name, inside in found}  # fmt: skip
+
+
+@functools.cache
+def compiled(compiler, source, options):
+    """The kernels as functions of a shared library."""
+    glue = []
+    for name, types in signatures(source).items():
+        arguments = ", ".join(f"*({kind}*)a[{i}]" for i, kind in enumerate(types))
+        glue.append(
+            f"static void call_{name}(void** a) {{ {name}({arguments}); }}\n"
+            f'extern "C" int launch_{name}(void** a, unsigned* grid, unsigned* block) '
+            f"{{ return run_grid(call_{name}, a, grid, block); }}\n"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
+        file.write_text(f'#include "{HERE / "cuda_on_cpu.h"}"\n{source}\n{"".join(glue)}')
+        command = [compiler, "-O2", "-shared", "-fPIC", *options, str(file), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(library))
+
+
+class RawModule:
+    compiler = None
+
+    def __init__(self, code, options):
+        number = np.float16 if "-DHALF=1" in options else np.float32
+        types = TYPES | {"number": number}
+        self.parameters = {
+            name: [types[kind.strip("*").removeprefix("const ")] if "*" in kind else kind
+                   for kind in kinds]
+            for name, kinds in signatures(code).items()
+        }  # fmt: skip
+        self.library = compiled(self.compiler, code, options) if self.compiler else None
+
+    def get_function(self, name):
+        return functools.partial(self.launch, name)
+
+    def launch(self, name, grid, block, arguments):
+        parameters = self.parameters[name]
+        assert len(arguments) == len(parameters), name
+        for argument, parameter in zip(arguments, parameters, strict=True):
+            if parameter == "int":
+                assert type(argument) is np.int32, (name, argument)
+            else:
+                assert argument.dtype == parameter and argument.flags.c_contiguous, (name, argument)
+        if capturing is not None:
+            capturing.append((self, name, grid, block, arguments))
+        else:
+            self.compute(name, grid, block, arguments)
+
+    def compute(self, name, grid, block, arguments):
+        if not self.library:
+            return
+        values = [
+            ctypes.c_int(int(a)) if isinstance(a, np.int32) else ctypes.c_void_p(a.data.ptr)
+            for a in arguments
+        ]
+        pointers = (ctypes.c_void_p * len(values))(
+            *(ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values)
+        )
+        sizes = [(ctypes.c_uint * 3)(*(*n, 1, 1)[:3]) for n in (grid, block)]
+        odd = getattr(self.library, f"launch_{name}")(pointers, *sizes)
+        assert not odd, f"{name}: some threads of a block missed a barrier"
+
+
+class Graph:
+    def __init__(self, launches):
+        self.launches = launches
+
+    def launch(self, stream):
+        assert capturing is None
+        for module, *rest in self.launches:
+            module.compute(*rest)
+
+
+class Stream:
+    def __init__(self, non_blocking=False):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self):
+        global capturing
+        capturing = []
+
+    def end_capture(self):
+        global capturing
+        launches, capturing = capturing, None
+        return Graph(launches)
+
+    def record(self):
+        return self
+
+    def wait_event(self, event):
+        assert capturing is None
+
+    def synchronize(self):
+        assert capturing is None, "cudaErrorStreamCaptureUnsupported"
+
+
+def install(monkeypatch, compiler=None):
+    module = type("RawModule", (RawModule,), {"compiler": compiler})
+    monkeypatch.setattr(strict_arrays, "RawModule", module, raising=False)
+    cuda = {
+        "Stream": Stream,
+        "get_current_stream": Stream,
+        "alloc_pinned_memory": bytearray,
+        "Device": lambda: SimpleNamespace(attributes={"MultiProcessorCount": 3}),
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(strict_arrays.cuda, name, value, raising=False)
