@@ -6,6 +6,7 @@ and the peers take turns, one at a time. Prompts are token ids; everything is gr
 the seconds, measured here around the library's own call, and what came out, to be compared.
 """
 import gc
+import itertools
 import json
 import math
 import os
@@ -76,7 +77,9 @@ class Peer:
         seconds = now() - start
         answer = {"seconds": seconds, "tokens": tokens}
         if ticks:
-            answer |= {"first": ticks[0] - start, "step": (ticks[-1] - ticks[0]) / (n - 1)}
+            steps = [after - before for before, after in itertools.pairwise(ticks)]
+            answer |= {"first": ticks[0] - start, "step": statistics.fmean(steps),
+                       "median_step": statistics.median(steps)}
         return answer
 
     def prefill(self, tokens):

@@ -131,7 +131,7 @@ def promises(results: dict[str, Any]) -> list[Promise]:
     for size in sizes(results, "decode") or ["124M"]:
         part = parts.get(f"decode/{size}", empty)
         case = next(iter(cases(part)), "")
-        fractions = [s["limit_seconds"] / s["step"] for s in select(part, case, OURS)]
+        fractions = [s["limit_seconds"] / s["median_step"] for s in select(part, case, OURS)]
         add(f"decode at {size}: of the one-row limit", fractions, 0.85 if size == "124M" else 0.90)
         add(f"decode at {size}: transformers' time / ours",
             faster(part, case, "transformers", "seconds"), 1.35)
@@ -280,8 +280,9 @@ def decode_tables(results, size, part):
     limits = [1 / s["limit_seconds"] for s in ours]
     bandwidth = spread([s["limit_bytes"] / s["limit_seconds"] / 1e9 for s in ours])
     stream = spread([s["limit_stream_bytes_per_second"] / 1e9 for s in ours])
-    streamed = [s["limit_bytes"] / s["limit_stream_bytes_per_second"] / s["step"] for s in ours]
-    of_limit = spread([100 * s["limit_seconds"] / s["step"] for s in ours])
+    streamed = [s["limit_bytes"] / s["limit_stream_bytes_per_second"] / s["median_step"]
+                for s in ours]  # fmt: skip
+    of_limit = spread([100 * s["limit_seconds"] / s["median_step"] for s in ours])
     return (
         f"{text}\n\nA step's products alone, one row each: {with_spread(spread(limits))} tokens/s, "
         f"{with_spread(bandwidth)} GB/s. A step of ours takes them {digits(of_limit.median)}% "
