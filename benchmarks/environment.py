@@ -24,10 +24,11 @@ PACKAGES = {
     "tokenizers": ["tokenizers"],
     "transformers": ["transformers"],
     "CTranslate2": ["ctranslate2"],
+    "ONNX Runtime": ["onnx", "onnxscript", "onnxruntime"],
     "llama.cpp": ["gguf", "llama-cpp-python"],  # the latter is compiled here: 10 minutes and more
 }
 SHOWN = (
-    "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2",
+    "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2", "onnxruntime",
     "llama-cpp-python",
 )  # fmt: skip
 

@@ -6,11 +6,12 @@ and the peers take turns, one at a time. Prompts are token ids; everything is gr
 the seconds, measured here around the library's own call, and what came out, to be compared.
 """
 import gc
-import inspect
+import itertools
 import json
 import math
 import os
 import statistics
+import struct
 import sys
 import threading
 import time
@@ -39,8 +40,22 @@ class Peer:
         """All logits of a text, [position, n_vocab], as the library returns them."""
         raise NotImplementedError("its interface has no such call")
 
+    way = None  # texts in a batch to score: the quickest, found in the untimed turn
+
     def scores(self, texts):
         """For each text log p of every token but the first, given those before it: the sums."""
+        if self.way is None:
+            self.scores_by(texts, 1)
+            self.way = min((1, 2, 4, 8), key=lambda size: self.timed_scores(texts, size))
+        return self.scores_by(texts, self.way)
+
+    def timed_scores(self, texts, size):
+        start = now()
+        self.scores_by(texts, size)
+        return now() - start
+
+    def scores_by(self, texts, size):
+        """Scores in padded batches of `size` texts of similar length."""
         raise NotImplementedError("its interface has no such call")
 
     def generate_batch(self, prompts, n):
@@ -62,7 +77,9 @@ class Peer:
         seconds = now() - start
         answer = {"seconds": seconds, "tokens": tokens}
         if ticks:
-            answer |= {"first": ticks[0] - start, "step": (ticks[-1] - ticks[0]) / (n - 1)}
+            steps = [after - before for before, after in itertools.pairwise(ticks)]
+            answer |= {"first": ticks[0] - start, "step": statistics.fmean(steps),
+                       "median_step": statistics.median(steps)}
         return answer
 
     def prefill(self, tokens):
@@ -114,14 +131,10 @@ class Ours(Peer):
         import gpt2_np
 
         self.library, self.model, self.folder = gpt2_np, gpt2_np.load(folder, "cpu"), folder
-        self.can_draft = "draft" in inspect.signature(gpt2_np.generate).parameters
 
     def generate(self, prompt, n, tick, draft=False):
-        options = {"draft": draft} if self.can_draft else {}
-        if draft and not options:
-            raise NotImplementedError("this checkout has no drafts")
         tokens = []
-        for token in self.library.generate(self.model, prompt, n, **options):
+        for token in self.library.generate(self.model, prompt, n, draft=draft):
             tick()
             tokens.append(token)
         return tokens
@@ -130,14 +143,10 @@ class Ours(Peer):
         return self.library.forward(self.model.params, self.model.config, tokens)
 
     def scores(self, texts):
-        if hasattr(self.library, "score_batch"):
-            rows = self.library.score_batch(self.model, texts)
-        else:
-            rows = [self.library.score(self.model, text) for text in texts]
-        return [float(row.sum()) for row in rows]
+        return [float(row.sum()) for row in self.library.score_batch(self.model, texts)]
 
     def generate_batch(self, prompts, n):
-        return self.library.generate_batch(self.model, prompts, n)
+        return self.library.generate_batch(self.model, prompts, n, draft=False)
 
     def embeddings(self):
         return self.model.params["wte"], self.model.params["wpe"].copy()
@@ -158,8 +167,7 @@ class Ours(Peer):
 
         For one row that is a matrix-vector product with each weight matrix of the model where it
         lies in memory, by the BLAS that NumPy calls with the threads it has; results go to arrays
-        that exist already. `stream` is one matrix-vector product with the whole checkpoint as one
-        matrix: the memory's speed, free of the shapes.
+        that exist already.
         """
         import numpy as np
 
@@ -176,26 +184,33 @@ class Ours(Peer):
             for row, w, out in pairs:
                 np.dot(row, w, out=out)
 
-        operations = 2 * n_rows * sum(w.size for _, w, _ in pairs)
-        answer = {"seconds": median_time(step, repeat), "operations": operations,
-                  "bytes": 4 * sum(w.size for _, w, _ in pairs)}
-        if n_rows == 1:
-            file = self.folder / "model.safetensors"
-            header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-            whole = np.memmap(file, np.float32, "r", header).reshape(-1, wte.shape[1])
-            row, out = np.ones(wte.shape[1], np.float32), np.empty(len(whole), np.float32)
-            seconds = median_time(lambda: np.dot(whole, row, out=out), repeat)
-            answer |= {"stream_bytes_per_second": whole.nbytes / seconds}
-        return answer
+        numbers = sum(w.size for _, w, _ in pairs)
+        return {"seconds": median_time(step, repeat), "operations": 2 * n_rows * numbers,
+                "bytes": 4 * numbers}
+
+    def stream(self, repeat):
+        """Bytes a second of one matrix-vector product with the whole checkpoint as one matrix.
+
+        The memory's speed with this BLAS, free of the model's shapes.
+        """
+        import numpy as np
+
+        file, width = self.folder / "model.safetensors", self.model.config.n_embd
+        with file.open("rb") as opened:
+            header = 8 + struct.unpack("<Q", opened.read(8))[0]
+        whole = np.memmap(file, np.float32, "r", header).reshape(-1, width)
+        row, out = np.ones(width, np.float32), np.empty(len(whole), np.float32)
+        return whole.nbytes / median_time(lambda: np.dot(whole, row, out=out), repeat)
 
     def decode(self, prompt, n, draft=False, limit=False):
-        """With `limit`, the products alone right before and right after."""
-        around = [self.products(1, 12)] if limit else []
+        """With `limit`, the products alone immediately before and immediately after."""
+        before = self.products(1, 12) if limit else {}
         answer = super().decode(prompt, n, draft)
         if limit:
-            around.append(self.products(1, 12))
-            for key in ("seconds", "bytes", "stream_bytes_per_second"):
-                answer[f"limit_{key}"] = statistics.fmean(a[key] for a in around)
+            after = self.products(1, 12)
+            answer |= {f"limit_{key}": statistics.fmean((before[key], after[key]))
+                       for key in ("seconds", "bytes")}  # fmt: skip
+            answer["limit_stream_bytes_per_second"] = self.stream(12)
         return answer
 
     def prefill(self, tokens, limit=False):
@@ -227,7 +242,6 @@ class Transformers(Peer):
         torch.set_grad_enabled(False)
         self.torch = torch
         self.model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-        self.way = None
 
     def generate(self, prompt, n, tick, draft=False):
         options = {"prompt_lookup_num_tokens": 10} if draft else {}
@@ -245,17 +259,6 @@ class Transformers(Peer):
 
     def generate_batch(self, prompts, n):
         return self.continued(prompts, n)
-
-    def scores(self, texts):
-        """One text at a time, or padded batches of 2, 4 or 8 of similar length: the quickest."""
-        if self.way is None:
-            self.way = min((1, 2, 4, 8), key=lambda size: self.timed_scores(texts, size))
-        return self.scores_by(texts, self.way)
-
-    def timed_scores(self, texts, size):
-        start = now()
-        self.scores_by(texts, size)
-        return now() - start
 
     def scores_by(self, texts, size):
         torch, sums = self.torch, [0.0] * len(texts)
@@ -340,14 +343,103 @@ class CTranslate2(Peer):
     def host(self, logits):
         return super().host(logits)[0]
 
-    def scores(self, texts):
+    def scores_by(self, texts, size):  # it sorts them by length itself
         rows = self.model.score_batch(
-            [[self.words[token] for token in text] for text in texts], max_batch_size=1)
+            [[self.words[token] for token in text] for text in texts], max_batch_size=size)
         return [math.fsum(row.log_probs) for row in rows]
 
 
 class CTranslate2Int8(CTranslate2):
     precision = quantization = "int8"
+
+
+class OnnxRuntime(Peer):
+    """ONNX Runtime on what torch.onnx.export makes of transformers' GPT-2.
+
+    Two graphs, each with the weights: all logits of a text; and the last position's logits with
+    the keys and values so far going in and, longer, coming out.
+    """
+
+    def __init__(self, folder, threads):
+        import onnxruntime
+
+        self.library, self.folder, self.for_logits = onnxruntime, folder, None
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads, self.options.inter_op_num_threads = threads, 1
+        self.model = self.session("step")
+        config = json.loads((folder / "config.json").read_text())
+        self.head = config["n_head"], config["n_embd"] // config["n_head"]
+
+    def session(self, name):
+        file = str(self.folder / "onnx" / f"{name}.onnx")
+        return self.library.InferenceSession(file, self.options, ["CPUExecutionProvider"])
+
+    @classmethod
+    def prepare(cls, folder):
+        import torch
+        from transformers import DynamicCache, GPT2LMHeadModel
+
+        class Logits(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.gpt2 = model
+
+            def forward(self, tokens):
+                return self.gpt2(input_ids=tokens, use_cache=False).logits
+
+        class Step(Logits):
+            def forward(self, tokens, past):
+                cache = DynamicCache(list(past))
+                found = self.gpt2(input_ids=tokens, past_key_values=cache, use_cache=True)
+                return found.logits[:, -1], [(layer.keys, layer.values) for layer in cache.layers]
+
+        torch.set_grad_enabled(False)
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+        layers, heads = range(model.config.n_layer), model.config.n_head
+        (folder / "onnx").mkdir(exist_ok=True)
+        tokens, some = torch.zeros(2, 3, dtype=torch.long), torch.export.Dim.DYNAMIC
+        # Every input is an array of its own, or the export takes them for one.
+        past = [tuple(torch.randn(2, 2, heads, 7, model.config.n_embd // heads)) for _ in layers]
+
+        def export(kind, name, inputs, names, outputs, shapes):
+            torch.onnx.export(kind().eval(), inputs, folder / "onnx" / f"{name}.onnx",
+                              input_names=names, output_names=outputs, dynamic_shapes=shapes,
+                              dynamo=True, external_data=True, verbose=False)
+
+        export(Logits, "logits", (tokens,), ["tokens"], ["logits"], {"tokens": {0: some, 1: some}})
+        given, found = ([f"{place}.{i}.{which}" for i in layers for which in "kv"]
+                        for place in ("past", "new"))  # fmt: skip
+        grows = {0: some, 2: some}
+        export(Step, "step", (tokens, past), ["tokens", *given], ["logits", *found],
+               {"tokens": {0: some, 1: some}, "past": [(grows, grows) for _ in layers]})
+
+    def continued(self, prompts, n, tick):
+        import numpy as np
+
+        value = self.library.OrtValue.ortvalue_from_numpy
+        heads, width = self.head
+        names = [given.name for given in self.model.get_inputs()][1:]
+        past = [value(np.zeros((len(prompts), heads, 0, width), np.float32)) for _ in names]
+        tokens, columns = np.array(prompts, np.int64), []
+        for _ in range(n):
+            given = {"tokens": value(tokens), **dict(zip(names, past, strict=True))}
+            logits, *past = self.model.run_with_ort_values(None, given)
+            tokens = logits.numpy().argmax(-1)[:, None]
+            tick()
+            columns.append(tokens[:, 0].tolist())
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def generate(self, prompt, n, tick, draft=False):
+        return self.continued([prompt], n, tick)[0]
+
+    def generate_batch(self, prompts, n):
+        return self.continued(prompts, n, lambda: None)
+
+    def logits(self, tokens):
+        import numpy as np
+
+        self.for_logits = self.for_logits or self.session("logits")
+        return self.for_logits.run(None, {"tokens": np.array([tokens])})[0][0]
 
 
 class LlamaCpp(Peer):
@@ -460,6 +552,7 @@ PEERS = {
     "transformers": Transformers,
     "CTranslate2": CTranslate2,
     "CTranslate2 int8": CTranslate2Int8,
+    "ONNX Runtime": OnnxRuntime,
     "llama.cpp": LlamaCpp,
     "llama.cpp F16": LlamaCppF16,
     "llama.cpp Q8_0": LlamaCppQ8,

@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt
 import report
 
 GREY, OURS = "#808890", "#e8710a"
-COLOURS = {"transformers": "#3d85c6", "CTranslate2": "#45a06a", "llama.cpp": "#a66cc8"}
+COLOURS = {"transformers": "#3d85c6", "CTranslate2": "#45a06a", "llama.cpp": "#a66cc8",
+           "ONNX Runtime": "#c0504d"}
 mpl.rcParams |= {
     "text.color": GREY, "axes.edgecolor": GREY, "axes.labelcolor": GREY, "xtick.color": GREY,
     "ytick.color": GREY, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10,
@@ -34,43 +35,55 @@ def shown(label):
     return label if kind == "float32" else f"{label}*"
 
 
-def bars(axes, part, case, rate, form="{:.0f}"):
-    """One bar a peer, best on top, with a whisker from the slowest to the quickest round."""
+def beside(x, line, room):
+    """Where the number of a bar that ends at x begins, so that no vertical line crosses it."""
+    return line if line - room < x < line else x
+
+
+def bars(axes, part, case, rate, line):
+    """One bar a peer, best on top, with a whisker from the slowest to the quickest round.
+
+    A dashed line marks a limit.
+    """
     found = {label: report.spread([rate(s) for s in report.select(part, case, label)])
              for label in report.labels(part, case)}  # fmt: skip
     order = sorted(found, key=lambda label: found[label].median)
+    room = 0.12 * max(high for _, _, high in found.values())
     for y, label in enumerate(order):
         middle, low, high = found[label]
         axes.barh(y, middle, color=colour(label), height=0.7,
                   alpha=1 if report.precision(label) == "float32" else 0.45)
         axes.plot([low, high], [y, y], color=GREY, lw=1.5)
-        axes.text(high, y, "  " + form.format(middle), va="center")
+        axes.text(beside(high, line, room), y, f"  {middle:.0f}", va="center")
+    axes.axvline(line, color=GREY, ls="--", lw=1, zorder=0)
     axes.set_yticks(range(len(order)), [shown(label) for label in order])
     axes.tick_params(axis="y", length=0)
     for text, label in zip(axes.get_yticklabels(), order, strict=True):
         text.set_fontweight("bold" if label == report.OURS else "normal")
 
 
-def note_lower(axes, part, case):
+def note_lower(axes, part, case, mark="* pale:", at=0.0):
     if any(report.precision(label) != "float32" for label in report.labels(part, case)):
-        axes.text(1, 0, "* pale: weights in fewer bits than float32", transform=axes.transAxes,
+        axes.text(1, at, f"{mark} weights in fewer bits than float32", transform=axes.transAxes,
                   ha="right", va="bottom", fontsize=8)
 
 
 def decode(results):
-    found = report.sizes(results, "decode")
+    found = [size for size in report.sizes(results, "decode")
+             if len(report.labels(results["parts"][f"decode/{size}"])) > 2] or (
+                 report.sizes(results, "decode")[:1])
     figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.4), squeeze=False)
     for axes, size in zip(panels[0], found, strict=True):
         part = results["parts"][f"decode/{size}"]
         case = report.cases(part)[0]
         n = int(case.split()[0])
-        bars(axes, part, case, lambda s, n=n: n / s["seconds"])
         ours = report.select(part, case, report.OURS)
         limit = statistics.median(1 / s["limit_seconds"] for s in ours)
-        axes.axvline(limit, color=GREY, ls="--", lw=1)
+        bars(axes, part, case, lambda s, n=n: n / s["seconds"], limit)
         axes.set_title(f"{size}: tokens a second, one text\ndashed: NumPy's products alone")
         axes.margins(x=0.12)
-    note_lower(panels[0][-1], part, case)
+    part = results["parts"][f"decode/{found[0]}"]
+    note_lower(panels[0][0], part, report.cases(part)[0])
     return figure
 
 
@@ -128,10 +141,12 @@ def cold(results):
                       for key in ("first", "seconds"))
         axes.barh(y, first, color=colour(label), alpha=0.35, height=0.7)
         axes.barh(y, end - first, left=first, color=colour(label), height=0.7)
-        axes.text(end, y, f"  {first:.2f} / {end:.2f} s", va="center")
+        axes.text(end, y, f"  {first:.2f} / {end:.2f} s", va="center",
+                  fontweight="bold" if label == report.OURS else "normal")
     axes.set_yticks(range(len(order)), [shown(label) for label in order])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.2)
+    note_lower(axes, part, "40 tokens", "*", 0.9)
     axes.set_title(f"{size}: seconds from the command to the first token (pale)\n"
                    "and to the end of 40 tokens")
     return figure
@@ -148,8 +163,9 @@ def drafts(results):
                 report.ratios(part, case, label, f"{label} with drafts", "step"))
             if found:
                 axes.barh(y + shift, found.median, 0.36, color=colour(label), label=label)
-                axes.text(found.high, y + shift, f"  {found.median:.2f}", va="center", fontsize=9)
-    axes.axvline(1, color=GREY, ls="--", lw=1)
+                axes.text(beside(found.high, 1, 0.4), y + shift, f"  {found.median:.2f}",
+                          va="center", fontsize=9)
+    axes.axvline(1, color=GREY, ls="--", lw=1, zorder=0)
     axes.set_yticks(range(len(order)), order)
     axes.tick_params(axis="y", length=0)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))

@@ -1,7 +1,7 @@
 # ruff: noqa: E402  the repository is put on the path first
 """Speed beside other libraries: one command that makes its environment and measures everything.
 
-    python benchmarks/run.py                      # all parts, 124M and 355M, every peer
+    python benchmarks/run.py                      # every peer; less of the larger sizes
     python benchmarks/run.py --quick              # 124M, the main peers, about 3 minutes
     python benchmarks/run.py --only decode,score --sizes 124M
     python benchmarks/run.py --check              # judge what the result file holds; status 1 if
@@ -42,6 +42,7 @@ PEERS = {
     "transformers": ("transformers", 1.3, 0.8),
     "CTranslate2": ("CTranslate2", 1.1, 0.5),
     "CTranslate2 int8": ("CTranslate2", 0.4, 0.5),
+    "ONNX Runtime": ("ONNX Runtime", 2.4, 0.6),
     "llama.cpp": ("llama.cpp", 1.1, 0.6),
     "llama.cpp F16": ("llama.cpp", 0.6, 0.6),
     "llama.cpp Q8_0": ("llama.cpp", 0.4, 0.6),
@@ -50,7 +51,16 @@ QUICK_PEERS = (OURS, "transformers", "CTranslate2", "CTranslate2 int8")
 TOKENIZERS = ("gpt2_np", "tiktoken", "tokenizers")
 WEIGHTS_GIB = {"124M": 0.47, "355M": 1.33, "774M": 2.89, "1558M": 5.81}
 ROUNDS = {"124M": 5, "355M": 3, "774M": 2, "1558M": 2}
-MOST_ROUNDS = {"context": 3, "drafts": 3, "batch": 3}  # they have many cases
+MOST_ROUNDS = {"context": 3, "prefill": 3, "score": 3, "drafts": 3, "batch": 3, "cold": 4,
+               "load": 2, "tokenizer": 2}  # fmt: skip
+# What is measured unless --only says it: less of the larger sizes, where minutes go.
+PARTS = {"355M": ("decode", "context", "prefill", "load"), "774M": ("decode", "load"),
+         "1558M": ("decode", "load")}  # fmt: skip
+# And fewer peers, unless --peers says more: those in float32, then one.
+PEERS_AT = {"355M": ("transformers", "CTranslate2", "ONNX Runtime", "llama.cpp"),
+            "774M": ("transformers",), "1558M": ("transformers",)}  # fmt: skip
+NOT_RUN = {"transformers with torch.compile": "58 s of compiling made 32 tokens 11% quicker, "
+           "measured once"}  # fmt: skip
 PROMPT = "In the beginning there was a small machine that could"
 PATIENCE = 900  # seconds until a peer that does not answer is given up
 
@@ -79,6 +89,11 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(range(50256), k=n)
 
 
+def is_short(args, folder):
+    """Whether fewer lengths are measured: the folder is named after the model's size."""
+    return args.quick or folder.name != "124M"
+
+
 def everyone(peers, request, ours=()):
     """The same request to each; ours may carry more, such as measuring the limit beside it."""
     return [Turn(p, p, request | (dict(ours) if p == OURS else {})) for p in peers]
@@ -91,27 +106,27 @@ def decode(peers, args, folder) -> Iterator[Case]:
 
 
 def context(peers, args, folder) -> Iterator[Case]:
-    for cached in (32, 1000) if args.quick else (32, 384, 1000):
+    for cached in (32, 1000) if is_short(args, folder) else (32, 384, 1000):
         request = {"do": "decode", "prompt": random_tokens(cached), "n": 17}
         yield Case(str(cached), everyone(peers, request), {"n": 2})
 
 
 def prefill(peers, args, folder) -> Iterator[Case]:
-    for length in (64, 1024) if args.quick else (16, 64, 256, 512, 1024):
+    for length in (64, 1024) if is_short(args, folder) else (64, 256, 1024):
         request = {"do": "prefill", "tokens": random_tokens(length)}
         yield Case(str(length), everyone(peers, request, {"limit": True}), {})
 
 
 def score(peers, args, folder) -> Iterator[Case]:
     chance = random.Random(0)
-    lengths = [chance.randint(20, 400) for _ in range(6 if args.quick else 12)]
+    lengths = [chance.randint(20, 400) for _ in range(4 if args.quick else 8)]
     rows = [random_tokens(length, seed) for seed, length in enumerate(lengths)]
     name = f"{len(rows)} texts, {sum(lengths) - len(rows)} targets"
     yield Case(name, everyone(peers, {"do": "score", "texts": rows}), {})
 
 
 def batch(peers, args, folder) -> Iterator[Case]:
-    n = 16 if args.quick else 48
+    n = 16 if args.quick else 32
     for rows in (1, 16) if args.quick else (1, 4, 16):
         prompts = [random_tokens(32, seed) for seed in range(rows)]
         yield Case(f"{rows} x {n}", everyone(peers, {"do": "batch", "prompts": prompts, "n": n}),
@@ -129,7 +144,7 @@ def drafts(peers, args, folder) -> Iterator[Case]:
     if args.quick:
         encoded = {name: encoded[name] for name in ("code", "a list", "prose")}
     for name, tokens in encoded.items():
-        prompt, n = 320, 64 if args.quick else 128
+        prompt, n = 320, 64 if args.quick else 96
         turns = [
             Turn(label + (" with drafts" if draft else ""), label,
                  {"do": "decode", "prompt": tokens[:prompt], "n": n, "draft": draft})
@@ -234,14 +249,29 @@ def groups(peers, size, budget) -> tuple[list[list[str]], dict[str, str]]:
     return found, refused
 
 
+def parts_of(args, size):
+    return args.only or PARTS.get(size, [*SERVED, *FRESH])
+
+
+def rounds_of(args, size, name):
+    return args.rounds or min(ROUNDS[size], MOST_ROUNDS.get(name, 99))
+
+
+def peers_of(args, size):
+    chosen = args.peers or (QUICK_PEERS if args.quick else
+                            PEERS_AT.get(size, PEERS))
+    return [OURS, *(peer for peer in chosen if peer != OURS)]
+
+
 def run_served(args, size, results):
     """All scenarios of one size that talk to loaded peers."""
-    wanted = [name for name in args.only if name in SERVED]
-    wanted = [name for name in wanted if not skipped(args, results, f"{name}/{size}")]
+    # In this order: drafts come last, for they change the weights.
+    wanted = [name for name in SERVED if name in parts_of(args, size)
+              and not skipped(args, results, f"{name}/{size}")]  # fmt: skip
     if not wanted:
         return
     folder = environment.weights(args.python, args.cache, size)
-    able = [peer for peer in args.peers if prepared(args, results, peer, folder, size)]
+    able = [peer for peer in peers_of(args, size) if prepared(args, results, peer, folder, size)]
     chosen, refused = groups(able, size, args.memory)
     for peer, reason in refused.items():
         leave_out(results, f"{peer} at {size}", reason)
@@ -260,7 +290,7 @@ def run_served(args, size, results):
         for name in wanted:
             part, start = parts[f"{name}/{size}"], time.time()
             for case in SERVED[name](list(workers), args, folder):
-                rounds = args.rounds or min(ROUNDS[size], MOST_ROUNDS.get(name, 99))
+                rounds = rounds_of(args, size, name)
                 take_turns(args, part, case, workers, group, rounds)
             part["minutes"] = part.get("minutes", 0) + (time.time() - start) / 60
             if group == len(chosen) - 1:
@@ -333,7 +363,8 @@ def peer_command(args, what, peer, folder):
 def cold(args, size, folder, peers):
     """Process start to the first token and to 40 tokens.
 
-    Ours is the command that a user types, tokenizer and text included; the others get token ids.
+    Ours is the command that a user types, tokenizer, text and drafts (its default) included; the
+    others get token ids.
     """
     tokens = random_tokens(12)
     for label in peers:
@@ -355,20 +386,22 @@ def load(args, size, folder, peers):
 
 
 def memory(args, size, folder, peers):
-    shapes = [(1, 64), (1, 256), (1, 1000), (4, 256), (16, 256)]
+    shapes = [(1, 64), (1, 1000), (4, 128), (16, 128)]
     for rows, length in [(1, 64), (1, 1000)] if args.quick else shapes:
         prompts = [random_tokens(length, seed) for seed in range(rows)]
-        for label in (p for p in peers if p in QUICK_PEERS):
+        for label in peers:
             request = {"do": "batch", "prompts": prompts, "n": 4}
+            if rows == 1:
+                request = {"do": "decode", "prompt": prompts[0], "n": 4}
             yield f"{rows} x {length}", label, peer_command(args, "serve", label, folder), request
     tokens = random_tokens(1024)
-    for label in (p for p in peers if p in QUICK_PEERS):
+    for label in peers:
         yield "all logits of 1024", label, peer_command(args, "serve", label, folder), {
             "do": "prefill", "tokens": tokens}
 
 
 def tokenizer(args, size, folder, peers):
-    for kind in ("construct", *texts.KINDS, "worst cases"):
+    for kind in ("construct", *texts.KINDS, "English in one piece", "worst cases"):
         for label in TOKENIZERS:
             if label in args.absent:
                 continue
@@ -385,7 +418,7 @@ def run_fresh(args, size, name, results):
     if skipped(args, results, f"{name}/{size}"):
         return
     folder = environment.weights(args.python, args.cache, size)
-    able = [peer for peer in args.peers if prepared(args, results, peer, folder, size)]
+    able = [peer for peer in peers_of(args, size) if prepared(args, results, peer, folder, size)]
     fits = []
     for peer in able:
         need = PEERS[peer][1] * WEIGHTS_GIB[size] + PEERS[peer][2]
@@ -395,7 +428,7 @@ def run_fresh(args, size, name, results):
         else:
             fits.append(peer)
     part, start = new_part(args), time.time()
-    rounds = 1 if name in ONE_ROUND else args.rounds or ROUNDS[size]
+    rounds = 1 if name in ONE_ROUND else rounds_of(args, size, name)
     if name not in ONE_ROUND:  # once for nothing: the files come into the page cache
         rounds += 1
     turns = list(FRESH[name](args, size, folder, fits))
@@ -505,10 +538,10 @@ def command_line():
                                      epilog=__doc__.split("\n\n", 1)[1])
     add = parser.add_argument
     names = ", ".join([*SERVED, *FRESH])
-    add("--only", type=listed, metavar="A,B", help=f"parts: {names}")
-    add("--sizes", type=listed, metavar="A,B", help="default 124M,355M; also 774M, 1558M")
+    add("--only", type=listed, metavar="A,B", help=f"parts, at every size: {names}")
+    add("--sizes", type=listed, metavar="A,B", help="default 124M,355M,774M,1558M")
     add("--peers", type=listed, metavar="A,B", help=f"of {', '.join(PEERS)}; ours always")
-    add("--rounds", type=int, metavar="N", help="rounds of turns (default 5, from 355M on 3)")
+    add("--rounds", type=int, metavar="N", help="rounds of turns (default 2 to 5)")
     add("--threads", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
         help="of every library (default: the machine's cores, at most 4)")
     add("--memory", type=float, metavar="GIB", help="to fill with peers (default: 80%% of free)")
@@ -543,16 +576,13 @@ def main():
     parser = command_line()
     args = parser.parse_args()
     measure = args.quick or args.only or not (args.check or args.report)
-    args.only = args.only or [*SERVED, *FRESH]
-    args.sizes = args.sizes or (["124M"] if args.quick else ["124M", "355M"])
-    args.peers = args.peers or list(QUICK_PEERS if args.quick else PEERS)
+    args.sizes = args.sizes or (["124M"] if args.quick else list(WEIGHTS_GIB))
     for what, given, known in (("--only", args.only, [*SERVED, *FRESH]),
                                ("--sizes", args.sizes, WEIGHTS_GIB),
                                ("--peers", args.peers, PEERS)):  # fmt: skip
-        for item in given:
+        for item in given or ():
             if item not in known:
                 parser.error(f"{what} {item}: choose from {', '.join(known)}")
-    args.peers = [OURS, *(peer for peer in args.peers if peer != OURS)]
     args.rounds = args.rounds or (2 if args.quick else None)
     args.output = args.output or (
         args.cache / "quick.json" if args.quick else HERE / "results.json")
@@ -588,13 +618,13 @@ def measure_all(args, results):
         raise SystemExit(f"{args.output} was measured on another machine or with other threads "
                          f"({before}): name another --output, or remove it")
     results |= about
-    for name, reason in args.absent.items():
+    for name, reason in (NOT_RUN | args.absent).items():
         leave_out(results, name, reason)
     start = time.time()
     for size in args.sizes:
         print(f"{size}, {args.threads} threads", flush=True)
         run_served(args, size, results)
-        for name in (name for name in args.only if name in FRESH):
+        for name in (name for name in parts_of(args, size) if name in FRESH):
             if name not in ONCE or size == args.sizes[0]:
                 run_fresh(args, size, name, results)
     print(f"measured in {(time.time() - start) / 60:.1f} minutes: {args.output}\n")

@@ -54,11 +54,9 @@ def mixed_scripts(n_chars: int, seed: int = 0) -> str:
         pairs = zip(ends[::2], ends[1::2], strict=True)
         letters = [chr(c) for a, b in pairs for c in range(ord(a), ord(b) + 1)]
         chance.shuffle(letters)
-        weights = [1 / (rank + 3) for rank in range(len(letters))]
-        lexicons.append([
-            "".join(chance.choices(letters, weights, k=chance.randint(shortest, longest)))
-            for _ in range(4000)
-        ])  # fmt: skip
+        zipf = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(letters))))
+        sizes = (chance.randint(shortest, longest) for _ in range(4000))
+        lexicons.append(["".join(chance.choices(letters, cum_weights=zipf, k=k)) for k in sizes])
     zipf = list(itertools.accumulate(1 / (rank + 2) for rank in range(4000)))
     pieces, size = [], 0
     while size < n_chars:

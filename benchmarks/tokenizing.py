@@ -1,6 +1,7 @@
 """One tokenizer in a fresh process: `python tokenizing.py NAME FOLDER KIND` prints one JSON line.
 
-KIND is a kind of text (texts.KINDS), "worst cases", or "construct". Speeds are bytes of UTF-8 a
+KIND is a kind of text (texts.KINDS), which may be followed by " in one piece", "worst cases", or
+"construct". Speeds are bytes of UTF-8 a
 second, one thread. Cold is the first pass of a new tokenizer over a text, warm the median of three
 more passes over the same text: ours and tokenizers remember words, tiktoken does not.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 now = time.perf_counter
 N_CHARS = 1_000_000
+WHOLE = " in one piece"  # at the end of a kind: all of it in one call
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -66,7 +68,9 @@ def measure(name, folder, kind):
             times, digest = passes(encode, [texts.worst_cases(length)[case]], 1)
             answer[f"{case}, {length}"] = {"seconds": times[0], "ids": digest}
     elif kind != "construct":
-        documents = texts.documents(kind, N_CHARS)
+        documents = texts.documents(kind.removesuffix(WHOLE), N_CHARS)
+        if kind.endswith(WHOLE):
+            documents = ["".join(documents)]
         n_bytes = sum(len(document.encode()) for document in documents)
         times, digest = passes(encode, documents, 4)
         answer |= {"cold": n_bytes / times[0], "warm": n_bytes / statistics.median(times[1:]),

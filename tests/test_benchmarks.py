@@ -20,7 +20,7 @@ def decoding(ours, theirs, limit=0.8):
     """A decoding part; seconds by round."""
     samples = []
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        here = {"limit_seconds": a * limit, "limit_bytes": 1e9, "step": a,
+        here = {"limit_seconds": a * limit, "limit_bytes": 1e9, "step": a, "median_step": a,
                 "limit_stream_bytes_per_second": 3e10}  # fmt: skip
         for label, seconds, more in (("gpt2_np", a, here), ("transformers", b, {"step": b})):
             samples.append({"case": "128 after 32", "label": label, "round": i, "same": 128,
