@@ -946,7 +946,8 @@ class Drafts:
     """
 
     LONGEST = 63
-    LEAST_GAIN = 1.1  # tokens for the time of one that a draft must promise to be tried
+    LEAST_GAIN = 1.1  # tokens for the time of one that a draft must promise to be tried,
+    FIRST_GAIN = 1.5  # and while drafts have saved nothing yet
 
     def __init__(self, text: Sequence[int]):
         self.repeats = Repeats()
@@ -989,9 +990,9 @@ class Drafts:
     def propose(self, room: int) -> list[int]:
         """Up to `room` tokens that may come next, or none where trying would not pay."""
         n_items = len(self.repeats.items)
-        # A text may mislead: all drafts together may lose two passes, or 2% of all.
+        # A text may mislead: all drafts together may lose 1.8 passes, or 2% of all.
         self.saved += n_items - self.n_before - self.cost(self.n_drafted)
-        at_stake = self.saved + max(2.0, 0.02 * (n_items - self.n_prompt))
+        at_stake = self.saved + max(1.8, 0.02 * (n_items - self.n_prompt))
         self.n_before, self.n_drafted = n_items, self.best_length(room, at_stake)
         return [token for token, _ in itertools.islice(self.repeats.ahead(), self.n_drafted)]
 
@@ -1000,7 +1001,8 @@ class Drafts:
         if self.single == math.inf:
             return 0
         length, _ = self.repeats.match()
-        best, gain, chance, promised = 0, self.LEAST_GAIN, 1.0, 1.0
+        best, gain = 0, self.LEAST_GAIN if self.saved >= 1 else self.FIRST_GAIN
+        chance, promised = 1.0, 1.0
         ahead = itertools.islice(self.repeats.ahead(), min(room, self.LONGEST))
         for n, (_, alike) in enumerate(ahead, 1):
             bits = min((length + n - 1).bit_length(), 7)
