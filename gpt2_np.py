@@ -386,7 +386,7 @@ def keep_freed_memory():
     """Have the next layer work in the memory that the last one freed.
 
     glibc hands large arrays back to the system when they are freed, and a page costs more to get
-    than to fill: 10% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
+    than to fill: 8% of a prompt of 1,024 tokens at 124M. Freeing one array of almost 32 MiB, the
     largest that it learns from, raises its threshold (mallopt(3), M_MMAP_THRESHOLD); the array is
     never touched, so it costs nothing.
     """
