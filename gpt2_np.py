@@ -946,8 +946,8 @@ class Drafts:
     """
 
     LONGEST = 63
-    LEAST_GAIN = 1.1  # tokens for the time of one that a draft must promise to be tried,
-    FIRST_GAIN = 1.5  # and while drafts have saved nothing yet
+    FEW = 5  # drafted tokens up to which the backend multiplies row by row, which is cheaper
+    LEAST_GAIN = 1.1  # tokens for the time of one that a draft must promise to be tried
 
     def __init__(self, text: Sequence[int]):
         self.repeats = Repeats()
@@ -957,7 +957,8 @@ class Drafts:
         prior = [2**bits / (2**bits + 8) for bits in range(8)]
         self.guesses = [[4.0, 4.0] for _ in prior]
         self.right = [[2 * p, 4 * p] for p in prior]
-        self.single, self.wide_factor = math.inf, 1.0  # seconds: the shortest pass of one token
+        self.single = math.inf  # seconds: the shortest pass of one token
+        self.factors = [1.0, 1.0]  # what drafts up to FEW and longer ones add here, by `measured`
         self.n_drafted, self.saved = 0, 0.0  # saved in passes of one token
         for token in text:
             self.push(token)
@@ -972,18 +973,25 @@ class Drafts:
         self.repeats.push(token)
 
     def cost(self, n: int) -> float:
-        """What a pass that checks n drafted tokens takes, in passes of one token.
+        """What a pass that checks n drafted tokens takes, in passes of one token."""
+        return 1 + self.measured(n) * self.factors[n > self.FEW]
 
-        2.3 and 0.08 for each was measured at 124M's shape (OpenBLAS, 2 cores): reading a matrix
-        for several rows takes longer than for one. It is corrected by what passes take here.
+    def measured(self, n):
+        """What n drafted tokens added at 124M's shape (OpenBLAS, 2 cores), in the same unit.
+
+        `took` corrects it by what passes take here.
         """
-        return 1 + (1.3 + 0.08 * n) * self.wide_factor if n else 1.0
+        if n == 0:
+            return 0.0
+        return 0.26 + 0.18 * n if n <= self.FEW else 1.2 + 0.07 * n
 
     def took(self, seconds: float) -> None:
         """Learn from the time of the pass that followed `propose`."""
-        if self.n_drafted:
-            ratio = (seconds / self.single - 1) / (1.3 + 0.08 * self.n_drafted)
-            self.wide_factor += 0.3 * (min(max(ratio, 0.0), 10.0) - self.wide_factor)
+        n = self.n_drafted
+        if n:
+            ratio = (seconds / self.single - 1) / self.measured(n)
+            factor = self.factors[n > self.FEW]
+            self.factors[n > self.FEW] += 0.3 * (min(max(ratio, 0.0), 10.0) - factor)
         else:
             self.single = min(seconds, 1.02 * self.single)  # it grows with the context
 
@@ -1001,7 +1009,7 @@ class Drafts:
         if self.single == math.inf:
             return 0
         length, _ = self.repeats.match()
-        best, gain = 0, self.LEAST_GAIN if self.saved >= 1 else self.FIRST_GAIN
+        best, gain = 0, self.LEAST_GAIN
         chance, promised = 1.0, 1.0
         ahead = itertools.islice(self.repeats.ahead(), min(room, self.LONGEST))
         for n, (_, alike) in enumerate(ahead, 1):

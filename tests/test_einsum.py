@@ -101,3 +101,43 @@ def test_weights_and_cache_are_multiplied_where_they_lie(monkeypatch):
         used_left, used_right = seen.pop()
         assert np.shares_memory(used_left, left), specification
         assert np.shares_memory(used_right, right), specification
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.integers(2, backend.FEW_ROWS), st.integers(1, 40), st.integers(1, 40), st.integers(1, 300),
+    st.sampled_from(["rows", "columns", "neither"]), st.sampled_from(["float32", "float64"]),
+)  # fmt: skip
+def test_a_few_rows_are_multiplied_block_by_block(m, k, n, block, order, dtype):
+    rng = np.random.default_rng(0)
+    left = rng.standard_normal((m, k)).astype(dtype)
+    right = rng.standard_normal((k, n)).astype(dtype)
+    expected = left @ right
+    right = {
+        "rows": right,
+        "columns": np.asfortranarray(right),
+        "neither": np.repeat(np.repeat(right, 2, axis=0), 3, axis=1)[::2, ::3],
+    }[order]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "BLOCK_OF_MATRIX", block)
+        product = backend.few_rows_product(left, right)
+    assert product.shape == expected.shape and product.dtype == expected.dtype
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(product, expected, rtol=0, atol=tolerance)
+
+
+def test_a_few_rows_of_a_large_matrix_are_what_einsum_takes_apart(monkeypatch):
+    taken = []
+
+    def spy(left, right, product=backend.few_rows_product):
+        taken.append(left.shape)
+        return product(left, right)
+
+    monkeypatch.setattr(backend, "few_rows_product", spy)
+    monkeypatch.setattr(backend, "BLOCK_OF_MATRIX", 100)
+    large, small = np.ones((20, 6)), np.ones((20, 5))
+    for n_rows in (1, 2, backend.FEW_ROWS, backend.FEW_ROWS + 1):
+        for matrix in (large, small):
+            product = backend.einsum("bqd,dm->bqm", np.ones((1, n_rows, 20)), matrix)
+            assert (product == 20).all() and product.shape == (1, n_rows, matrix.shape[1])
+    assert taken == [(2, 20), (backend.FEW_ROWS, 20)]
