@@ -67,11 +67,15 @@ PATIENCE = 900  # seconds until a peer that does not answer is given up
 
 
 class Turn(NamedTuple):
-    """One peer's part in a round, under the label that tables show."""
+    """One peer's part in a round, under the label that tables show.
+
+    `case` names what it is a sample of where one round holds several lengths.
+    """
 
     label: str
     peer: str
     request: dict[str, Any]
+    case: str | None = None
 
 
 class Case(NamedTuple):
@@ -107,9 +111,13 @@ def decode(peers, args, folder) -> Iterator[Case]:
 
 
 def context(peers, args, folder) -> Iterator[Case]:
-    for cached in (32, 1000) if is_short(args, folder) else (32, 384, 1000):
-        request = {"do": "decode", "prompt": random_tokens(cached), "n": 17}
-        yield Case(str(cached), everyone(peers, request), {"n": 2})
+    """All lengths in one round, a peer's one after the other: growth is their difference."""
+    lengths = (32, 1000) if is_short(args, folder) else (32, 384, 1000)
+    turns = [
+        Turn(peer, peer, {"do": "decode", "prompt": random_tokens(cached), "n": 33}, str(cached))
+        for peer in peers for cached in lengths
+    ]  # fmt: skip
+    yield Case("context", turns, {"n": 2})
 
 
 def prefill(peers, args, folder) -> Iterator[Case]:
@@ -315,7 +323,7 @@ def take_turns(args, part, case, workers, group, rounds):
             print(f"    {turn.label}: left out of {case.name}: {reason}", flush=True)
         else:
             turns.append(turn)
-    expected = None
+    expected = {}  # of each case
     for i in range(rounds):
         for turn in turns if i % 2 == 0 else turns[::-1]:
             time.sleep(args.pause)  # until the last peer's threads no longer wait actively
@@ -324,12 +332,13 @@ def take_turns(args, part, case, workers, group, rounds):
                 part["left out"][turn.label] = found["error"]
                 turns = [other for other in turns if other.label != turn.label]
                 continue
-            if expected is None:
-                expected = {key: found[key] for key in ("tokens", "values") if key in found}
-            found |= report.agreement(found, expected)
-            sample = {key: value for key, value in found.items() if key not in expected}
+            name = turn.case or case.name
+            if name not in expected:
+                expected[name] = {key: found[key] for key in ("tokens", "values") if key in found}
+            found |= report.agreement(found, expected[name])
+            sample = {key: value for key, value in found.items() if key not in expected[name]}
             part["samples"].append(
-                {"case": case.name, "label": turn.label, "round": i, "group": group, **sample})
+                {"case": name, "label": turn.label, "round": i, "group": group, **sample})
 
 
 # --- fresh processes --------------------------------------------------------------------------
