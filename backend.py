@@ -275,8 +275,7 @@ def einsum(specification: str, *operands: Any) -> Any:
     if how.right_shape is not None:
         right = right.reshape(how.right_shape)
     if isinstance(left, np.ndarray):
-        few = left.ndim == 2 and 1 < len(left) <= FEW_ROWS and right.size > BLOCK_OF_MATRIX
-        product = few_rows_product(left, right) if few else left @ right
+        product = host_product(left, right)
     elif left.shape[-2] == right.shape[-1] == 1:
         # A sum of squares: a GPU is better at one sum than at thousands of 1 by 1 products.
         product = (left.swapaxes(-1, -2) * right).sum(axis=-2, keepdims=True)
@@ -287,10 +286,40 @@ def einsum(specification: str, *operands: Any) -> Any:
     return product.transpose(how.result) if how.result else product
 
 
+# --- products on the host --------------------------------------------------------------
+
 # Up to this many rows are multiplied one by one, with so many numbers of a matrix at a time as
 # stay in the caches of two cores: 4 MiB in float32. With less the BLAS would use one core only.
 FEW_ROWS = 6
+FEW_ROWS_BY_COLUMNS = 12  # beside a matrix that lies so, as the transposed embedding does
 BLOCK_OF_MATRIX = 1 << 20
+
+# OpenBLAS multiplies small matrices as they lie, on one core, but where the right one lies by
+# columns and the result is larger than this it copies them and wakes all cores.
+SMALL_RESULT = 1200
+SMALL_ROWS = 32
+
+
+def host_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """left @ right, [..., m, k] with [..., k, n], in the form that a BLAS is quickest at.
+
+    Drafts, short prompts and small batches are a few rows beside a large matrix (every weight)
+    or beside many small ones (the keys of each head).
+    """
+    m, n = left.shape[-2], right.shape[-1]
+    if not 1 < m <= SMALL_ROWS:
+        return left @ right
+    if left.ndim == 2 and right.size > BLOCK_OF_MATRIX:
+        if m <= (FEW_ROWS_BY_COLUMNS if by_columns(right) else FEW_ROWS):
+            return few_rows_product(left, right)
+    elif left.ndim > 2 and m * n > SMALL_RESULT and by_columns(right):
+        turned = right.swapaxes(-1, -2) @ np.ascontiguousarray(left.swapaxes(-1, -2))
+        return np.ascontiguousarray(turned.swapaxes(-1, -2))
+    return left @ right
+
+
+def by_columns(array):
+    return array.strides[-2] < array.strides[-1]
 
 
 def few_rows_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -304,7 +333,7 @@ def few_rows_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
     (m, k), n = left.shape, right.shape[1]
     rows = left[:, None]  # a stack of products with one row each
-    if right.strides[0] < right.strides[1]:  # by columns, as the transposed embedding: [n, k]
+    if by_columns(right):
         product = np.empty((m, 1, n), np.result_type(left, right))
         step = max(1, BLOCK_OF_MATRIX // k)
         for start in range(0, n, step):

@@ -983,7 +983,7 @@ class Drafts:
         """
         if n == 0:
             return 0.0
-        return 0.22 + 0.225 * n if n <= self.FEW else 1.2 + 0.09 * n
+        return 0.2 + 0.2 * n if n <= self.FEW else 1.0 + 0.09 * n
 
     def took(self, seconds: float) -> None:
         """Learn from the time of the pass that followed `propose`."""

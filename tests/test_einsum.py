@@ -126,18 +126,40 @@ def test_a_few_rows_are_multiplied_block_by_block(m, k, n, block, order, dtype):
     np.testing.assert_allclose(product, expected, rtol=0, atol=tolerance)
 
 
-def test_a_few_rows_of_a_large_matrix_are_what_einsum_takes_apart(monkeypatch):
-    taken = []
+@pytest.fixture
+def taken(monkeypatch):
+    """How many rows went the way of few rows, with blocks of 100 numbers."""
+    rows = []
 
     def spy(left, right, product=backend.few_rows_product):
-        taken.append(left.shape)
+        rows.append(len(left))
         return product(left, right)
 
     monkeypatch.setattr(backend, "few_rows_product", spy)
     monkeypatch.setattr(backend, "BLOCK_OF_MATRIX", 100)
-    large, small = np.ones((20, 6)), np.ones((20, 5))
-    for n_rows in (1, 2, backend.FEW_ROWS, backend.FEW_ROWS + 1):
-        for matrix in (large, small):
-            product = backend.einsum("bqd,dm->bqm", np.ones((1, n_rows, 20)), matrix)
-            assert (product == 20).all() and product.shape == (1, n_rows, matrix.shape[1])
-    assert taken == [(2, 20), (backend.FEW_ROWS, 20)]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("specification", "by_rows"), [("bqd,dm->bqm", True), ("bqd,vd->bqv", False)]
+)
+def test_a_few_rows_of_a_large_matrix_are_what_einsum_takes_apart(specification, by_rows, taken):
+    for n_rows in range(1, 20):
+        for width in (5, 6):  # 20 times 5 is no large matrix
+            matrix = np.ones((20, width) if by_rows else (width, 20))
+            product = backend.einsum(specification, np.ones((1, n_rows, 20)), matrix)
+            assert (product == 20).all() and product.shape == (1, n_rows, width)
+    most = backend.FEW_ROWS if by_rows else backend.FEW_ROWS_BY_COLUMNS
+    assert taken == list(range(2, most + 1))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(FORWARD), st.lists(st.integers(1, 40), min_size=9, max_size=9))
+def test_every_road_to_a_product_gives_the_same(specification, sizes):
+    pair = operands(specification, sizes=dict(zip("bqkdhemvc", [*sizes[:-1], 3], strict=True)))
+    expected = np.einsum(specification, *pair, optimize=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "SMALL_RESULT", 50)
+        patch.setattr(backend, "BLOCK_OF_MATRIX", 90)
+        product = backend.einsum(specification, *pair)
+    np.testing.assert_allclose(product, expected, rtol=1e-10, atol=1e-10)
