@@ -16,6 +16,7 @@ from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
 
+import drafts
 import gpt2_np
 
 ROOT = Path(gpt2_np.__file__).parent
@@ -114,7 +115,7 @@ def test_no_draft_makes_the_same_text_one_token_at_a_time(run, folder, monkeypat
     def propose(drafts, room):
         raise AssertionError("a draft was asked for")
 
-    monkeypatch.setattr(gpt2_np.Drafts, "propose", propose)
+    monkeypatch.setattr(drafts.Drafts, "propose", propose)
     assert run("the café the café the", "-m", folder, "-n", 20, "--no-draft") == expected
     with pytest.raises(AssertionError, match="a draft was asked for"):
         run("the café the café the", "-m", folder, "-n", 20)

@@ -10,7 +10,8 @@ from planted import planted_model
 from random_model import TINY, random_model
 
 import gpt2_np
-from gpt2_np import Drafts, Repeats, forward, generate
+from drafts import Drafts, Repeats
+from gpt2_np import forward, generate
 
 COPIER = planted_model()  # its induction head goes on with what repeats
 PATTERN = [3, 1, 4, 15, 9, 2, 6]

@@ -37,14 +37,14 @@ def test_a_module_loads_numpy_and_the_standard_library_only(module):
 
 
 def test_the_model_loads_neither_tokenizer_nor_checkpoint_reader():
-    assert {"gpt2_np", "backend"} <= loaded("import gpt2_np")
+    assert {"gpt2_np", "backend", "drafts"} <= loaded("import gpt2_np")
     assert not {"bpe", "checkpoint", "requests", "tqdm", "cupy"} & loaded("import gpt2_np")
 
 
 def test_the_package_loads_no_more_than_the_module(tmp_path):
     (tmp_path / "gpt2_np").symlink_to(ROOT)
     as_package = loaded("import gpt2_np; assert gpt2_np.__path__", tmp_path)
-    assert as_package == loaded("import gpt2_np") - {"backend"}
+    assert as_package == loaded("import gpt2_np") - {"backend", "drafts"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--info"], ["--info", "--json"]])
