@@ -114,7 +114,7 @@ def context(peers, args, folder) -> Iterator[Case]:
     """All lengths in one round, a peer's one after the other: growth is their difference."""
     lengths = (32, 1000) if is_short(args, folder) else (32, 384, 1000)
     turns = [
-        Turn(peer, peer, {"do": "decode", "prompt": random_tokens(cached), "n": 33}, str(cached))
+        Turn(peer, peer, {"do": "decode", "prompt": random_tokens(cached), "n": 21}, str(cached))
         for peer in peers for cached in lengths
     ]  # fmt: skip
     yield Case("context", turns, {"n": 2})
