@@ -423,6 +423,7 @@ class KVCache:
         self.shape = (batch, config.n_head, capacity, config.n_embd // config.n_head)
         self.lengths = np.zeros(batch, int)
         self._layers = [[] for _ in range(config.n_layer)]  # keys, values: [b, h, capacity, e]
+        self._end, self._places = 0, []  # of what was reserved: its last end; rows and positions
 
     def reserve(self, shape: tuple[int, int]) -> np.ndarray:
         """The positions [b, q] of the tokens that come next, once it is sure that they fit."""
@@ -435,6 +436,12 @@ class KVCache:
                 f"the cache holds {most} of at most {capacity} positions and {shape[1]} more "
                 "were given: make it with a larger capacity"
             )
+        self._end, n_new = most + shape[1], shape[1]
+        if most == self.lengths.min():  # rows of one length: one place for all
+            self._places = [(slice(0, batch), slice(most, self._end))]
+        else:
+            lengths = self.lengths.tolist()
+            self._places = [(row, slice(n, n + n_new)) for row, n in enumerate(lengths)]
         return self.lengths[:, None] + np.arange(shape[1])
 
     def layer(self, layer: int, like: Any) -> list[Any]:
@@ -445,17 +452,12 @@ class KVCache:
 
     def append(self, layer: int, *new: Any) -> tuple[Any, Any]:
         """Store new keys and values [b, q, h, e]; all of that layer, [b, k, h, e] each."""
-        n_new = new[0].shape[1]
-        most, least = int(self.lengths.max()), int(self.lengths.min())
-        for stored, array in zip(self.layer(layer, new[0]), new, strict=True):
+        held = self.layer(layer, new[0])
+        for stored, array in zip(held, new, strict=True):
             array = array.swapaxes(1, 2)  # a head's positions side by side: one stream to read
-            if most == least:
-                stored[:, :, most : most + n_new] = array
-            else:
-                for row, length in enumerate(self.lengths):
-                    stored[row, :, length : length + n_new] = array[row]
-        keys, values = (a[:, :, : most + n_new].swapaxes(1, 2) for a in self._layers[layer])
-        return keys, values
+            for row, place in self._places:
+                stored[row, :, place] = array[row]
+        return tuple(stored[:, :, : self._end].swapaxes(1, 2) for stored in held)
 
     def advance(self, n_new: int) -> None:
         """Every layer has stored that many positions more."""
