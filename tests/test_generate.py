@@ -55,6 +55,7 @@ def test_tokens_come_one_by_one():
 
     model = gpt2_np.Model(TINY, Counting(MODEL.params))
     stream_of_tokens = generate(model, PROMPT, 10)
+    del passes[:]  # the shapes were looked at
     next(stream_of_tokens)
     assert passes.count("blocks") == 1
 
