@@ -278,7 +278,7 @@ def einsum(specification: str, *operands: Any) -> Any:
         product = left @ right
     elif left.shape[-2] == right.shape[-1] == 1:
         # A sum of squares: a GPU is better at one sum than at thousands of 1 by 1 products.
-        product = (left.swapaxes(-1, -2) * right).sum(axis=-2, keepdims=True)
+        product = (left[..., 0, :] * right[..., 0]).sum(axis=-1)[..., None, None]
     else:
         product = device_product(left, right)
     if how.shape is not None:
