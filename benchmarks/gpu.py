@@ -502,6 +502,8 @@ def start_part(name, seconds, rehearse):
         finally:
             timer.cancel()
             stop(process)  # compilers that it started may still be at work
+            process.stdout.close()
+            process.wait()
         errors.seek(0)
         said = errors.read()[-3000:]
     reason = f"stopped after {seconds:.0f} s. " if late.is_set() else ""
