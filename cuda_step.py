@@ -161,7 +161,7 @@ class Step:
                      mlp["c_fc"]["b"], mlp["c_proj"]["w"], 4 * d, d, each, self.from_mlp)
             added, bias = self.from_mlp, mlp["c_proj"]["b"]
         blocks = min(4 * self.multiprocessors, -(-n_vocab // (PRODUCT // 32)))
-        self.run("unembed", (blocks, row_blocks), PRODUCT, here, added, n_added, bias,
+        self.run("unembed", (row_blocks, blocks), PRODUCT, here, added, n_added, bias,
                  self.params["ln_f"]["g"], self.params["ln_f"]["b"], wte, n_vocab, self.logits)
         self.run("best_of_part", (N_PARTS, self.n_rows), PRODUCT, self.logits, n_vocab,
                  self.settings, self.best, self.best_id)
@@ -743,20 +743,21 @@ extern "C" __global__ void __launch_bounds__(128) attention(
 
 // --- logits and the choice of a token --------------------------------------------------
 
-// Grid (blocks, rows / ROWS). A warp reads one row of the embedding after another.
+// Grid (rows / ROWS, blocks). A warp reads one row of the embedding after another. Blocks beside
+// each other read the same of it, so that it comes from memory once and not for every ROWS.
 extern "C" __global__ void __launch_bounds__(256) unembed(
     const float* residual, const float* added, int n_splits, const number* added_bias,
     const number* g, const number* b, const number* wte, int n_vocab, float* logits, int n_rows) {
     __shared__ float x[ROWS * D];
     __shared__ float scratch[WARPS * ROWS];
-    int first_row = blockIdx.y * ROWS, lane = threadIdx.x % 32;
+    int first_row = blockIdx.x * ROWS, lane = threadIdx.x % 32;
     normalize(residual, added, n_splits, added_bias, nullptr, false, first_row, n_rows, x, scratch);
     for (int r = 0; r < ROWS; r++)
         for (int i = threadIdx.x; i < D; i += BLOCK)
             x[r * D + i] = x[r * D + i] * read(g[i]) + read(b[i]);
     __syncthreads();
-    int step = gridDim.x * WARPS;
-    for (int v = blockIdx.x * WARPS + threadIdx.x / 32; v < n_vocab; v += step) {
+    int step = gridDim.y * WARPS;
+    for (int v = blockIdx.y * WARPS + threadIdx.x / 32; v < n_vocab; v += step) {
         const number* place = wte + (long long)v * D;
         float totals[ROWS] = {};
 #pragma unroll 4

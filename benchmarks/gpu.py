@@ -16,6 +16,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -49,11 +50,14 @@ class Setting:
         self.config = gpt2_np.SIZES["124M"]
         if rehearse:
             self.config = gpt2_np.Config(n_vocab=211, n_ctx=256, n_embd=64, n_head=4, n_layer=2)
-        self.xp = np if rehearse else backend.pick("cuda")
         self.torch_device = "cpu" if rehearse else "cuda"
         self.dtypes = ("float32",) if rehearse else ("float32", "float16")
         self.new = 8 if rehearse else NEW
         self.rng = np.random.default_rng(0)
+
+    @functools.cached_property
+    def xp(self):  # the parts of PyTorch do without
+        return np if self.rehearse else backend.pick("cuda")
 
     @functools.cached_property
     def host_params(self):
@@ -123,7 +127,7 @@ def part_device(setting):
     """What the card can do: a copy's bandwidth and gemm rates, as measured."""
     xp = setting.xp
     yield "device", "", backend.about(xp)
-    source = setting.random(1 << (16 if setting.rehearse else 28))
+    source = setting.random(1 << (16 if setting.rehearse else 27))
     target = xp.zeros(source.shape, np.float32)
     seconds = setting.median(lambda: xp.copyto(target, source), 20)
     yield "copy bandwidth", "GB/s", 2 * source.nbytes / seconds / 1e9
@@ -431,6 +435,8 @@ def part_circuits(setting):
     found = {}
     for name, model in (("device", setting.model()), ("CPU", host)):
         metric = circuits.logit_difference(model, 3, 5)
+        if name == "device":  # compiles what it needs
+            circuits.patching(model, corrupted, clean, metric, "z")
         start = time.perf_counter()
         found[name] = circuits.patching(model, corrupted, clean, metric, "z").values
         setting.wait()
@@ -443,19 +449,26 @@ def part_tests(setting):
     marker = "gpu" if not setting.rehearse else "gpu and not gpu"
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))
              if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-m", marker, "--maxfail=20", "-p",
+    command = [sys.executable, "-m", "pytest", "-v", "-m", marker, "--maxfail=20", "-p",
                "no:cacheprovider", "-W", "default", "--tb=short", "-c", "setup.cfg",
                "--rootdir=tests", "--confcutdir=tests", *files]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    yield "pytest -m gpu", "", lines[-1] if lines else done.stderr[-1000:]
-    if any(line.startswith(("FAILED", "ERROR")) for line in lines):
-        yield "", "failed", done.stdout[-8000:]
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process:  # fmt: skip
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if re.search(r"::.* (FAILED|ERROR)\b", line):
+                yield lines[-1], "failed", ""
+            elif re.search(r"::.* PASSED\b", line) and len(lines) % 100 == 0:
+                yield f"pytest -m gpu{line[line.rindex('[') :].rstrip()}", "", "passing"
+    yield "pytest -m gpu", "", lines[-1] if lines else "said nothing"
+    if process.returncode not in (0, 5):  # 5: nothing was selected
+        yield "pytest -m gpu", "failed", "\n".join(lines)[-8000:]
 
 
 # The seconds that each may take at most; what is left decides about the last.
 PARTS = {"device": 60, "correct": 120, "decode": 90, "transformers": 70, "prefill": 40, "score": 40,
-         "torch_prefill": 40, "tests": 150, "pytorch": 240, "circuits": 40}  # fmt: skip
+         "torch_prefill": 40, "tests": 170, "pytorch": 240, "circuits": 40}  # fmt: skip
 
 
 # --- running them ----------------------------------------------------------------------

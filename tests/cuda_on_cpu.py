@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import strict_arrays
 
+import backend
+
 HERE = Path(__file__).parent
 TYPES = {"float": np.float32, "int": np.int32, "double": np.float64,
          "unsigned long long": np.uint64}  # fmt: skip
@@ -138,6 +140,9 @@ class Stream:
 
 
 def install(monkeypatch, compiler=None):
+    # Without a compiler launches compute nothing; with it, nothing is remembered between tests.
+    fresh = functools.cache(backend.fused_kernels.__wrapped__) if compiler else lambda xp: None
+    monkeypatch.setattr(backend, "fused_kernels", fresh)
     module = type("RawModule", (RawModule,), {"compiler": compiler})
     monkeypatch.setattr(strict_arrays, "RawModule", module, raising=False)
     cuda = {

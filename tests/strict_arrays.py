@@ -129,6 +129,7 @@ def _in_place(function):
     return method
 
 
+ndarray.__gt__ = _binary(operator.gt)
 for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
     setattr(ndarray, f"__{_name}__", _binary(getattr(operator, _name)))
     setattr(ndarray, f"__r{_name}__", _binary(getattr(operator, _name), swapped=True))

@@ -294,6 +294,32 @@ def test_a_vocabulary_padded_beyond_the_tokenizers_is_not_chosen_from(xp):
     assert here == there
 
 
+# --- the plain pass --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (2, 9, 61), (40, 300)], ids=str)
+@pytest.mark.parametrize("function", [gpt2_np.softmax, gpt2_np.gelu], ids=["softmax", "gelu"])
+def test_a_function_as_one_kernel_is_the_same_function(xp, function, shape):
+    host = np.random.default_rng(0).normal(size=shape, scale=3).astype(np.float32)
+    host[..., 1:] += np.where(np.arange(1, shape[-1]) % 3 == 0, -np.inf, 0)  # masked
+    if function is gpt2_np.gelu:
+        host[host == -np.inf] = 1e4
+    array, before = xp.asarray(host), host.copy()
+    np.testing.assert_allclose(function(array).get(), function(host), rtol=1e-5, atol=1e-6)
+    assert (array.get() == before).all()
+    doubled = xp.asarray(np.repeat(host, 2, -1))[..., ::2]  # not contiguous: operation by operation
+    np.testing.assert_allclose(function(doubled).get(), function(host), rtol=1e-5, atol=1e-6)
+    assert function(array.astype(np.float64)).dtype == np.float64
+
+
+def test_the_forward_pass_with_functions_as_one_kernel_equals_the_hosts(xp):
+    host = random_model(CHUNKS)
+    tokens = np.random.default_rng(0).integers(0, CHUNKS.n_vocab, (2, 70))
+    logits = gpt2_np.forward(on_device(host, xp).params, CHUNKS, tokens)
+    assert backend.fused_kernels(xp) is not None
+    assert relative(logits.get(), gpt2_np.forward(host.params, CHUNKS, tokens)) < 1e-5
+
+
 # --- the benchmark ---------------------------------------------------------------------
 
 
@@ -325,6 +351,16 @@ def test_a_part_of_the_benchmark_that_hangs_or_fails_keeps_the_rows_it_made(
 
 
 # --- the kernels as a GPU takes them ---------------------------------------------------
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_functions_as_one_kernel_compile_without_warnings(tmp_path, architecture):
+    (tmp_path / "fused.cu").write_text(backend.FUSED)
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "-Werror", "all-warnings",
+               "fused.cu"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.nvcc
