@@ -433,8 +433,13 @@ def fused(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def fused_kernels(xp: ModuleType) -> dict[str, Any] | None:
     if not hasattr(xp, "RawModule"):
         return None
-    module = xp.RawModule(code=FUSED, options=("-std=c++17",))
-    return {name: module.get_function(name) for name in FUSED_NUMBERS}
+    try:
+        module = xp.RawModule(code=FUSED, options=("-std=c++17",))
+        return {name: module.get_function(name) for name in FUSED_NUMBERS}
+    except Exception as error:  # NVRTC's or the driver's
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(f"gpt2_np: softmax and GELU are slow on this GPU ({reason})", file=sys.stderr)
+        return None
 
 
 # --- the fast decode step --------------------------------------------------------------

@@ -5,6 +5,7 @@ parameters, and the ways back to the plain pass. Marked `compiler`, the CUDA sou
 compiled for the CPU and run; marked `nvcc`, it is compiled for two kinds of GPU; marked `gpu`, it
 runs on one.
 """
+import functools
 import re
 import shutil
 import subprocess
@@ -29,7 +30,7 @@ import gpu
 CHUNKS = Config(n_vocab=61, n_ctx=150, n_embd=40, n_head=8, n_layer=2)  # heads 5 wide, 3 chunks
 SMALL = Config(n_vocab=97, n_ctx=24, n_embd=32, n_head=2, n_layer=2)
 WIDEST = Config(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=1)  # as in 1558M
-GREEDY = gpt2_np.Sampling()
+ORIGINAL = backend.fused_kernels
 
 
 def on_device(host, xp, dtype=np.float32):
@@ -310,6 +311,19 @@ def test_a_function_as_one_kernel_is_the_same_function(xp, function, shape):
     doubled = xp.asarray(np.repeat(host, 2, -1))[..., ::2]  # not contiguous: operation by operation
     np.testing.assert_allclose(function(doubled).get(), function(host), rtol=1e-5, atol=1e-6)
     assert function(array.astype(np.float64)).dtype == np.float64
+
+
+def test_functions_that_cannot_be_compiled_go_the_plain_way_and_say_so_once(
+    launched, monkeypatch, capsys
+):
+    fresh = functools.cache(ORIGINAL.__wrapped__)
+    monkeypatch.setattr(backend, "fused_kernels", fresh)
+    monkeypatch.setattr(launched, "RawModule", broken("RawModule"))
+    host = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for function in (gpt2_np.softmax, gpt2_np.gelu):
+        assert (function(launched.asarray(host)).get() == function(host)).all()
+    said = capsys.readouterr().err
+    assert said == "gpt2_np: softmax and GELU are slow on this GPU (RawModule failed)\n"
 
 
 def test_the_forward_pass_with_functions_as_one_kernel_equals_the_hosts(xp):
