@@ -28,13 +28,16 @@ import numpy as np
 
 try:
     if __package__:
-        from .backend import einsum, memory_advice, namespace, start_decoding, to_host
+        from .backend import einsum, fused, memory_advice, namespace, start_decoding, to_host
     else:
-        from backend import einsum, memory_advice, namespace, start_decoding, to_host
+        from backend import einsum, fused, memory_advice, namespace, start_decoding, to_host
 except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def einsum(specification, *operands):
         return np.einsum(specification, *operands, optimize=True)
+
+    def fused(function):
+        return function
 
     def namespace(array):
         return np
@@ -328,6 +331,7 @@ def weighted_values(q, k, v, tile, tap):  # [b, q, h, e], [b, k, h, e] twice -> 
     return einsum("bhqk,bkhe->bqhe", pattern, v)
 
 
+@fused
 def softmax(x):  # over the last axis
     x = x - x.max(axis=-1, keepdims=True)
     namespace(x).exp(x, out=x)
@@ -344,6 +348,7 @@ def mlp(x, c_fc, c_proj, tap):  # [b, q, d] -> [b, q, d]
     return out
 
 
+@fused
 def gelu(x):
     """x Φ(x) in the tanh approximation (Hendrycks & Gimpel 2016), block by block in the cache."""
     xp = namespace(x)
@@ -420,8 +425,7 @@ def attention_tile(rows, heads, queries, first_key, positions, xp):
     first_masked, n_keys = int(here.min()) + 1, int(here.max()) + 1
     later = None
     if first_masked < n_keys:
-        later = np.arange(first_masked, n_keys) > here[:, None, :, None]
-        later = xp.asarray(later)
+        later = xp.arange(first_masked, n_keys) > xp.asarray(here)[:, None, :, None]
     keys = slice(first_key, first_key + n_keys)
     return AttentionTile(rows, heads, queries, keys, first_masked, later)
 
