@@ -196,6 +196,24 @@ def test_row_0_draws_as_the_seed_alone_does():
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))
 
 
+def test_a_generator_seeds_every_row():
+    def rows():
+        seed = np.random.default_rng(4)
+        return generate_batch(MODEL, [PROMPT] * 3, 12, temperature=1.0, seed=seed)
+
+    first, *others = rows()
+    assert first == list(generate(MODEL, PROMPT, 12, temperature=1.0, seed=4))
+    assert rows() == [first, *others] and len(set(map(tuple, rows()))) == 3
+
+
+@pytest.mark.parametrize("n_tokens", [2**63 - 1, 10**23, 1e300])
+def test_more_tokens_than_any_text_has_are_what_fits(n_tokens):
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        tokens = list(generate(MODEL, PROMPT, n_tokens))
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        assert list(generate(MODEL, PROMPT, 100)) == tokens
+
+
 def test_row_0_draws_as_any_seed_does():
     seed = 2**200 + 1
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=seed)

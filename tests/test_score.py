@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,3 +104,23 @@ def test_a_stride_that_skips_tokens_is_an_error(stride):
 def test_no_tokens_are_an_error():
     with pytest.raises(gpt2_np.Error, match="no tokens"):
         score(MODEL, [])
+
+
+def test_rows_of_a_padded_embedding_have_no_probability():
+    class Tokenizer:
+        n_vocab = TINY.n_vocab - 11
+
+    n = Tokenizer.n_vocab
+    padded = gpt2_np.Model(TINY, MODEL.params, Tokenizer)
+    cut = {**MODEL.params, "wte": MODEL.params["wte"][:n]}
+    whole = gpt2_np.Model(replace(TINY, n_vocab=n), cut)
+    np.testing.assert_array_equal(score(padded, TEXT % n), score(whole, TEXT % n))
+    with pytest.raises(gpt2_np.Error, match=f"outside the vocabulary of {n}"):
+        score(padded, [0, n])
+
+
+def test_weights_that_are_no_numbers_have_no_score():
+    params = {**MODEL.params, "ln_f": {"g": np.full(TINY.n_embd, np.nan, np.float32),
+                                       "b": MODEL.params["ln_f"]["b"]}}
+    with pytest.raises(gpt2_np.Error, match="not all finite"):
+        score(gpt2_np.Model(TINY, params), TEXT)
