@@ -821,7 +821,9 @@ class Rows:
         self.stops = [Stop(stop, model.tokenizer) for _ in prompts]
         self.reasons = ["length"] * len(self.texts)
         self.n_vocab = vocabulary_size(model)
-        self.drafts = Drafts(self.texts[0]) if draft and len(self.texts) == 1 else None
+        # What a pass takes is known on the CPU only: a GPU is still at work when it returns.
+        on_cpu = namespace(model.params["wte"]) is np
+        self.drafts = Drafts(self.texts[0]) if draft and on_cpu and len(self.texts) == 1 else None
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """(row, token) for every token as it is chosen, row by row within a step."""
@@ -847,7 +849,6 @@ class Rows:
                 generators = [self.generators[row] for row in growing]
                 fast = start_decoding(self.model, cache, np.array(last), self.options,
                                       self.n_vocab, generators)
-                self.drafts = None if fast else self.drafts
             if fast and fast.chooses:
                 chosen = [[int(token)] for token in fast.tokens(n_left)]
             elif fast:
