@@ -739,6 +739,7 @@ def generate(
     stop: Iterable[str | int] = (),
     seed: Any = None,
     draft: bool = True,
+    tap: Callable[[str, Any], Any] | None = None,
 ) -> Iterator[int]:
     """Up to `n_tokens` token ids that continue `tokens`, each as soon as it is chosen.
 
@@ -746,11 +747,13 @@ def generate(
     string in `stop` (which needs the model's tokenizer), before a token id in `stop` (so that
     `stop=(model.tokenizer.end_of_text,)` ends at the end of a text), and, with a warning, where
     n_ctx is reached. The generator's return value says which: "length", "stop" or "context".
-    `draft` lets text that repeats itself be made several tokens at a time; the tokens are the same.
+    `draft` lets text that repeats itself be made several tokens at a time; the tokens are the same
+    (but for ties within rounding). A `tap` is that of `forward`: it sees, and may change, what is
+    computed for the prompt, then for each token by itself.
     Raises Error at once for bad options, and for a prompt that is empty or longer than n_ctx.
     """
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    rows = Rows(model, [tokens], n_tokens, stop, [seed], options, draft)
+    rows = Rows(model, [tokens], n_tokens, stop, [seed], options, draft, tap)
 
     def stream_tokens():
         for _, token in rows.steps():
@@ -771,9 +774,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """The continuations of several prompts of any lengths, computed together.
 
-    What all prompts begin with is computed once. Options are those of `generate`. Each row is
-    what `generate` gives for its prompt alone: row 0 with the same seed, row i with seed
-    (seed, i), or for a Generator what it spawns.
+    What all prompts begin with is computed once. Options are those of `generate` but for the tap.
+    Each row is what `generate` gives for its prompt alone: row 0 with the same seed, row i with
+    seed (seed, i), or for a Generator what it spawns.
     """
     rows = generate_rows(model, prompts, n_tokens, stop, seed, **sampling)
     rows.warn_if_full()
@@ -804,7 +807,7 @@ def vocabulary_size(model):
 class Rows:
     """Texts that grow together: the loop behind `generate` and `generate_batch`."""
 
-    def __init__(self, model, prompts, n_tokens, stop, seeds, options, draft):
+    def __init__(self, model, prompts, n_tokens, stop, seeds, options, draft, tap=None):
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be a whole number from 0 up")
         self.model, self.options = model, options
@@ -821,9 +824,10 @@ class Rows:
         self.stops = [Stop(stop, model.tokenizer) for _ in prompts]
         self.reasons = ["length"] * len(self.texts)
         self.n_vocab = vocabulary_size(model)
+        self.tap = Tap(tap) if tap else NO_TAP
         # What a pass takes is known on the CPU only: a GPU is still at work when it returns.
-        on_cpu = namespace(model.params["wte"]) is np
-        self.drafts = Drafts(self.texts[0]) if draft and on_cpu and len(self.texts) == 1 else None
+        draft = draft and not tap and namespace(model.params["wte"]) is np
+        self.drafts = Drafts(self.texts[0]) if draft and len(self.texts) == 1 else None
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """(row, token) for every token as it is chosen, row by row within a step."""
@@ -845,7 +849,7 @@ class Rows:
                 growing = [growing[index] for index in still]
             last = [self.texts[row][-1] for row in growing]
             n_left = self.n_tokens - (len(self.texts[growing[0]]) - self.n_prompt[growing[0]])
-            if not step:
+            if not step and self.tap is NO_TAP:
                 generators = [self.generators[row] for row in growing]
                 fast = start_decoding(self.model, cache, np.array(last), self.options,
                                       self.n_vocab, generators)
@@ -871,7 +875,7 @@ class Rows:
         return draft, logits
 
     def residual_stream(self, tokens, cache):
-        return residual_stream(self.model.params, self.model.config, tokens, cache)
+        return residual_stream(self.model.params, self.model.config, tokens, cache, self.tap)
 
     def logits(self, x):  # [row, position, d] -> [row, position, v]
         return unembed(x, self.model.params)[..., : self.n_vocab]
@@ -1033,14 +1037,20 @@ def complete(model: Model, prompt: str, n_tokens: int = 40, **options: Any) -> s
 # --- scoring ---------------------------------------------------------------------------
 
 
-def score(model: Model, tokens: Sequence[int], stride: int | None = None) -> np.ndarray:
+def score(
+    model: Model,
+    tokens: Sequence[int],
+    stride: int | None = None,
+    tap: Callable[[str, Any], Any] | None = None,
+) -> np.ndarray:
     """log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart (half of n_ctx
     unless told), so that every token but those of the first window is given at least
-    n_ctx - stride tokens before it. No more than a block of the logits is held at a time.
+    n_ctx - stride tokens before it. No more than a block of the logits is held at a time. A `tap`
+    is that of `forward`, and sees one window after another.
     """
-    return score_batch(model, [tokens], stride)[0]
+    return score_windows(model, [tokens], stride, Tap(tap) if tap else NO_TAP)[0]
 
 
 def score_batch(
@@ -1050,6 +1060,10 @@ def score_batch(
 
     Windows of up to n_ctx tokens in all are packed into one row, so that nothing is padded.
     """
+    return score_windows(model, texts, stride, NO_TAP)
+
+
+def score_windows(model, texts, stride, tap):
     config, params = model.config, model.params
     wte = params["wte"][: vocabulary_size(model)]
     stride = config.n_ctx // 2 if stride is None else stride
@@ -1060,7 +1074,8 @@ def score_batch(
     for row in windows_in_rows(texts, config.n_ctx, int(stride)):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
-        x = residual_stream(params, config, inputs[None], Packed([w.end - w.start for w in row]))
+        lengths = [w.end - w.start for w in row]
+        x = residual_stream(params, config, inputs[None], Packed(lengths), tap)
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
         x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
         log_p = target_log_probabilities(x, targets, wte)

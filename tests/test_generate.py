@@ -60,6 +60,35 @@ def test_tokens_come_one_by_one():
     assert passes.count("blocks") == 1
 
 
+def without_head_2(name, array):
+    if name == "blocks.1.attn.hook_z":
+        array = array.copy()
+        array[:, :, 2] = 0
+        return array
+    return None
+
+
+def test_a_tap_changes_what_is_generated():
+    tokens = list(PROMPT)
+    for _ in range(10):
+        logits = forward(MODEL.params, TINY, tokens, tap=without_head_2)
+        tokens.append(int(logits[-1].argmax()))
+    changed = list(generate(MODEL, PROMPT, 10, tap=without_head_2))
+    assert changed == tokens[len(PROMPT) :]
+    assert changed != list(generate(MODEL, PROMPT, 10))
+
+
+def test_a_tap_sees_the_prompt_and_then_every_token_once():
+    shapes = []
+
+    def tap(name, array):
+        if name == "hook_embed":
+            shapes.append(array.shape)
+
+    list(generate(MODEL, [7, 8] * 6, 5, tap=tap))  # a text that drafts could be made of
+    assert shapes == [(1, 12, TINY.n_embd)] + [(1, 1, TINY.n_embd)] * 4
+
+
 def test_the_return_value_says_why_it_ended():
     assert ended_by(generate(MODEL, PROMPT, 3)) == "length"
     assert ended_by(generate(MODEL, PROMPT, 0)) == "length"

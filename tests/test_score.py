@@ -28,6 +28,18 @@ def test_scores_are_the_log_probabilities_of_forward():
         np.testing.assert_allclose(scores, log_probabilities(TEXT[:n]), rtol=1e-5, atol=1e-6)
 
 
+def test_a_tap_changes_the_scores():
+    def tap(name, array):
+        return array * 2 if name == "blocks.0.hook_mlp_out" else None
+
+    logits = forward(MODEL.params, TINY, TEXT[: TINY.n_ctx], tap=tap).astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = log_p[np.arange(TINY.n_ctx), TEXT[1 : TINY.n_ctx + 1]]
+    scores = score(MODEL, TEXT, tap=tap)
+    np.testing.assert_allclose(scores[: TINY.n_ctx], expected, rtol=1e-5, atol=1e-5)
+    assert abs(scores - score(MODEL, TEXT)).max() > 0.1
+
+
 def test_one_token_has_nothing_to_score():
     assert score(MODEL, [5]).shape == (0,)
 
@@ -84,9 +96,9 @@ def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     shapes = []
     original = gpt2_np.residual_stream
 
-    def spy(params, config, tokens, cache):
+    def spy(params, config, tokens, *rest):
         shapes.append(tokens.shape)
-        return original(params, config, tokens, cache)
+        return original(params, config, tokens, *rest)
 
     monkeypatch.setattr(gpt2_np, "residual_stream", spy)
     texts = [TEXT[:n] for n in (24, 2, 9, 17, 1, 5)]
