@@ -74,7 +74,7 @@ def params(size):
     return random_params(SIZES[size], seed=1)
 
 
-@pytest.mark.parametrize("n_tokens", [1, 37, 256])
+@pytest.mark.parametrize("n_tokens", [1, 5, 37, 256])  # 5: products row by row
 def test_logits_equal_transformers_and_float64(size, params, n_tokens):
     config = SIZES[size]
     tokens = np.random.default_rng(n_tokens).integers(0, config.n_vocab, n_tokens)
