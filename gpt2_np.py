@@ -183,7 +183,9 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
     }
 
 
-def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Model:
+def load(
+    name_or_path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32"
+) -> Model:
     """The model of an official size, "shakespeare", a folder or file, or an http(s) URL.
 
     Official sizes are downloaded on first use. Raises CheckpointError, DownloadError, both Error.
@@ -1210,7 +1212,8 @@ def run_command(name, parser, argv, job) -> int:
     try:
         if sys.stdout is None:
             raise Error("standard output is closed: there is nowhere to print to")
-        job(args, parser)
+        with np.errstate(all="ignore"):  # what is no number in the end is said in a sentence
+            job(args, parser)
         print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
