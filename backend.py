@@ -14,6 +14,7 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -279,7 +280,7 @@ def einsum(specification: str, *operands: Any) -> Any:
         product = host_product(left, right)
     elif left.shape[-2] == right.shape[-1] == 1:
         # A sum of squares: a GPU is better at one sum than at thousands of 1 by 1 products.
-        product = (left.swapaxes(-1, -2) * right).sum(axis=-2, keepdims=True)
+        product = (left[..., 0, :] * right[..., 0]).sum(axis=-1)[..., None, None]
     else:
         product = device_product(left, right)
     if how.shape is not None:
@@ -439,6 +440,69 @@ def device_product(left: Any, right: Any) -> Any:
         math.prod(stack), compute if summed_in == np.float32 else COMPUTE_64F, GEMM_DEFAULT,
     )  # fmt: skip
     return product[..., :n] if width > n else product
+
+
+# --- functions as one kernel on the device -----------------------------------------------
+
+# Array operations one by one read or write the scores eight times for softmax, and the hidden layer
+# eighteen times for GELU. Here each is read once and written once (a row again from the cache).
+FUSED = r"""
+extern "C" __global__ void __launch_bounds__(256) softmax(
+    const float* x, float* out, int n, int n_rows) {
+    int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= n_rows) return;
+    x += (long long)row * n;
+    out += (long long)row * n;
+    float most = x[0], total = 0;
+    for (int i = lane; i < n; i += 32) most = fmaxf(most, x[i]);
+    for (int other = 16; other; other /= 2)
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
+    for (int i = lane; i < n; i += 32) total += expf(x[i] - most);
+    for (int other = 16; other; other /= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
+    for (int i = lane; i < n; i += 32) out[i] = expf(x[i] - most) / total;
+}
+
+extern "C" __global__ void __launch_bounds__(256) gelu(
+    const float* x, float* out, int n, int n_rows) {
+    int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= n * n_rows) return;
+    float value = x[i], inner = 0.7978845608f * (value + 0.044715f * value * value * value);
+    out[i] = 0.5f * value * (1 + tanhf(inner));
+}
+"""
+FUSED_NUMBERS = {"softmax": 8, "gelu": 256}  # rows, or numbers, of a block
+
+
+def fused(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same function of an array; on a GPU the kernel of its name computes float32."""
+
+    @functools.wraps(function)
+    def call(x):
+        if isinstance(x, np.ndarray):
+            return function(x)
+        kernels = fused_kernels(namespace(x))
+        if not (kernels and x.dtype == np.float32 and x.flags.c_contiguous and 0 < x.size < 2**30):
+            return function(x)
+        result, n = namespace(x).empty(x.shape, x.dtype), x.shape[-1]
+        n_rows, name = x.size // n, function.__name__
+        n_blocks = -(-(x.size if name == "gelu" else n_rows) // FUSED_NUMBERS[name])
+        kernels[name]((n_blocks,), (256,), (x, result, np.int32(n), np.int32(n_rows)))
+        return result
+
+    return call
+
+
+@functools.cache
+def fused_kernels(xp: ModuleType) -> dict[str, Any] | None:
+    if not hasattr(xp, "RawModule"):
+        return None
+    try:
+        module = xp.RawModule(code=FUSED, options=("-std=c++17",))
+        return {name: module.get_function(name) for name in FUSED_NUMBERS}
+    except Exception as error:  # NVRTC's or the driver's
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(f"gpt2_np: softmax and GELU are slow on this GPU ({reason})", file=sys.stderr)
+        return None
 
 
 # --- the fast decode step --------------------------------------------------------------

@@ -31,6 +31,7 @@ _ID_OF_BYTE = bytes(_BYTE_OF_ID.index(byte) for byte in range(256))
 _CHAR_OF_ID = "".join(map(chr, [*_VISIBLE, *range(256, 512 - len(_VISIBLE))]))
 _CHAR_OF_BYTE = "".join(_CHAR_OF_ID[i] for i in _ID_OF_BYTE)
 _BYTE_OF_CHAR = codecs.charmap_build(_CHAR_OF_BYTE)
+_FIRST_BYTES = "\xc2-\xf4"  # of characters beyond ASCII, in UTF-8 and as the files write them
 
 _END_OF_TEXT = "<|endoftext|>"
 _HEADER = "#version: 0.2"
@@ -40,8 +41,8 @@ _OFFICIAL_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726
 _OFFICIAL_IDS = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 _NONE = 1 << 62  # what a pair makes that is in no merge: more than any id
-_CACHE_WORDS = 1 << 17  # 12 MB of English, 59 MB at worst
-_CACHED_WORD = 32  # bytes; longer words seldom come back
+_CACHE = 32 << 20  # bytes for the words met before, and as many for their segments
+_CACHED_WORD = 128  # characters: the rulers of tables; longer words seldom come back
 _SHORT_WORD = 64  # bytes; longer words are quicker in `_merge_long`
 _PIECE = 1 << 18  # characters of text that are in the form of words at one time
 _MAX_FILE = 16 << 20  # bytes; GPT-2's files have 0.5 and 1 MB
@@ -204,7 +205,8 @@ class Tokenizer:
         self._tokens += (_written(_valid(name).encode()) for name in special_tokens)
         self.n_vocab = len(self._tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
-        self._known: dict[str, tuple[int, ...]] = {}  # ids of words met before
+        self._known = _Known(self._encode_word)
+        self._known_segments = _Known(self._encode_segment)
 
     @cached_property
     def _merges(self) -> dict[str, int]:
@@ -239,25 +241,44 @@ class Tokenizer:
         return ids
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        known, ids = self._known.get, []
+        known, ids = self._known, []
         for piece in _pieces(text):
             for word in words(piece):
-                ids += known(word) or self._encode_word(word)
+                ids += known[word]
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        """The ids of a word not met before, which is remembered unless it is long."""
+        """The ids of a word, by way of its segments, few of which are new even in a new word."""
         written = _written(word.encode())
+        if word.isascii():
+            return self._encode_segment(written)
+        known, ids = self._known_segments, []
+        for segment in self._segment_pattern.findall(written):
+            ids += known[segment]
+        return tuple(ids)
+
+    @cached_property
+    def _segment_pattern(self) -> re.Pattern[str]:
+        """The pattern of a segment: a character, and those after it that some merge might join.
+
+        A merge puts the last byte of one token before the first of another. Bytes that no merge
+        puts side by side never meet in a token, so there a word can be cut. GPT-2's merges, most
+        of them English, leave nearly every character of other scripts a segment of its own.
+        """
+        before: defaultdict[str, set[str]] = defaultdict(set)  # first bytes: what merges have there
+        lines = "\n".join(self._lines)
+        for gap in re.finditer(f" [{_FIRST_BYTES}]", lines):
+            before[lines[gap.start() + 1]].add(re.escape(lines[gap.start() - 1]))
+        joined = "|".join(f"{first}(?<=[{''.join(lasts)}].)" for first, lasts in before.items())
+        others = f"[^{_FIRST_BYTES}]*+"
+        return re.compile(f".{others}(?:(?:{joined or '(?!)'}){others})*+")
+
+    def _encode_segment(self, written: str) -> tuple[int, ...]:
+        """The ids of a segment, or of a whole word."""
         if self._trained and (id := self._ids.get(written)) is not None:
-            ids = (id,)
-        else:
-            merge = self._merge_short if len(written) <= _SHORT_WORD else self._merge_long
-            ids = tuple(map(self._ids.__getitem__, merge(list(written))))
-        if len(written) <= _CACHED_WORD:
-            if len(self._known) >= _CACHE_WORDS:
-                self._known.clear()
-            self._known[word] = ids
-        return ids
+            return (id,)
+        merge = self._merge_short if len(written) <= _SHORT_WORD else self._merge_long
+        return tuple(map(self._ids.__getitem__, merge(list(written))))
 
     def _merge_short(self, parts: list[str]) -> list[str]:
         """Join the pair learned first, the leftmost of equals, until no pair is in the merges.
@@ -445,6 +466,25 @@ def _join(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 def _written(token: bytes) -> str:
     """A token as the files have it: b" the" is "Ġthe"."""
     return codecs.charmap_decode(token, "strict", _CHAR_OF_BYTE)[0]
+
+
+class _Known(dict[str, tuple[int, ...]]):
+    """The ids of strings met before. Others are encoded, and remembered while there is room."""
+
+    def __init__(self, encode: Callable[[str], tuple[int, ...]]):
+        self._encode = encode
+        self._size = 0  # bytes
+
+    def __missing__(self, string: str) -> tuple[int, ...]:
+        ids = self._encode(string)
+        if len(string) <= _CACHED_WORD:
+            size = 200 + 4 * len(string) + 8 * len(ids)  # at most, with its place in the table
+            if self._size + size > _CACHE:
+                self.clear()
+                self._size = 0
+            self._size += size
+            self[string] = ids
+        return ids
 
 
 class _Bytes(dict[int, bytes]):

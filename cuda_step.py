@@ -59,6 +59,7 @@ class Step:
 
     def __init__(self, params: Any, config: Any, n_rows: int, xp: Any):
         self.params, self.config, self.n_rows, self.xp = params, config, n_rows, xp
+        self.arrays = list(leaves(params))  # the graph knows addresses only
         self.dtype = params["wte"].dtype
         self.pack = 16 // self.dtype.itemsize
         shared = min(n_rows, 8, SHARED_NUMBERS // config.n_embd)
@@ -116,13 +117,13 @@ class Step:
     def splits(self, n_in: int, n_out: int) -> tuple[int, int, int]:
         """Blocks along the outputs, blocks along the inputs, and tiles of inputs for each.
 
-        About two blocks for each multiprocessor, but few splits: every block of the kernel that
-        reads the partial sums adds all of them up.
+        At least two blocks for each multiprocessor, but few splits: every block of the kernel
+        that reads the partial sums adds all of them up.
         """
         n_columns = -(-n_out // (COLUMN * self.pack))
         n_tiles = -(-n_in // ROW)
         wanted = -(-2 * self.multiprocessors // n_columns)
-        each = -(-n_tiles // min(n_tiles, MOST_SPLITS, wanted))
+        each = max(n_tiles // wanted, -(-n_tiles // MOST_SPLITS), 1)
         return n_columns, -(-n_tiles // each), each
 
     def run(self, name: str, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
@@ -160,7 +161,7 @@ class Step:
                      mlp["c_fc"]["b"], mlp["c_proj"]["w"], 4 * d, d, each, self.from_mlp)
             added, bias = self.from_mlp, mlp["c_proj"]["b"]
         blocks = min(4 * self.multiprocessors, -(-n_vocab // (PRODUCT // 32)))
-        self.run("unembed", (blocks, row_blocks), PRODUCT, here, added, n_added, bias,
+        self.run("unembed", (row_blocks, blocks), PRODUCT, here, added, n_added, bias,
                  self.params["ln_f"]["g"], self.params["ln_f"]["b"], wte, n_vocab, self.logits)
         self.run("best_of_part", (N_PARTS, self.n_rows), PRODUCT, self.logits, n_vocab,
                  self.settings, self.best, self.best_id)
@@ -197,7 +198,10 @@ class Decoder:
             return None
         try:
             free = self.free.setdefault(len(tokens), [])
-            step = free.pop() if free else Step(self.params, self.config, len(tokens), self.xp)
+            try:
+                step = free.pop()
+            except IndexError:
+                step = Step(self.params, self.config, len(tokens), self.xp)
         except Exception as error:  # NVRTC's, the driver's, an ImportError: all mean the same here
             self.unfit = True
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -235,7 +239,8 @@ class Run:
         self.arrived = 0
         self.size = 1
         xp = step.xp
-        settings = [n_vocab, options.top_k or 0, greedy or not self.chooses, cache.shape[2]]
+        top_k = min(options.top_k or 0, n_vocab)
+        settings = [n_vocab, top_k, greedy or not self.chooses, cache.shape[2]]
         places = [[array.data.ptr for array in layer] for layer in cache._layers]
         step.stream.wait_event(xp.cuda.get_current_stream().record())  # the prefill
         for array, values in (
@@ -334,6 +339,7 @@ constexpr int LOADS = BLOCK / DEEP;         // loads of a thread in a tile of BL
 constexpr int COLUMNS = SIDE * PACK;        // outputs of a block
 constexpr int CHUNK = 64;                   // keys that a block of attention looks at
 constexpr int ATTENTION_BLOCK = 128, CHOOSE_BLOCK = 1024;
+constexpr int MOST_SPLITS = 6;              // of the inputs of a product
 constexpr float LOWEST = -3.4028235e38f;
 
 #ifdef __CUDACC__
@@ -356,6 +362,14 @@ __device__ __forceinline__ void write(unsigned short* place, float value) {
     *place = to_half(value);
 }
 
+__device__ __forceinline__ float rounded(float value) {  // as the cache will hold it
+#if HALF
+    return from_half(to_half(value));
+#else
+    return value;
+#endif
+}
+
 __device__ __forceinline__ void unpack(uint4 load, float out[PACK]) {
     const unsigned int words[4] = {load.x, load.y, load.z, load.w};
 #pragma unroll
@@ -369,7 +383,18 @@ __device__ __forceinline__ void unpack(uint4 load, float out[PACK]) {
     }
 }
 
-// --- sums over a block -----------------------------------------------------------------
+// --- sums over splits and over a block ---------------------------------------------------
+
+// What the splits of a product have added up, `step` numbers apart. Between two small kernels time
+// is spent waiting, not reading: all loads are on their way before the first sum.
+__device__ __forceinline__ float over_splits(const float* partial, int n_splits, long long step) {
+    float parts[MOST_SPLITS], total = 0;
+#pragma unroll
+    for (int s = 0; s < MOST_SPLITS; s++) parts[s] = s < n_splits ? partial[s * step] : 0;
+#pragma unroll
+    for (int s = 0; s < MOST_SPLITS; s++) total += parts[s];
+    return total;
+}
 
 // Every thread gets the sums over the block of its N values. `scratch` is [WARPS][N].
 template <int N>
@@ -404,24 +429,34 @@ extern "C" __global__ void embed(
 // residual + (bias + partial sums), normalized without gain and bias, into x [ROWS][D] of shared
 // memory. The blocks that `keep` also write the new residual stream, to another array than they
 // read, which no other block of this kernel reads.
-__device__ void normalize(
-    const float* residual, const float* partial, int n_splits, const number* bias,
-    float* new_residual, bool keep, int first_row, int n_rows, float* x, float* scratch) {
+__device__ __forceinline__ void normalize(
+    const float* __restrict__ residual, const float* __restrict__ partial, int n_splits,
+    const number* __restrict__ bias, float* __restrict__ new_residual, bool keep, int first_row,
+    int n_rows, float* x, float* scratch) {
+    constexpr int EACH = (D + BLOCK - 1) / BLOCK;
     float sums[ROWS];
+#pragma unroll
     for (int r = 0; r < ROWS; r++) {
         int row = first_row + r;
+        float values[EACH];
         sums[r] = 0;
         if (row >= n_rows) continue;
-        for (int i = threadIdx.x; i < D; i += BLOCK) {
-            float value = residual[row * D + i];
-            if (n_splits) {
-                float added = 0;
-                for (int s = 0; s < n_splits; s++) added += partial[(s * n_rows + row) * D + i];
-                value += added + read(bias[i]);
-            }
-            if (keep) new_residual[row * D + i] = value;
-            x[r * D + i] = value;
-            sums[r] += value;
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            int i = e * BLOCK + threadIdx.x;
+            if (D % BLOCK && i >= D) continue;
+            values[e] = residual[row * D + i];
+            if (n_splits)
+                values[e] += over_splits(partial + row * D + i, n_splits, n_rows * D)
+                    + read(bias[i]);
+        }
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            int i = e * BLOCK + threadIdx.x;
+            if (D % BLOCK && i >= D) continue;
+            if (keep) new_residual[row * D + i] = values[e];
+            x[r * D + i] = values[e];
+            sums[r] += values[e];
         }
     }
     block_sums<ROWS>(sums, scratch);
@@ -520,11 +555,16 @@ extern "C" __global__ void __launch_bounds__(256) norm_product(
     __shared__ float sums[WARPS][ROWS][COLUMNS];
     uint4 loads[LOADS];
     load_tile(w, D, n_out, blockIdx.y * tiles_each, loads);
+    int own = blockIdx.y * tiles_each * BLOCK + threadIdx.x;  // this thread's first input
+    float gain = own < D ? read(g[own]) : 0, shift = own < D ? read(b[own]) : 0;
     int first_row = blockIdx.z * ROWS;
     normalize(residual, added, n_splits, added_bias, new_residual,
               blockIdx.x == 0 && blockIdx.y == 0, first_row, n_rows, normalized, &sums[0][0][0]);
     product(loads, w, D, n_out, tiles_each, first_row, n_rows, partial, x, sums,
-            [&](int r, int i) { return normalized[r * D + i] * read(g[i]) + read(b[i]); });
+            [&](int r, int i) {
+                if (i == own) return normalized[r * D + i] * gain + shift;
+                return normalized[r * D + i] * read(g[i]) + read(b[i]);
+            });
 }
 
 extern "C" __global__ void __launch_bounds__(256) gelu_product(
@@ -537,9 +577,8 @@ extern "C" __global__ void __launch_bounds__(256) gelu_product(
     int first_row = blockIdx.z * ROWS;
     product(loads, w, n_in, n_out, tiles_each, first_row, n_rows, partial, x, sums,
             [&](int r, int i) {
-                float value = read(added_bias[i]);
-                for (int s = 0; s < n_splits; s++)
-                    value += added[((long long)s * n_rows + first_row + r) * n_in + i];
+                float value = read(added_bias[i])
+                    + over_splits(added + (first_row + r) * n_in + i, n_splits, n_rows * n_in);
                 float inner = 0.7978845608f * (value + 0.044715f * value * value * value);
                 return 0.5f * value * (1 + tanhf(inner));
             });
@@ -559,43 +598,49 @@ extern "C" __global__ void __launch_bounds__(256) attention_product(
                 int row = first_row + r, seen = lengths[row] / CHUNK + 1;
                 const float* top = highest + (row * N_HEAD + i / HEAD) * n_chunks;
                 const float* share = weight + (row * N_HEAD + i / HEAD) * n_chunks;
+                const float* seen_by = z + (long long)row * n_chunks * D + i;
+                // Four chunks at a time: their loads do not wait for each other.
                 float most = LOWEST, total = 0, value = 0;
-                for (int c = 0; c < seen; c++) most = fmaxf(most, top[c]);
-                for (int c = 0; c < seen; c++) {
-                    float scale = expf(top[c] - most);
-                    total += scale * share[c];
-                    value += scale * z[((long long)row * n_chunks + c) * D + i];
-                }
+                for (int c = 0; c < seen; c += 4)
+#pragma unroll
+                    for (int k = c; k < c + 4; k++) most = fmaxf(most, k < seen ? top[k] : LOWEST);
+                for (int c = 0; c < seen; c += 4)
+#pragma unroll
+                    for (int k = c; k < c + 4; k++) {
+                        float scale = k < seen ? expf(top[k] - most) : 0;
+                        total += scale * (k < seen ? share[k] : 0);
+                        value += scale * (k < seen ? seen_by[(long long)k * D] : 0);
+                    }
                 return value / total;
             });
 }
 
 // --- attention over the cache ----------------------------------------------------------
 
-// Loads of a head's vector: of 16 bytes where a head is a whole number of them, else one number.
+// A load of a head's vector: of 16 bytes where a head is a whole number of them, else one number.
 #if (N_EMBD / N_HEAD * (HALF ? 2 : 4)) % 16 == 0
+typedef uint4 unit;
 constexpr int UNIT = PACK;
-__device__ __forceinline__ void read_unit(const number* place, float out[UNIT]) {
-    unpack(*(const uint4*)place, out);
-}
+__device__ __forceinline__ void unpack_unit(unit load, float out[UNIT]) { unpack(load, out); }
 #else
+typedef number unit;
 constexpr int UNIT = 1;
-__device__ __forceinline__ void read_unit(const number* place, float out[UNIT]) {
-    out[0] = read(*place);
-}
+__device__ __forceinline__ void unpack_unit(unit load, float out[UNIT]) { out[0] = read(load); }
 #endif
 constexpr int UNITS = HEAD / UNIT;            // loads of a vector
 constexpr int TEAM = 8;                       // threads that share a key
 constexpr int TEAMS = ATTENTION_BLOCK / TEAM;
-constexpr int SHARE = (UNITS + TEAM - 1) / TEAM;  // loads of a thread, at most
+constexpr int KEYS = CHUNK / TEAMS;           // keys of a team
+constexpr int SHARE = (UNITS + TEAM - 1) / TEAM;  // loads of a thread for a key, at most
 
 // Grid (head, row, chunk of keys). caches: [layer][keys, values], each [row, head, capacity, HEAD].
-// The chunk that holds the new position first puts its key and value into the cache.
+// The chunk that holds the new position also puts its key and value into the cache.
 extern "C" __global__ void __launch_bounds__(128) attention(
     const float* qkv, int n_splits, const number* bias, const unsigned long long* caches, int layer,
     const int* settings, const int* lengths, int n_chunks, float* highest, float* weight, float* z,
     int n_rows) {
-    __shared__ float q[HEAD], scores[CHUNK], parts[ATTENTION_BLOCK / 32][HEAD];
+    __shared__ float fresh[3][HEAD];  // the new position's query, key and value
+    __shared__ float scores[CHUNK], parts[ATTENTION_BLOCK / 32][HEAD];
     int head = blockIdx.x, row = blockIdx.y, chunk = blockIdx.z;
     if (row >= n_rows) return;
     int capacity = settings[3], position = lengths[row], first = chunk * CHUNK;
@@ -603,62 +648,86 @@ extern "C" __global__ void __launch_bounds__(128) attention(
     long long start = ((long long)row * N_HEAD + head) * capacity * HEAD;
     number* keys = (number*)caches[2 * layer] + start;
     number* values = (number*)caches[2 * layer + 1] + start;
-    int n_keys = min(CHUNK, position + 1 - first);
-    bool newest = position < first + CHUNK;
-    for (int i = threadIdx.x; i < HEAD; i += ATTENTION_BLOCK)
-        for (int part = 0; part < (newest ? 3 : 1); part++) {
-            int column = part * D + head * HEAD + i;
-            float value = read(bias[column]);
-            for (int s = 0; s < n_splits; s++) value += qkv[(s * n_rows + row) * 3 * D + column];
-            if (part == 0) q[i] = value / sqrtf((float)HEAD);
-            if (part == 1) write(keys + (long long)position * HEAD + i, value);
-            if (part == 2) write(values + (long long)position * HEAD + i, value);
-        }
-    __syncthreads();  // also makes the new key and value visible to this block
+    int n_keys = min(CHUNK, position + 1 - first), n_cached = min(CHUNK, position - first);
+    int team = threadIdx.x / TEAM, member = threadIdx.x % TEAM, lane = threadIdx.x % 32;
 
-    int team = threadIdx.x / TEAM, member = threadIdx.x % TEAM;
-    for (int k = team; k < CHUNK; k += TEAMS) {  // every thread of a warp goes round alike
-        float score = 0;
-        if (k < n_keys)
-            for (int u = member; u < UNITS; u += TEAM) {
-                float unit[UNIT];
-                read_unit(keys + (long long)(first + k) * HEAD + u * UNIT, unit);
+    // What the cache holds is on its way before the query is known.
+    unit cached_keys[KEYS][SHARE] = {}, cached_values[KEYS][SHARE] = {};
 #pragma unroll
-                for (int i = 0; i < UNIT; i++) score += q[u * UNIT + i] * unit[i];
-            }
-        for (int lane = 1; lane < TEAM; lane *= 2)
-            score += __shfl_xor_sync(0xffffffffu, score, lane);
-        if (member == 0) scores[k] = k < n_keys ? score : LOWEST;
+    for (int n = 0; n < KEYS; n++)
+#pragma unroll
+        for (int j = 0; j < SHARE; j++) {
+            int k = team + n * TEAMS, u = member + j * TEAM;
+            if (k >= n_cached || u >= UNITS) continue;
+            cached_keys[n][j] = *(const unit*)(keys + (long long)(first + k) * HEAD + u * UNIT);
+            cached_values[n][j] = *(const unit*)(values + (long long)(first + k) * HEAD + u * UNIT);
+        }
+
+    int n_fresh = n_keys > n_cached ? 3 * HEAD : HEAD;
+#pragma unroll
+    for (int at = 0; at < 3 * HEAD; at += ATTENTION_BLOCK) {
+        int i = at + threadIdx.x, part = i / HEAD, column = part * D + head * HEAD + i % HEAD;
+        if (i >= n_fresh) continue;
+        float value = read(bias[column])
+            + over_splits(qkv + row * 3 * D + column, n_splits, n_rows * 3 * D);
+        if (part == 0) fresh[0][i] = value / sqrtf((float)HEAD);
+        else fresh[part][i % HEAD] = rounded(value);
+        if (part == 1) write(keys + (long long)position * HEAD + i % HEAD, value);
+        if (part == 2) write(values + (long long)position * HEAD + i % HEAD, value);
     }
     __syncthreads();
-    float most = LOWEST, total = 0;
-    for (int k = 0; k < n_keys; k++) most = fmaxf(most, scores[k]);
-    __syncthreads();
-    for (int k = threadIdx.x; k < CHUNK; k += ATTENTION_BLOCK)
-        scores[k] = k < n_keys ? expf(scores[k] - most) : 0;
-    __syncthreads();
-    for (int k = 0; k < n_keys; k++) total += scores[k];
 
-    float sums[SHARE][UNIT] = {};
-    for (int k = team; k < n_keys; k += TEAMS)
+#pragma unroll
+    for (int n = 0; n < KEYS; n++) {
+        int k = team + n * TEAMS;
+        float score = 0;
 #pragma unroll
         for (int j = 0; j < SHARE; j++) {
             int u = member + j * TEAM;
-            if (u >= UNITS) continue;
-            float unit[UNIT];
-            read_unit(values + (long long)(first + k) * HEAD + u * UNIT, unit);
+            if (k >= n_keys || u >= UNITS) continue;
+            float key[UNIT];
+            unpack_unit(cached_keys[n][j], key);
 #pragma unroll
-            for (int i = 0; i < UNIT; i++) sums[j][i] += scores[k] * unit[i];
+            for (int i = 0; i < UNIT; i++)
+                score += fresh[0][u * UNIT + i] * (k < n_cached ? key[i] : fresh[1][u * UNIT + i]);
         }
+        for (int other = 1; other < TEAM; other *= 2)
+            score += __shfl_xor_sync(0xffffffffu, score, other);
+        if (member == 0) scores[k] = k < n_keys ? score : LOWEST;
+    }
+    __syncthreads();
+
+    float most = LOWEST, total = 0;  // every warp finds the same
+    for (int k = lane; k < CHUNK; k += 32) most = fmaxf(most, scores[k]);
+    for (int other = 16; other; other /= 2)
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
+    for (int k = lane; k < n_keys; k += 32) total += expf(scores[k] - most);
+    for (int other = 16; other; other /= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
+
+    float sums[SHARE][UNIT] = {};
+#pragma unroll
+    for (int n = 0; n < KEYS; n++) {
+        int k = team + n * TEAMS;
+        float share = k < n_keys ? expf(scores[k] - most) : 0;
+#pragma unroll
+        for (int j = 0; j < SHARE; j++) {
+            int u = member + j * TEAM;
+            if (k >= n_keys || u >= UNITS) continue;
+            float value[UNIT];
+            unpack_unit(cached_values[n][j], value);
+#pragma unroll
+            for (int i = 0; i < UNIT; i++)
+                sums[j][i] += share * (k < n_cached ? value[i] : fresh[2][u * UNIT + i]);
+        }
+    }
 #pragma unroll
     for (int j = 0; j < SHARE; j++)
 #pragma unroll
         for (int i = 0; i < UNIT; i++) {
-            for (int lane = TEAM; lane < 32; lane *= 2)
-                sums[j][i] += __shfl_xor_sync(0xffffffffu, sums[j][i], lane);
+            for (int other = TEAM; other < 32; other *= 2)
+                sums[j][i] += __shfl_xor_sync(0xffffffffu, sums[j][i], other);
             int u = member + j * TEAM;
-            if (threadIdx.x % 32 < TEAM && u < UNITS)
-                parts[threadIdx.x / 32][u * UNIT + i] = sums[j][i];
+            if (lane < TEAM && u < UNITS) parts[threadIdx.x / 32][u * UNIT + i] = sums[j][i];
         }
     __syncthreads();
     for (int i = threadIdx.x; i < HEAD; i += ATTENTION_BLOCK) {
@@ -674,20 +743,21 @@ extern "C" __global__ void __launch_bounds__(128) attention(
 
 // --- logits and the choice of a token --------------------------------------------------
 
-// Grid (blocks, rows / ROWS). A warp reads one row of the embedding after another.
+// Grid (rows / ROWS, blocks). A warp reads one row of the embedding after another. Blocks beside
+// each other read the same of it, so that it comes from memory once and not for every ROWS.
 extern "C" __global__ void __launch_bounds__(256) unembed(
     const float* residual, const float* added, int n_splits, const number* added_bias,
     const number* g, const number* b, const number* wte, int n_vocab, float* logits, int n_rows) {
     __shared__ float x[ROWS * D];
     __shared__ float scratch[WARPS * ROWS];
-    int first_row = blockIdx.y * ROWS, lane = threadIdx.x % 32;
+    int first_row = blockIdx.x * ROWS, lane = threadIdx.x % 32;
     normalize(residual, added, n_splits, added_bias, nullptr, false, first_row, n_rows, x, scratch);
     for (int r = 0; r < ROWS; r++)
         for (int i = threadIdx.x; i < D; i += BLOCK)
             x[r * D + i] = x[r * D + i] * read(g[i]) + read(b[i]);
     __syncthreads();
-    int step = gridDim.x * WARPS;
-    for (int v = blockIdx.x * WARPS + threadIdx.x / 32; v < n_vocab; v += step) {
+    int step = gridDim.y * WARPS;
+    for (int v = blockIdx.y * WARPS + threadIdx.x / 32; v < n_vocab; v += step) {
         const number* place = wte + (long long)v * D;
         float totals[ROWS] = {};
 #pragma unroll 4
@@ -715,6 +785,15 @@ __device__ __forceinline__ unsigned int ordered(float value) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// Every lane gets the highest value of its warp and, of several, the lowest id.
+__device__ __forceinline__ void lower_of_higher(float& value, int& id) {
+    for (int lane = 16; lane; lane /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, value, lane);
+        int other_id = __shfl_xor_sync(0xffffffffu, id, lane);
+        if (other > value || (other == value && other_id < id)) value = other, id = other_id;
+    }
+}
+
 // Grid (part of the vocabulary, row): the highest logit of each part and its lowest id.
 extern "C" __global__ void __launch_bounds__(256) best_of_part(
     const float* logits, int n_vocab, const int* settings, float* best, int* best_id, int n_rows) {
@@ -729,11 +808,7 @@ extern "C" __global__ void __launch_bounds__(256) best_of_part(
         float here = logits[(long long)row * n_vocab + v];
         if (here > value) value = here, id = v;
     }
-    for (int lane = 16; lane; lane /= 2) {
-        float other = __shfl_xor_sync(0xffffffffu, value, lane);
-        int other_id = __shfl_xor_sync(0xffffffffu, id, lane);
-        if (other > value || (other == value && other_id < id)) value = other, id = other_id;
-    }
+    lower_of_higher(value, id);
     if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, ids[threadIdx.x / 32] = id;
     __syncthreads();
     if (threadIdx.x) return;
@@ -756,18 +831,23 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
     __shared__ double sums[CHOOSE_BLOCK];
     __shared__ unsigned int prefix;
     __shared__ int wanted, token;
+    __shared__ float most;
     int row = blockIdx.x, t = threadIdx.x;
     int allowed = settings[0], top_k = settings[1], greedy = settings[2];
     int slot = steps[row] % n_slots;
     logits += (long long)row * n_vocab;
-    float most = LOWEST;
-    int most_id = best_id[row * n_parts];
-    for (int part = 0; part < n_parts; part++)
-        if (best[row * n_parts + part] > most) {
-            most = best[row * n_parts + part];
-            most_id = best_id[row * n_parts + part];
+    if (t < 32) {
+        float value = LOWEST;
+        int id = 0;
+        for (int part = t; part < n_parts; part += 32) {
+            float here = best[row * n_parts + part];
+            int here_id = best_id[row * n_parts + part];
+            if (here > value) value = here, id = here_id;
         }
-    if (t == 0) token = most_id;
+        lower_of_higher(value, id);
+        if (t == 0) most = value, token = id;
+    }
+    __syncthreads();
     if (!greedy) {
         // The top_k-th highest logit, eight bits at a time from the highest: how many logits begin
         // with the bits found so far and go on with each of the 256 values.

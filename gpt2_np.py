@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,13 +48,16 @@ try:
     if not is_ours("backend"):
         raise ImportError
     if __package__:
-        from .backend import einsum, memory_advice, namespace, start_decoding, to_host
+        from .backend import einsum, fused, memory_advice, namespace, start_decoding, to_host
     else:
-        from backend import einsum, memory_advice, namespace, start_decoding, to_host
+        from backend import einsum, fused, memory_advice, namespace, start_decoding, to_host
 except ImportError:  # copied alone: NumPy does everything, a little slower
 
     def einsum(specification, *operands):
         return np.einsum(specification, *operands, optimize=True)
+
+    def fused(function):
+        return function
 
     def namespace(array):
         return np
@@ -148,13 +151,21 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A model ready to run: `params` is a nested dict of arrays, named as in the checkpoint."""
+    """A model ready to run: `params` is a nested dict of arrays, named as in the checkpoint.
+
+    Raises Error for parameters that have not the shapes of `config`.
+    """
 
     config: Config
     params: Mapping[str, Any]
     tokenizer: Any = None
+
+    def __post_init__(self):
+        if self.config.n_embd % self.config.n_head:
+            raise Error(f"{self.config.n_head} heads do not divide n_embd = {self.config.n_embd}")
+        check_shapes(self.params, parameter_shapes(self.config))
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:
@@ -181,6 +192,21 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
         "blocks": [block() for _ in range(config.n_layer)],
         "ln_f": norm(),
     }
+
+
+def check_shapes(params, expected, name="params"):
+    """Raise Error unless `params` is nested as `expected` is, with arrays of its shapes."""
+    if isinstance(expected, tuple):
+        if getattr(params, "shape", None) != expected:
+            found = getattr(params, "shape", type(params).__name__)
+            raise Error(f"{name} is {found}: these sizes need an array of shape {expected}")
+        return
+    if isinstance(expected, list) and len(params) != len(expected):
+        raise Error(f"{name} are {len(params)}: these sizes need {len(expected)}")
+    for key, part in expected.items() if isinstance(expected, dict) else enumerate(expected):
+        if isinstance(expected, dict) and key not in params:
+            raise Error(f"{name} has no {key!r}")
+        check_shapes(params[key], part, f"{name}[{key!r}]")
 
 
 def load(
@@ -240,9 +266,10 @@ def forward(
     `tokens` is [position] or [batch, position], a list or an integer array; the logits have the
     same rank and n_vocab more: [position, n_vocab] or [batch, position, n_vocab], of which
     `last_only` keeps the last position (an axis of length 1). With a `cache`, `tokens` continue
-    what it holds. `tap(name, array)` sees every named activation, always with a batch axis;
-    what it returns, if not None, replaces the array. Raises Error for tokens outside the
-    vocabulary and for positions past n_ctx.
+    what it holds. `tap(name, array)` sees every named activation but hook_result, always with a
+    batch axis; what it returns, if not None, replaces the array. With a method `wants(name)` it is
+    asked first, hook_result included, and what it does not want (whole attention patterns) is not
+    made. Raises Error for tokens outside the vocabulary and for positions past n_ctx.
     """
     batch = token_batch(tokens, config)
     x = residual_stream(params, config, batch, cache, Tap(tap) if tap else NO_TAP)  # [b, q, d]
@@ -321,22 +348,29 @@ def attention(x, c_attn, c_proj, n_head, remember, tiles, tap):  # [b, q, d] -> 
 
 
 def attend(q, k, v, tiles, tap):  # [b, q, h, e], [b, k, h, e] twice -> [b, q, h, e]
-    """softmax(q kᵀ / √e) v, a tile of heads and queries at a time over the keys they may see."""
-    xp = namespace(q)
-    z = xp.empty(q.shape, q.dtype)
-    root = math.sqrt(q.shape[-1])
-    whole = tap.wants("hook_attn_scores") or tap.wants("hook_pattern")
-    for rows, heads, queries, keys, first_masked, later in tiles(whole):
-        scaled = q[rows, queries, heads] / root
-        scores = einsum("bqhe,bkhe->bhqk", scaled, k[rows, keys, heads])
-        if later is not None:
-            xp.copyto(scores[..., first_masked:], -math.inf, where=later)
-        scores = tap("hook_attn_scores", scores)
-        pattern = tap("hook_pattern", softmax(scores))
-        z[rows, queries, heads] = einsum("bhqk,bkhe->bqhe", pattern, v[rows, keys, heads])
+    """Attention of all heads and queries, or of a tile at a time where there are many scores."""
+    tiles = tiles(whole=tap.wants("hook_attn_scores") or tap.wants("hook_pattern"))
+    if len(tiles) == 1:
+        return weighted_values(q, k, v, tiles[0], tap)
+    z = namespace(q).empty(q.shape, q.dtype)
+    for tile in tiles:
+        rows, heads, queries, keys = tile[:4]
+        z[rows, queries, heads] = weighted_values(
+            q[rows, queries, heads], k[rows, keys, heads], v[rows, keys, heads], tile, tap
+        )
     return z
 
 
+def weighted_values(q, k, v, tile, tap):  # [b, q, h, e], [b, k, h, e] twice -> [b, q, h, e]
+    """softmax(q kᵀ / √e) v, where no query sees a later key."""
+    scores = einsum("bqhe,bkhe->bhqk", q / math.sqrt(q.shape[-1]), k)
+    if tile.later is not None:
+        namespace(q).copyto(scores[..., tile.first_masked :], -math.inf, where=tile.later)
+    pattern = tap("hook_pattern", softmax(tap("hook_attn_scores", scores)))
+    return einsum("bhqk,bkhe->bqhe", pattern, v)
+
+
+@fused
 def softmax(x):  # over the last axis
     x = x - x.max(axis=-1, keepdims=True)
     namespace(x).exp(x, out=x)
@@ -353,6 +387,7 @@ def mlp(x, c_fc, c_proj, tap):  # [b, q, d] -> [b, q, d]
     return out
 
 
+@fused
 def gelu(x):
     """x Φ(x) in the tanh approximation (Hendrycks & Gimpel 2016), block by block in the cache."""
     xp = namespace(x)
@@ -409,7 +444,8 @@ def attention_tiles(positions, n_head, xp, whole):
                                positions, xp)]
     tiles = []
     for row in range(n_rows):
-        starts = np.flatnonzero(np.diff(positions[row], prepend=-2) != 1)  # of each text
+        # A text begins where positions do not go on; -2 is before no position.
+        starts = np.flatnonzero(np.diff(positions[row], prepend=-2) != 1)
         for start, end in itertools.pairwise([*starts.tolist(), n_queries]):
             first_key = max(0, start - int(positions[row, start]))
             for query in range(start, end, n_together):
@@ -428,8 +464,7 @@ def attention_tile(rows, heads, queries, first_key, positions, xp):
     first_masked, n_keys = int(here.min()) + 1, int(here.max()) + 1
     later = None
     if first_masked < n_keys:
-        later = np.arange(first_masked, n_keys) > here[:, None, :, None]
-        later = xp.asarray(later)
+        later = xp.arange(first_masked, n_keys) > xp.asarray(here)[:, None, :, None]
     keys = slice(first_key, first_key + n_keys)
     return AttentionTile(rows, heads, queries, keys, first_masked, later)
 
@@ -452,7 +487,7 @@ def block_elements(xp):
 class KVCache:
     """The keys and values of every position so far, so that each token is computed once.
 
-    Holds up to `capacity` positions (n_ctx, or 1,024 as in every official size) of `batch` rows:
+    Holds up to `capacity` positions (1,024 is n_ctx of every official size) of `batch` rows:
     2 * n_layer * n_embd numbers a position. `lengths` [batch] says how many positions each row
     holds; setting it lower rolls a row back. The arrays are made on first use, of the keys' own
     type, and belong to one sequence of calls: threads need a cache each.
@@ -640,7 +675,7 @@ class Sampling:
         if self.temperature is None:
             raise Error("temperature is None: it must be a number from 0 up")
         check("temperature", lambda t: 0 <= t < math.inf, "a number from 0 up")
-        check("top_k", lambda k: k >= 1 and k == int(k), "a whole number from 1 up")
+        check("top_k", lambda k: k >= 1 and k % 1 == 0, "a whole number from 1 up")
         check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
         check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
         check("repetition_penalty", lambda r: 0 < r < math.inf, "a number above 0")
@@ -690,14 +725,24 @@ def choose(logits, options, previous, rng):
         seen = np.unique(np.asarray(previous))
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
     if options.temperature == 0:
-        return int(logits.argmax())
+        token = int(logits.argmax())  # a NaN, if there is one
+        check_number(logits[token])
+        return token
     cumulative = probabilities(to_host(logits), options).cumsum()
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def check_number(number):
+    """Raise Error where a logit or a sum of log-probabilities came out as NaN or infinite."""
+    if not math.isfinite(number):
+        raise Error(f"the model computes {float(number)}: its weights are not all finite numbers, "
+                    "or do not belong together")
 
 
 def probabilities(logits: np.ndarray, options: Sampling) -> np.ndarray:
     """The distribution [n_vocab], float64, that a token is drawn from at temperature above 0."""
     p = logits.astype(np.float64)
+    check_number(p.max())
     p -= p.max()
     p /= options.temperature
     np.exp(p, out=p)
@@ -733,6 +778,7 @@ def generate(
     stop: Iterable[str | int] = (),
     seed: Any = None,
     draft: bool = True,
+    tap: Callable[[str, Any], Any] | None = None,
 ) -> Iterator[int]:
     """Up to `n_tokens` token ids that continue `tokens`, each as soon as it is chosen.
 
@@ -740,11 +786,13 @@ def generate(
     string in `stop` (which needs the model's tokenizer), before a token id in `stop` (so that
     `stop=(model.tokenizer.end_of_text,)` ends at the end of a text), and, with a warning, where
     n_ctx is reached. The generator's return value says which: "length", "stop" or "context".
-    `draft` lets text that repeats itself be made several tokens at a time; the tokens are the same.
+    `draft` lets text that repeats itself be made several tokens at a time; the tokens are the same
+    (but for ties within rounding). A `tap` is that of `forward`: it sees, and may change, what is
+    computed for the prompt, then for each token by itself.
     Raises Error at once for bad options, and for a prompt that is empty or longer than n_ctx.
     """
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    rows = Rows(model, [tokens], n_tokens, stop, [seed], options, draft)
+    rows = Rows(model, [tokens], n_tokens, stop, [seed], options, draft, tap)
 
     def stream_tokens():
         for _, token in rows.steps():
@@ -765,9 +813,9 @@ def generate_batch(
 ) -> list[list[int]]:
     """The continuations of several prompts of any lengths, computed together.
 
-    What all prompts begin with is computed once. Options are those of `generate`. Each row is
-    what `generate` gives for its prompt alone: row 0 with the same seed, row i with seed
-    (seed, i).
+    What all prompts begin with is computed once. Options are those of `generate` but for the tap.
+    Each row is what `generate` gives for its prompt alone: row 0 with the same seed, row i with
+    seed (seed, i), or for a Generator what it spawns.
     """
     rows = generate_rows(model, prompts, n_tokens, stop, seed, **sampling)
     rows.warn_if_full()
@@ -776,20 +824,33 @@ def generate_batch(
 
 def generate_rows(model, prompts, n_tokens, stop=(), seed=None, draft=True, **sampling) -> Rows:
     """`generate_batch` run to its end, with the reasons why each row ended."""
-    seeds = [(seed, row) if row and seed is not None else seed for row in range(len(prompts))]
-    rows = Rows(model, prompts, n_tokens, stop, seeds, Sampling(**sampling), draft)
+    rows = Rows(model, prompts, n_tokens, stop, row_seeds(seed, len(prompts)),
+                Sampling(**sampling), draft)
     for _ in rows.steps():
         pass
     return rows
 
 
+def row_seeds(seed, n_rows):
+    """A seed for each row of a batch, of which the first is what one text alone would have."""
+    if isinstance(seed, np.random.Generator):
+        return [seed, *seed.spawn(n_rows - 1)] if n_rows else []
+    return [(seed, row) if row and seed is not None else seed for row in range(n_rows)]
+
+
+def vocabulary_size(model):
+    """How many rows of the embedding are tokens: some checkpoints pad it with rows that are not."""
+    return getattr(model.tokenizer, "n_vocab", model.config.n_vocab)
+
+
 class Rows:
     """Texts that grow together: the loop behind `generate` and `generate_batch`."""
 
-    def __init__(self, model, prompts, n_tokens, stop, seeds, options, draft):
-        if not is_number(n_tokens) or n_tokens != int(n_tokens) or n_tokens < 0:
+    def __init__(self, model, prompts, n_tokens, stop, seeds, options, draft, tap=None):
+        if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be a whole number from 0 up")
-        self.model, self.n_tokens, self.options = model, int(n_tokens), options
+        self.model, self.options = model, options
+        self.n_tokens = int(min(n_tokens, model.config.n_ctx + 1))  # no text has room for more
         self.texts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
         self.n_prompt = [len(text) for text in self.texts]
         if max(self.n_prompt, default=0) > model.config.n_ctx:
@@ -801,8 +862,10 @@ class Rows:
         stop = stop_tuple(stop)
         self.stops = [Stop(stop, model.tokenizer) for _ in prompts]
         self.reasons = ["length"] * len(self.texts)
-        # Some checkpoints pad the embedding with rows that stand for no token: none is drawn.
-        self.n_vocab = getattr(model.tokenizer, "n_vocab", model.config.n_vocab)
+        self.n_vocab = vocabulary_size(model)
+        self.tap = Tap(tap) if tap else NO_TAP
+        # What a pass takes is known on the CPU only: a GPU is still at work when it returns.
+        draft = draft and not tap and namespace(model.params["wte"]) is np
         self.drafts = Drafts(self.texts[0]) if draft and len(self.texts) == 1 else None
 
     def steps(self) -> Iterator[tuple[int, int]]:
@@ -825,11 +888,10 @@ class Rows:
                 growing = [growing[index] for index in still]
             last = [self.texts[row][-1] for row in growing]
             n_left = self.n_tokens - (len(self.texts[growing[0]]) - self.n_prompt[growing[0]])
-            if not step:
+            if not step and self.tap is NO_TAP:
                 generators = [self.generators[row] for row in growing]
                 fast = start_decoding(self.model, cache, np.array(last), self.options,
                                       self.n_vocab, generators)
-                self.drafts = None if fast else self.drafts
             if fast and fast.chooses:
                 chosen = [[int(token)] for token in fast.tokens(n_left)]
             elif fast:
@@ -852,7 +914,7 @@ class Rows:
         return draft, logits
 
     def residual_stream(self, tokens, cache):
-        return residual_stream(self.model.params, self.model.config, tokens, cache)
+        return residual_stream(self.model.params, self.model.config, tokens, cache, self.tap)
 
     def logits(self, x):  # [row, position, d] -> [row, position, v]
         return unembed(x, self.model.params)[..., : self.n_vocab]
@@ -1014,14 +1076,20 @@ def complete(model: Model, prompt: str, n_tokens: int = 40, **options: Any) -> s
 # --- scoring ---------------------------------------------------------------------------
 
 
-def score(model: Model, tokens: Sequence[int], stride: int | None = None) -> np.ndarray:
+def score(
+    model: Model,
+    tokens: Sequence[int],
+    stride: int | None = None,
+    tap: Callable[[str, Any], Any] | None = None,
+) -> np.ndarray:
     """log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart (half of n_ctx
     unless told), so that every token but those of the first window is given at least
-    n_ctx - stride tokens before it. No more than a block of the logits is held at a time.
+    n_ctx - stride tokens before it. No more than a block of the logits is held at a time. A `tap`
+    is that of `forward`, and sees one window after another.
     """
-    return score_batch(model, [tokens], stride)[0]
+    return score_windows(model, [tokens], stride, Tap(tap) if tap else NO_TAP)[0]
 
 
 def score_batch(
@@ -1031,19 +1099,27 @@ def score_batch(
 
     Windows of up to n_ctx tokens in all are packed into one row, so that nothing is padded.
     """
+    return score_windows(model, texts, stride, NO_TAP)
+
+
+def score_windows(model, texts, stride, tap):
     config, params = model.config, model.params
+    wte = params["wte"][: vocabulary_size(model)]
     stride = config.n_ctx // 2 if stride is None else stride
-    if not 1 <= stride <= config.n_ctx:
-        raise Error(f"stride is {stride}: it must be from 1 to n_ctx = {config.n_ctx}")
-    texts = [token_batch([text], config)[0] for text in texts]
+    if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
+        raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
+    texts = [token_batch([text], replace(config, n_vocab=len(wte)))[0] for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
-    for row in packed(texts, config.n_ctx, stride):
+    for row in windows_in_rows(texts, config.n_ctx, int(stride)):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
-        x = residual_stream(params, config, inputs[None], Packed([w.end - w.start for w in row]))
+        lengths = [w.end - w.start for w in row]
+        x = residual_stream(params, config, inputs[None], Packed(lengths), tap)
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
         x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-        log_p = iter(target_log_probabilities(x, targets, params))
+        log_p = target_log_probabilities(x, targets, wte)
+        check_number(log_p.sum())
+        log_p = iter(log_p)
         for w in row:
             n_scored = w.end - w.first_scored
             scores[w.text][w.first_scored : w.end] = list(itertools.islice(log_p, n_scored))
@@ -1059,7 +1135,7 @@ class Window(NamedTuple):
     first_scored: int
 
 
-def packed(texts, n_ctx, stride):
+def windows_in_rows(texts, n_ctx, stride):
     """Every window of every text, in rows of up to n_ctx tokens: the longest first, each into the
     first row that has room."""
     windows = []
@@ -1084,10 +1160,9 @@ def packed(texts, n_ctx, stride):
     return rows
 
 
-def target_log_probabilities(x, targets, params):  # [1, q, d], [q] -> [q] on the host
+def target_log_probabilities(x, targets, wte):  # [1, q, d], [q], [v, d] -> [q] on the host
     """Log-probabilities of the targets alone: logits of a block of the vocabulary at a time."""
     xp = namespace(x)
-    wte = params["wte"]
     chosen = einsum("bqd,bqd->bq", x, wte[xp.asarray(targets)][None])
     highest, total = -math.inf, 0.0  # [b, q]: of the blocks so far; the sum of exp(logit - highest)
     step = max(1, max(32 * BLOCK_ELEMENTS, block_elements(xp)) // len(targets))

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import numpy as np
 import strict_arrays
 
+import backend
+
 HERE = Path(__file__).parent
 TYPES = {"float": np.float32, "int": np.int32, "double": np.float64,
          "unsigned long long": np.uint64}  # fmt: skip
-capturing = None  # the launches of the graph that is being captured, or None
-
 
 def signatures(source):
     """The parameters of every kernel as they are written: "const float*" or "int" each."""
@@ -53,7 +53,8 @@ def compiled(compiler, source, options):
 class RawModule:
     compiler = None
 
-    def __init__(self, code, options):
+    def __init__(self, *, code, options):
+        assert type(options) is tuple and all(type(option) is str for option in options)
         number = np.float16 if "-DHALF=1" in options else np.float32
         types = TYPES | {"number": number}
         self.parameters = {
@@ -68,14 +69,16 @@ class RawModule:
 
     def launch(self, name, grid, block, arguments):
         parameters = self.parameters[name]
+        assert all(type(n) is int and n > 0 for n in (*grid, *block)), (name, grid, block)
+        assert type(grid) is type(block) is tuple and max(grid[1:], default=1) < 2**16
         assert len(arguments) == len(parameters), name
         for argument, parameter in zip(arguments, parameters, strict=True):
             if parameter == "int":
                 assert type(argument) is np.int32, (name, argument)
             else:
                 assert argument.dtype == parameter and argument.flags.c_contiguous, (name, argument)
-        if capturing is not None:
-            capturing.append((self, name, grid, block, arguments))
+        if strict_arrays.capturing is not None:
+            strict_arrays.capturing.append((self, name, grid, block, arguments))
         else:
             self.compute(name, grid, block, arguments)
 
@@ -99,41 +102,47 @@ class Graph:
         self.launches = launches
 
     def launch(self, stream):
-        assert capturing is None
+        strict_arrays.refuse_capture("launches of graphs")
         for module, *rest in self.launches:
             module.compute(*rest)
 
 
+entered = []  # streams
+
+
 class Stream:
     def __init__(self, non_blocking=False):
-        pass
+        self.non_blocking = non_blocking
 
     def __enter__(self):
+        entered.append(self)
         return self
 
     def __exit__(self, *_):
-        pass
+        entered.pop()
 
     def begin_capture(self):
-        global capturing
-        capturing = []
+        assert self.non_blocking and entered[-1] is self
+        strict_arrays.capturing = []
 
     def end_capture(self):
-        global capturing
-        launches, capturing = capturing, None
+        launches, strict_arrays.capturing = strict_arrays.capturing, None
         return Graph(launches)
 
     def record(self):
         return self
 
     def wait_event(self, event):
-        assert capturing is None
+        strict_arrays.refuse_capture("events of other streams")
 
     def synchronize(self):
-        assert capturing is None, "cudaErrorStreamCaptureUnsupported"
+        strict_arrays.refuse_capture("synchronous API calls")
 
 
 def install(monkeypatch, compiler=None):
+    # Without a compiler launches compute nothing; with it, nothing is remembered between tests.
+    fresh = functools.cache(backend.fused_kernels.__wrapped__) if compiler else lambda xp: None
+    monkeypatch.setattr(backend, "fused_kernels", fresh)
     module = type("RawModule", (RawModule,), {"compiler": compiler})
     monkeypatch.setattr(strict_arrays, "RawModule", module, raising=False)
     cuda = {

@@ -2,8 +2,9 @@
 
 Each array hides a NumPy array. Like CuPy it has no implicit way back to the host: NumPy
 functions, NumPy operands and NumPy indices raise TypeError; `asarray` and `get` are the only
-doors. What CuPy lacks is left out here too. `cuda` is the little of CuPy's that the project calls:
-cuBLAS as its manual describes it, on these arrays' memory.
+doors. What CuPy lacks is left out here too, and what CuPy 14 refuses while a stream is captured
+(copies between host and device, cuBLAS) is refused. `cuda` is the little of CuPy's that the
+project calls: cuBLAS as its manual describes it, on these arrays' memory.
 """
 import ctypes
 import operator
@@ -13,6 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 
 float16, float32, float64 = np.float16, np.float32, np.float64
+capturing = None  # the launches of the graph that is being captured, or None
+
+
+def refuse_capture(what, error=RuntimeError):
+    if capturing is not None:
+        raise error(f"the current stream is capturing, so {what} are disallowed")
 
 
 class ndarray:
@@ -27,13 +34,21 @@ class ndarray:
         raise TypeError("implicit conversion to a NumPy array is not allowed: use .get()")
 
     def get(self, stream=None, order="C", out=None, blocking=True):
+        refuse_capture("D2H transfers")
         if out is None:
             return self._host.copy()
+        if (type(out), out.dtype, out.shape) != (np.ndarray, self.dtype, self.shape):
+            raise TypeError(f"{out.dtype} {out.shape} from {self.dtype} {self.shape}")
+        assert out.flags.c_contiguous and self._host.flags.c_contiguous  # else CuPy copies first
         out[...] = self._host
         return out
 
     def set(self, host, stream=None):
-        assert host.dtype == self.dtype and host.shape == self.shape
+        refuse_capture("H2D transfers")
+        if (type(host), host.dtype, host.shape) != (np.ndarray, self.dtype, self.shape):
+            raise TypeError(f"{host.dtype} {host.shape} to {self.dtype} {self.shape}")
+        if not self._host.flags.c_contiguous:
+            raise RuntimeError("Cannot set to non-contiguous array")
         self._host[...] = host
 
     class _Pointer:
@@ -114,6 +129,7 @@ def _in_place(function):
     return method
 
 
+ndarray.__gt__ = _binary(operator.gt)
 for _name in ("add", "sub", "mul", "truediv", "pow", "matmul"):
     setattr(ndarray, f"__{_name}__", _binary(getattr(operator, _name)))
     setattr(ndarray, f"__r{_name}__", _binary(getattr(operator, _name), swapped=True))
@@ -139,6 +155,7 @@ def asarray(value, dtype=None):
     """From the host (a NumPy array, a list, a number) or from a strict array."""
     if isinstance(value, ndarray):
         return ndarray(value._host.astype(dtype, copy=False)) if dtype else value
+    refuse_capture("H2D transfers")
     return ndarray(np.array(value, dtype=dtype))
 
 
@@ -159,6 +176,10 @@ def _columns(pointer, dtype, rows, columns, leading, stride, count):
 
 def _gemm(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, stride_a, b, type_b, ldb, stride_b,
           beta, c, type_c, ldc, stride_c, count, compute, algorithm):
+    refuse_capture("calls of cuBLAS", NotImplementedError)
+    integers = (op_a, op_b, m, n, k, lda, stride_a, ldb, stride_b, ldc, stride_c, count)
+    assert all(type(number) is int for number in integers)
+    assert max(m, n, k, lda, ldb, ldc, count) < 2**31  # int in CuPy's binding; strides are longer
     types = {0: np.float32, 1: np.float64, 2: np.float16}
     assert type_a == type_b and (type_a, type_c, compute) in (
         (0, 0, 68), (0, 0, 77), (2, 0, 68), (1, 1, 70))

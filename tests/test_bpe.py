@@ -7,6 +7,7 @@ import random
 import re as standard_re
 import subprocess
 import sys
+import tracemalloc
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -259,9 +260,9 @@ def test_encode_is_gpt2s_algorithm(gpt2, slow_gpt2, text):
 
 
 @st.composite
-def vocabularies(draw):
+def vocabularies(draw, characters="abc "):
     """Merges over a few letters in any order, some of which make tokens that no text reaches."""
-    tokens = [b"a", b"b", b"c", b" "]
+    tokens = [bytes([byte]) for byte in sorted(set(characters.encode()))]
     merges = []
     for _ in range(draw(st.integers(0, 12))):
         pair = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
@@ -277,6 +278,45 @@ def test_encode_is_gpt2s_algorithm_with_any_merges(merges, text, long):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bpe, "_SHORT_WORD", 1 if long else 1000)
         assert bpe.Tokenizer(merges).encode(text) == slow_encoder(merges)(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(merges=vocabularies("aéè文 "), text=st.text("aéè文 ", max_size=20))
+def test_merges_may_join_and_cut_characters_as_they_like(merges, text):
+    assert bpe.Tokenizer(merges).encode(text) == slow_encoder(merges)(text)
+
+
+@pytest.mark.parametrize(
+    ("merges", "segments"),
+    [
+        ([], "a é 文 字 é"),
+        (["a é"], "aé 文 字 é"),  # by the last byte of the one and the first of the other
+        (["文 字"], "a é 文字 é"),
+        (["a é", "é 文", "文 字", "字 é"], "aé文字é"),
+    ],
+)
+def test_a_word_is_merged_in_segments_that_no_merge_joins(merges, segments):
+    joins = [pair.encode().split() for pair in merges]
+    merges = [(left[-1:], right[:1]) for left, right in joins]
+    pattern = bpe.Tokenizer(merges)._segment_pattern
+    assert pattern.findall(bpe._written("aé文字é".encode())) == [
+        bpe._written(segment.encode()) for segment in segments.split()
+    ]
+
+
+def test_any_byte_may_be_joined_to_a_character():
+    first = "é".encode()[:1]
+    for byte in range(256):
+        pattern = bpe.Tokenizer([(bytes([byte]), first)])._segment_pattern
+        for other in range(256):
+            word = bpe._written(bytes([other]) + first)
+            assert pattern.findall(word) == ([word] if other == byte else list(word))
+
+
+@pytest.mark.parametrize("word", ["ελληνικα", "हिन्दी", "ภาษาไทย", "한국어", "😀👍", "漢字"])
+def test_the_official_merges_join_no_characters_of_most_scripts(gpt2, word):
+    segments = gpt2._segment_pattern.findall(bpe._written(word.encode()))
+    assert segments == [bpe._written(character.encode()) for character in word]
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
@@ -395,7 +435,8 @@ def test_merging_takes_work_in_proportion_to_the_text(gpt2, monkeypatch, unit):
     asked = []
     for text in (unit, unit * 4):
         monkeypatch.setitem(gpt2.__dict__, "_merges", counting := Counting(gpt2._merges))
-        monkeypatch.setattr(gpt2, "_known", {})
+        monkeypatch.setattr(gpt2, "_known", bpe._Known(gpt2._encode_word))
+        monkeypatch.setattr(gpt2, "_known_segments", bpe._Known(gpt2._encode_segment))
         n_bytes, n_tokens = len(text.encode()), len(gpt2.encode(text))
         monkeypatch.undo()
         assert 0 < counting.asked <= n_bytes + 2 * (n_bytes - n_tokens)
@@ -417,39 +458,43 @@ def test_a_long_text_is_cut_into_pieces_of_bounded_length():
     assert max(map(len, bpe._pieces("six or so " * 100_000))) < bpe._PIECE + 20
 
 
-def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(bpe, "_CACHE_WORDS", 100)
+def test_short_words_are_remembered():
     tokenizer = bpe.Tokenizer([(b"a", b"b")])
-    sizes = []
-    for n in range(250):
-        word = f"ab{'xyz'[n % 3] * (n // 3)}"  # up to 85 letters
+    words = ["ab", "x" * 128, "😀" * 128]
+    for word in [*words, "x" * 129, "😀" * 129]:
         assert tokenizer.encode(word) == tokenizer.encode(word)
-        sizes.append(len(tokenizer._known))
-    assert max(sizes) <= 100
-    tokenizer._known.clear()
-    for word in ("x" * 32, "é" * 16, "😀" * 8, "x" * 33, "é" * 17, "😀" * 9):
-        tokenizer.encode(word)
-    assert list(tokenizer._known) == ["x" * 32, "é" * 16, "😀" * 8]
+    assert list(tokenizer._known) == words
+    assert list(tokenizer._known_segments) == [bpe._written("😀".encode())]
 
 
-def test_a_full_cache_stays_within_the_memory_that_is_promised():
-    """Eight characters of four bytes above U+FFFF that no merge joins are the costliest word."""
-    tokenizer = bpe.Tokenizer([])
-    words = [chr(0x20000 + n) + "\U00029fff" * 7 for n in range(1000)]
-    for word in words:
-        tokenizer.encode(word)
-    known = tokenizer._known
-    assert list(known) == words
-    entry = max(sys.getsizeof(word) + sys.getsizeof(ids) + 16 for word, ids in known.items())
-    table = sys.getsizeof(dict.fromkeys(map(str, range(bpe._CACHE_WORDS))))
-    assert entry * bpe._CACHE_WORDS + table < 60e6
+@pytest.mark.parametrize("length", [1, 2, 3, 20, 128])
+@pytest.mark.parametrize("first", ["\x80", "\u4e00", "\U00020000"])
+def test_what_is_remembered_takes_no_more_memory_than_allowed(monkeypatch, first, length):
+    """Whatever Python takes for a character, and with an id for each byte, which is the most."""
+    monkeypatch.setattr(bpe, "_CACHE", 1 << 20)
+    known = bpe._Known(lambda string: (0,) * len(string.encode()))
+
+    def fill():
+        size = -1
+        while len(known) > size:
+            size = len(known)
+            known[first * (length - 1) + chr(ord(first) + size)]
+        return size
+
+    tracemalloc.start()
+    full = fill()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 0.3 * bpe._CACHE < peak < 1.1 * bpe._CACHE
+    assert len(known) == 1  # all was forgotten
+    assert fill() == full
 
 
 def test_threads_get_the_same_ids(monkeypatch):
     texts = [" ".join(f"{a * n}{b}" for a in "abc" for b in "xyz") for n in range(1, 60)]
     merges = [(b"a", b"a"), (b"aa", b"aa"), (b"b", b"b"), (b"b", b"x"), (b" ", b"c")]
     expected = [bpe.Tokenizer(merges).encode(text) for text in texts]
-    monkeypatch.setattr(bpe, "_CACHE_WORDS", 10)
+    monkeypatch.setattr(bpe, "_CACHE", 2000)
     shared = bpe.Tokenizer(merges)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -465,7 +510,7 @@ def test_threads_get_the_same_ids(monkeypatch):
 @given(texts=st.lists(TEXTS, max_size=4))
 def test_what_was_encoded_before_does_not_matter(slow_gpt2, texts):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bpe, "_CACHE_WORDS", 3)
+        patch.setattr(bpe, "_CACHE", 700)
         tokenizer = bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe")
         for text in texts:
             assert tokenizer.encode(text) == slow_gpt2(text)

@@ -5,9 +5,12 @@ parameters, and the ways back to the plain pass. Marked `compiler`, the CUDA sou
 compiled for the CPU and run; marked `nvcc`, it is compiled for two kinds of GPU; marked `gpu`, it
 runs on one.
 """
+import functools
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cuda_on_cpu
@@ -21,10 +24,13 @@ import cuda_step
 import gpt2_np
 from gpt2_np import Config
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import gpu
+
 CHUNKS = Config(n_vocab=61, n_ctx=150, n_embd=40, n_head=8, n_layer=2)  # heads 5 wide, 3 chunks
 SMALL = Config(n_vocab=97, n_ctx=24, n_embd=32, n_head=2, n_layer=2)
 WIDEST = Config(n_vocab=50257, n_ctx=1024, n_embd=1600, n_head=25, n_layer=1)  # as in 1558M
-GREEDY = gpt2_np.Sampling()
+ORIGINAL = backend.fused_kernels
 
 
 def on_device(host, xp, dtype=np.float32):
@@ -69,7 +75,7 @@ def test_the_host_and_the_source_agree_on_sizes():
     in_source = dict(re.findall(r"(\w+) = (\d+)[,;]", cuda_step.SOURCE))
     for here, there in (("ROW", "BLOCK"), ("PRODUCT", "BLOCK"), ("COLUMN", "SIDE"),
                         ("CHUNK", "CHUNK"), ("ATTENTION", "ATTENTION_BLOCK"),
-                        ("CHOOSE", "CHOOSE_BLOCK")):  # fmt: skip
+                        ("CHOOSE", "CHOOSE_BLOCK"), ("MOST_SPLITS", "MOST_SPLITS")):  # fmt: skip
         assert getattr(cuda_step, here) == int(in_source[there])
 
 
@@ -93,6 +99,36 @@ def test_splits_cover_every_input_once(n_in, n_out, multiprocessors):
     n_tiles = -(-n_in // cuda_step.ROW)
     assert columns * 32 >= n_out and 1 <= n_splits <= cuda_step.MOST_SPLITS
     assert (n_splits - 1) * each < n_tiles <= n_splits * each
+
+
+@pytest.mark.parametrize("forbidden", [
+    lambda xp, array: array.get(),
+    lambda xp, array: array.set(np.zeros(array.shape, array.dtype)),
+    lambda xp, array: xp.asarray(np.zeros(3)),
+    lambda xp, array: backend.einsum("bd,de->be", array, array),
+], ids=["get", "set", "asarray", "cuBLAS"])  # fmt: skip
+def test_the_stand_in_refuses_to_capture_what_cupy_refuses(launched, forbidden):
+    array = launched.asarray(np.ones((4, 4), np.float32))
+    with launched.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        try:
+            with pytest.raises((RuntimeError, NotImplementedError), match="capturing"):
+                forbidden(launched, array)
+        finally:
+            stream.end_capture()
+
+
+def test_a_step_that_another_thread_took_first_is_no_failure(launched):
+    class Taken(list):
+        def __bool__(self):  # it looked as if there were one
+            return True
+
+    host = random_model(SMALL)
+    model = on_device(host, launched)
+    decoder = vars(model)["_decoder"] = cuda_step.Decoder(model.params, SMALL, launched)
+    decoder.free[1] = Taken()
+    assert next(gpt2_np.generate(model, [1], 5)) == next(gpt2_np.generate(host, [1], 5))
+    assert not decoder.unfit
 
 
 def broken(where):
@@ -184,6 +220,7 @@ OPTIONS = [
     {"temperature": 0.9, "top_k": 20, "seed": 3},
     {"temperature": 1.2, "seed": 5},
     {"temperature": 0.8, "top_k": 1, "seed": 5},
+    {"temperature": 1.2, "top_k": 10**12, "seed": 5},
     {"temperature": 1.1, "top_p": 0.8, "min_p": 0.01, "seed": 4},
     {"repetition_penalty": 1.5},
 ]
@@ -258,7 +295,86 @@ def test_a_vocabulary_padded_beyond_the_tokenizers_is_not_chosen_from(xp):
     assert here == there
 
 
+# --- the plain pass --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 1), (2, 9, 61), (40, 300)], ids=str)
+@pytest.mark.parametrize("function", [gpt2_np.softmax, gpt2_np.gelu], ids=["softmax", "gelu"])
+def test_a_function_as_one_kernel_is_the_same_function(xp, function, shape):
+    host = np.random.default_rng(0).normal(size=shape, scale=3).astype(np.float32)
+    host[..., 1:] += np.where(np.arange(1, shape[-1]) % 3 == 0, -np.inf, 0)  # masked
+    if function is gpt2_np.gelu:
+        host[host == -np.inf] = 1e4
+    array, before = xp.asarray(host), host.copy()
+    np.testing.assert_allclose(function(array).get(), function(host), rtol=1e-5, atol=1e-6)
+    assert (array.get() == before).all()
+    doubled = xp.asarray(np.repeat(host, 2, -1))[..., ::2]  # not contiguous: operation by operation
+    np.testing.assert_allclose(function(doubled).get(), function(host), rtol=1e-5, atol=1e-6)
+    assert function(array.astype(np.float64)).dtype == np.float64
+
+
+def test_functions_that_cannot_be_compiled_go_the_plain_way_and_say_so_once(
+    launched, monkeypatch, capsys
+):
+    fresh = functools.cache(ORIGINAL.__wrapped__)
+    monkeypatch.setattr(backend, "fused_kernels", fresh)
+    monkeypatch.setattr(launched, "RawModule", broken("RawModule"))
+    host = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for function in (gpt2_np.softmax, gpt2_np.gelu):
+        assert (function(launched.asarray(host)).get() == function(host)).all()
+    said = capsys.readouterr().err
+    assert said == "gpt2_np: softmax and GELU are slow on this GPU (RawModule failed)\n"
+
+
+def test_the_forward_pass_with_functions_as_one_kernel_equals_the_hosts(xp):
+    host = random_model(CHUNKS)
+    tokens = np.random.default_rng(0).integers(0, CHUNKS.n_vocab, (2, 70))
+    logits = gpt2_np.forward(on_device(host, xp).params, CHUNKS, tokens)
+    assert backend.fused_kernels(xp) is not None
+    assert relative(logits.get(), gpt2_np.forward(host.params, CHUNKS, tokens)) < 1e-5
+
+
+# --- the benchmark ---------------------------------------------------------------------
+
+
+def test_the_benchmarks_check_finds_a_right_step_right_and_a_wrong_one_wrong(xp):
+    def verdicts():
+        setting = gpu.Setting(rehearse=True)
+        setting.config = Config(n_vocab=61, n_ctx=210, n_embd=32, n_head=4, n_layer=1)
+        setting.xp, setting.new = xp, 4
+        return {quantity: unit for quantity, unit, _ in gpu.part_correct(setting)}
+
+    assert len(verdicts()) > 10 and "WRONG" not in verdicts().values()
+    if xp is strict_arrays:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda_step, "SOURCE", cuda_step.SOURCE.replace("0.044715f", "0.1f"))
+            assert verdicts()["step float32, 1 rows after 64, relative error"] == "WRONG"
+
+
+def test_a_part_of_the_benchmark_that_hangs_or_fails_keeps_the_rows_it_made(
+    tmp_path, monkeypatch, capsys
+):
+    script = tmp_path / "part.py"
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    for ending, said in (("import time; time.sleep(600)", "stopped after 2 s"),
+                         ("raise SystemExit('no GPU any more')", "no GPU any more")):  # fmt: skip
+        script.write_text(f"print('ROW [\"speed\", \"tokens/s\", 2.5]', flush=True)\n{ending}")
+        speed, failure = gpu.start_part("decode", 2, False)
+        assert speed == ["speed", "tokens/s", 2.5] and failure[:2] == ["part decode", "failed"]
+        assert said in failure[2] and "2.5 tokens/s" in capsys.readouterr().out
+
+
 # --- the kernels as a GPU takes them ---------------------------------------------------
+
+
+@pytest.mark.nvcc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_the_functions_as_one_kernel_compile_without_warnings(tmp_path, architecture):
+    (tmp_path / "fused.cu").write_text(backend.FUSED)
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "-Werror", "all-warnings",
+               "fused.cu"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.nvcc

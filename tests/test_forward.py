@@ -1,5 +1,6 @@
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -374,3 +375,23 @@ def test_a_full_cache_and_a_wrong_batch_are_errors():
     run(TOKENS[:8].reshape(2, 4), cache=cache)
     with pytest.raises(gpt2_np.Error, match="holds 4 of at most 8 positions and 5 more"):
         run(TOKENS[:10].reshape(2, 5), cache=cache)
+
+
+def test_a_model_s_parameters_have_the_shapes_of_its_sizes():
+    params = random_params(TINY)
+    for wrong, message in (
+        ({"n_layer": 2}, r"params\['blocks'\] are 3: these sizes need 2"),
+        ({"n_vocab": 60}, r"params\['wte'\] is \(61, 20\): these sizes need .* \(60, 20\)"),
+        ({"n_head": 3}, "3 heads do not divide n_embd = 20"),
+    ):
+        with pytest.raises(gpt2_np.Error, match=message):
+            gpt2_np.Model(replace(TINY, **wrong), params)
+    del params["blocks"][1]["mlp"]["c_fc"]["b"]
+    with pytest.raises(gpt2_np.Error, match=r"\['blocks'\]\[1\]\['mlp'\]\['c_fc'\] has no 'b'"):
+        gpt2_np.Model(TINY, params)
+
+
+def test_models_compare_by_identity():
+    params = random_params(TINY)
+    assert gpt2_np.Model(TINY, params) != gpt2_np.Model(TINY, params)
+    assert len({gpt2_np.Model(TINY, params)}) == 1

@@ -55,8 +55,38 @@ def test_tokens_come_one_by_one():
 
     model = gpt2_np.Model(TINY, Counting(MODEL.params))
     stream_of_tokens = generate(model, PROMPT, 10)
+    del passes[:]  # the shapes were looked at
     next(stream_of_tokens)
     assert passes.count("blocks") == 1
+
+
+def without_head_2(name, array):
+    if name == "blocks.1.attn.hook_z":
+        array = array.copy()
+        array[:, :, 2] = 0
+        return array
+    return None
+
+
+def test_a_tap_changes_what_is_generated():
+    tokens = list(PROMPT)
+    for _ in range(10):
+        logits = forward(MODEL.params, TINY, tokens, tap=without_head_2)
+        tokens.append(int(logits[-1].argmax()))
+    changed = list(generate(MODEL, PROMPT, 10, tap=without_head_2))
+    assert changed == tokens[len(PROMPT) :]
+    assert changed != list(generate(MODEL, PROMPT, 10))
+
+
+def test_a_tap_sees_the_prompt_and_then_every_token_once():
+    shapes = []
+
+    def tap(name, array):
+        if name == "hook_embed":
+            shapes.append(array.shape)
+
+    list(generate(MODEL, [7, 8] * 6, 5, tap=tap))  # a text that drafts could be made of
+    assert shapes == [(1, 12, TINY.n_embd)] + [(1, 1, TINY.n_embd)] * 4
 
 
 def test_the_return_value_says_why_it_ended():
@@ -193,6 +223,24 @@ def test_what_all_prompts_begin_with_is_computed_once(monkeypatch):
 def test_row_0_draws_as_the_seed_alone_does():
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=21)
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))
+
+
+def test_a_generator_seeds_every_row():
+    def rows():
+        seed = np.random.default_rng(4)
+        return generate_batch(MODEL, [PROMPT] * 3, 12, temperature=1.0, seed=seed)
+
+    first, *others = rows()
+    assert first == list(generate(MODEL, PROMPT, 12, temperature=1.0, seed=4))
+    assert rows() == [first, *others] and len(set(map(tuple, rows()))) == 3
+
+
+@pytest.mark.parametrize("n_tokens", [2**63 - 1, 10**23, 1e300])
+def test_more_tokens_than_any_text_has_are_what_fits(n_tokens):
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        tokens = list(generate(MODEL, PROMPT, n_tokens))
+    with pytest.warns(UserWarning, match="n_ctx = 24"):
+        assert list(generate(MODEL, PROMPT, 100)) == tokens
 
 
 def test_row_0_draws_as_any_seed_does():

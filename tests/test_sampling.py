@@ -141,6 +141,7 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
         ({"temperature": None}, "temperature is None"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"top_k": 0}, "top_k is 0: .* from 1 up"),
+        ({"top_k": np.inf}, "top_k is inf"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_p": 0}, "top_p is 0: .* above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
@@ -154,3 +155,15 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
 def test_bad_options_are_an_error(options, message):
     with pytest.raises(gpt2_np.Error, match=message):
         sample(LOGITS, **options)
+
+
+@pytest.mark.parametrize("logits", [[np.nan, 2.0], [2.0, np.nan], [-np.inf] * 3, [1.0, np.inf]])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_are_an_error(logits, temperature):
+    with pytest.raises(gpt2_np.Error, match="not all finite"):
+        sample(np.array(logits, np.float32), temperature)
+
+
+def test_some_logits_may_be_minus_infinity():
+    logits = np.array([-np.inf, 0.5, -np.inf], np.float32)
+    assert {sample(logits, temperature, seed=0) for temperature in (0, 1)} == {1}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,18 @@ def test_scores_are_the_log_probabilities_of_forward():
         scores = score(MODEL, TEXT[:n])
         assert scores.dtype == np.float32
         np.testing.assert_allclose(scores, log_probabilities(TEXT[:n]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_tap_changes_the_scores():
+    def tap(name, array):
+        return array * 2 if name == "blocks.0.hook_mlp_out" else None
+
+    logits = forward(MODEL.params, TINY, TEXT[: TINY.n_ctx], tap=tap).astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = log_p[np.arange(TINY.n_ctx), TEXT[1 : TINY.n_ctx + 1]]
+    scores = score(MODEL, TEXT, tap=tap)
+    np.testing.assert_allclose(scores[: TINY.n_ctx], expected, rtol=1e-5, atol=1e-5)
+    assert abs(scores - score(MODEL, TEXT)).max() > 0.1
 
 
 def test_one_token_has_nothing_to_score():
@@ -82,9 +96,9 @@ def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     shapes = []
     original = gpt2_np.residual_stream
 
-    def spy(params, config, tokens, cache):
+    def spy(params, config, tokens, *rest):
         shapes.append(tokens.shape)
-        return original(params, config, tokens, cache)
+        return original(params, config, tokens, *rest)
 
     monkeypatch.setattr(gpt2_np, "residual_stream", spy)
     texts = [TEXT[:n] for n in (24, 2, 9, 17, 1, 5)]
@@ -102,3 +116,23 @@ def test_a_stride_that_skips_tokens_is_an_error(stride):
 def test_no_tokens_are_an_error():
     with pytest.raises(gpt2_np.Error, match="no tokens"):
         score(MODEL, [])
+
+
+def test_rows_of_a_padded_embedding_have_no_probability():
+    class Tokenizer:
+        n_vocab = TINY.n_vocab - 11
+
+    n = Tokenizer.n_vocab
+    padded = gpt2_np.Model(TINY, MODEL.params, Tokenizer)
+    cut = {**MODEL.params, "wte": MODEL.params["wte"][:n]}
+    whole = gpt2_np.Model(replace(TINY, n_vocab=n), cut)
+    np.testing.assert_array_equal(score(padded, TEXT % n), score(whole, TEXT % n))
+    with pytest.raises(gpt2_np.Error, match=f"outside the vocabulary of {n}"):
+        score(padded, [0, n])
+
+
+def test_weights_that_are_no_numbers_have_no_score():
+    params = {**MODEL.params, "ln_f": {"g": np.full(TINY.n_embd, np.nan, np.float32),
+                                       "b": MODEL.params["ln_f"]["b"]}}
+    with pytest.raises(gpt2_np.Error, match="not all finite"):
+        score(gpt2_np.Model(TINY, params), TEXT)

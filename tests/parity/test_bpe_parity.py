@@ -100,7 +100,7 @@ def test_every_character_is_cut_from_others_as_hugging_face_cuts_it():
 
 
 @settings(max_examples=3000, deadline=None)
-@given(text=st.text())
+@given(text=st.text().filter(lambda text: "<|endoftext|>" not in text))  # tokenizers' own rule
 def test_any_text(gpt2, openai, hugging_face, text):
     ids = gpt2.encode(text)
     assert ids == openai.encode_ordinary(text)
