@@ -1548,9 +1548,6 @@ def print_score(model, text, args):
     if not scored:
         raise Error("one token is too short to score: this vocabulary has no <|endoftext|> to "
                     "put before it")
-    if not np.isfinite(log_p).all():
-        raise Error(f"{args.model} gives log-probabilities that are no numbers: its weights hold "
-                    "NaN or infinity, or are too large to compute with")
     loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
     totals = {
         "loss_nats_per_token": loss,
