@@ -1481,7 +1481,8 @@ def check_samples(model, n_prompt, args):
     most = max(1, memory // 2 // each)  # the other half is for weights and what is computed
     if args.samples > most:
         raise Error(f"--samples is {args.samples}: their keys and values would take "
-                    f"{args.samples * each >> 30:,} GiB of {memory >> 30:,}; choose at most {most}")
+                    f"{args.samples * each >> 30:,} GiB, over half of all memory "
+                    f"({memory >> 30:,} GiB); choose at most {most}")
 
 
 def print_json(value):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 
 import make_checkpoints as make
 import numpy as np
@@ -525,6 +526,26 @@ def test_a_tokenizer_that_is_damaged_or_too_large_is_refused(tmp_path, write):
 
 
 # --- the module ------------------------------------------------------------------------------
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_a_new_one(tmp_path, monkeypatch):
+    """A download that brings nothing removes its folder, for which another may be waiting."""
+    source = checkpoint.Source("http://nowhere", tmp_path / "cache" / "a", False, {}, None)
+    waiting, held = threading.Event(), []
+
+    def download():
+        with checkpoint.locked(source):
+            held.append(os.listdir(source.folder))
+            (source.folder / "file").touch()
+
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: waiting.set())
+    other = threading.Thread(target=download)
+    with checkpoint.locked(source):
+        other.start()
+        assert waiting.wait(60)
+    other.join(60)
+    assert held == [[".lock"]]
+    assert sorted(os.listdir(source.folder)) == [".lock", "file"]
 
 
 def test_importing_the_module_loads_numpy_and_the_standard_library_only():
