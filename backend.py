@@ -2,6 +2,7 @@
 
 `einsum` lowers a contraction of two arrays to one matrix product and remembers how; on a GPU that
 product is cuBLAS's, without copies. `start_decoding` leads to the captured decode step.
+Part of gpt2_np.
 """
 from __future__ import annotations
 

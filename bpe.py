@@ -2,6 +2,7 @@
 
 Text is cut into words; a word is the ids of its UTF-8 bytes, of which neighbours are joined, pair
 by pair, in the order in which the merges were learned. It needs the standard library alone.
+Part of gpt2_np.
 
 Neural Machine Translation of Rare Words with Subword Units, Sennrich et al. 2016, over bytes as in
 Language Models are Unsupervised Multitask Learners, Radford et al. 2019, section 2.2.

@@ -3,6 +3,7 @@
 Two layouts hold the same tensors: OpenAI's (a TensorFlow bundle) and Hugging Face's
 (safetensors). In both, weights lie on disk as the rows of the array in memory, so reading them
 is memory-mapping them: `load` finds where each tensor lies, checks it, and copies nothing.
+Part of gpt2_np.
 """
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import mmap
 import os
 import re
 import shutil
+import stat
 import struct
 import sys
 import time
@@ -87,7 +89,12 @@ def bytes_of(config: gpt2_np.Config, dtype: str) -> int:
 def locate(name_or_path: str | os.PathLike[str]) -> Path:
     """The folder or file that a name, path or URL means, downloaded where it has to be."""
     if name_or_path == "shakespeare":
-        if not SHAKESPEARE.exists():
+        if not os.path.exists(__file__):
+            raise CheckpointError(
+                f"{SHAKESPEARE} cannot be read: this copy runs from inside an archive, and weights "
+                "are memory-mapped from files; unpack it, or give the path of a model's folder"
+            )
+        if not os.path.exists(SHAKESPEARE):
             raise CheckpointError(
                 f"{SHAKESPEARE} is not there: copy the folder models/ beside checkpoint.py"
             )
@@ -97,12 +104,29 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
             if is_verified(source.folder):
                 return source.folder
         return download(name_or_path)
-    if isinstance(name_or_path, (str, os.PathLike)) and os.path.exists(name_or_path):
+    if isinstance(name_or_path, (str, os.PathLike)) and is_there(name_or_path):
         return Path(name_or_path)
     raise CheckpointError(
         f"{shown(name_or_path)} is neither a known model ({', '.join(gpt2_np.SIZES)}, shakespeare) "
         "nor a path that exists; give one of these, or the http(s) URL of a checkpoint's folder"
     )
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a folder or file.
+
+    Raises CheckpointError where the system will not say, and for a pipe or a device: opening one
+    can wait for ever.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}") from error
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return False
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise CheckpointError(f"{path} is no folder and no regular file, expected one of these")
+    return True
 
 
 def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
@@ -200,14 +224,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no checkpoint: expected a folder, or a .safetensors file with config.json "
             "beside it (pickled weights are never read; convert them to safetensors)"
         )
-    if folder is path and (folder / TENSORFLOW.config).exists():
+    if folder is path and is_there(folder / TENSORFLOW.config):
         config, file = read_hparams(folder / TENSORFLOW.config), folder / INDEX
         tensors = place(config, read_bundle(file), TENSORFLOW, file)
         return Checkpoint(folder, TENSORFLOW, config, tensors)
-    if (folder / HUGGING_FACE.config).exists():
+    if is_there(folder / HUGGING_FACE.config):
         config = read_config(folder / HUGGING_FACE.config)
         file = path if folder is not path else folder / SAFETENSORS
-        if not file.exists() and (folder / SHARDS).exists():
+        if not is_there(file) and is_there(folder / SHARDS):
             file = folder / SHARDS
         found = read_shards(file) if file.name == SHARDS else read_safetensors(file)
         tensors = place(config, plain_names(found, file), HUGGING_FACE, file)
@@ -224,9 +248,9 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
     vocab = checkpoint.folder / checkpoint.layout.vocab
     together = checkpoint.folder / TOKENIZER_JSON
     try:
-        if merges.exists():
-            tokenizer = bpe.Tokenizer.from_files(merges, vocab if vocab.exists() else None)
-        elif checkpoint.layout is HUGGING_FACE and together.exists():
+        if is_there(merges):
+            tokenizer = bpe.Tokenizer.from_files(merges, vocab if is_there(vocab) else None)
+        elif checkpoint.layout is HUGGING_FACE and is_there(together):
             merges = together
             tokenizer = bpe.Tokenizer.from_json(together)
         else:
@@ -379,8 +403,13 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return value
 
 
+def open_to_read(file: Path) -> Any:
+    is_there(file)  # or not: then `open` says so best
+    return open(file, "rb")
+
+
 def read_small(file: Path) -> bytes:
-    with open(file, "rb") as opened:
+    with open_to_read(file) as opened:
         content = opened.read(MAX_SMALL_FILE + 1)
     if len(content) > MAX_SMALL_FILE:
         raise Malformed(f"it has over {MAX_SMALL_FILE} bytes")
@@ -689,7 +718,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     Eight bytes give the length of a JSON header, which gives each tensor's type, shape and place
     in the bytes that follow; these are used without holes or overlaps, to the end of the file.
     """
-    with problems_of(file, "a whole safetensors file"), open(file, "rb") as opened:
+    with problems_of(file, "a whole safetensors file"), open_to_read(file) as opened:
         size = os.fstat(opened.fileno()).st_size
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(size - 8, MAX_SMALL_FILE):
@@ -773,7 +802,7 @@ def read_weight_map(file: Path) -> dict[str, str]:
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
 ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 5, 1.0, 60.0  # in a row without a new byte; seconds
 PIECE = 2**16  # bytes
-VERIFIED = "verified.json"
+VERIFIED, LOCK = "verified.json", ".lock"
 
 
 class Unavailable(DownloadError):
@@ -918,16 +947,37 @@ def stamp(file: Path) -> list[int]:
 
 @contextlib.contextmanager
 def locked(source: Source) -> Iterator[None]:
-    """One process at a time fills a folder. The lock goes with the process, however it ends."""
-    source.folder.mkdir(parents=True, exist_ok=True)
-    with open(source.folder / ".lock", "a") as file:
-        waiting = False
+    """One process at a time fills a folder. The lock goes with the process, however it ends.
+
+    Where nothing came, the folders made for it are removed.
+    """
+    made = [source.folder, *(above for above in source.folder.parents if not above.exists())]
+    with hold_lock(source):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                if os.listdir(source.folder) == [LOCK]:
+                    (source.folder / LOCK).unlink()
+                    for folder in made:
+                        folder.rmdir()
+
+
+def hold_lock(source: Source) -> Any:
+    """The opened file whose lock this process now holds."""
+    path, waiting = source.folder / LOCK, False
+    while True:
+        source.folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 (closed by the caller)
         while not try_lock(file.fileno()):
             if not waiting:
                 source.note(f"waiting for another process that fills {source.folder}")
             waiting = True
             time.sleep(0.2)
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                return file
+        file.close()  # who held it has removed it since, with the folder
 
 
 def try_lock(file: int) -> bool:
@@ -974,7 +1024,7 @@ def fetch_checkpoint(source: Source) -> None:
         check_crcs(checkpoint)
     with removing(folder, layout.merges, layout.vocab, TOKENIZER_JSON):
         open_tokenizer(checkpoint)
-    passing = (VERIFIED, ".lock", ".part", ".tag")
+    passing = (VERIFIED, LOCK, ".part", ".tag")
     files = [file for file in folder.iterdir() if not file.name.endswith(passing)]
     (folder / VERIFIED).write_text(json.dumps({file.name: stamp(file) for file in sorted(files)}))
 

@@ -19,7 +19,7 @@ and the model's own logits. Names are TransformerLens's; activations always have
     9. tasks              repeated_tokens, indirect_object, name_repetition
     command line          python circuits.py lens | attribution | heads | patch | find | neurons
 
-Pictures and the command line are in circuits_show.py.
+Pictures and the command line are in circuits_show.py. Part of gpt2_np.
 
 Text gets <|endoftext|> put before it unless `bos=False`; token ids are taken as they are unless
 `bos=True`. Every result says which it was in its field `bos`, beside the `tokens` [b, q] it ran on.

@@ -2,7 +2,7 @@
 
     python circuits.py lens | attribution | heads | patch | find | neurons   (each has --help)
 
-Apart from circuits.py because that computes and this only shows.
+Apart from circuits.py because that computes and this only shows. Part of gpt2_np.
 """
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ layer is five kernels, written for a few rows of one token each, and the whole s
 the token included, is one CUDA graph: the host only says "again". Whatever changes from step to
 step (tokens, lengths, where the cache is) therefore lives in the device's memory.
 `gpt2_np.forward` remains the reference that tests compare with. None of the sizes below has been
-tuned on a device yet.
+tuned on a device yet. Part of gpt2_np.
 """
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 Text that repeats itself (code, tables, lists, a small model's own loops) goes on as it went on
 before. A pass of several tokens takes less than as many passes of one, so a guess that is often
 right saves time; a wrong one is thrown away, and the tokens are always the model's own.
+Part of gpt2_np.
 """
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib
+import importlib.util
 import itertools
 import json
 import math
@@ -26,7 +26,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+
+def is_ours(name):
+    """Whether the module of that name beside this file is this project's: it is read, not run.
+
+    Copied alone, this file may lie beside a stranger's backend.py.
+    """
+    try:
+        spec = importlib.util.find_spec(f"{__package__}.{name}" if __package__ else name)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or spec.origin is None:  # nothing, or a folder
+        return False
+    try:
+        return b"Part of gpt2_np." in spec.loader.get_data(spec.origin)
+    except (AttributeError, OSError):  # frozen into an application, with what it was made with
+        return True
+
+
 try:
+    if not is_ours("backend"):
+        raise ImportError
     if __package__:
         from .backend import einsum, fused, memory_advice, namespace, start_decoding, to_host
     else:
@@ -53,6 +73,8 @@ except ImportError:  # copied alone: NumPy does everything, a little slower
 
 
 try:
+    if not is_ours("drafts"):
+        raise ImportError
     if __package__:
         from .drafts import Drafts
     else:
@@ -71,6 +93,7 @@ __all__ = [
     "KVCache",
     "Model",
     "complete",
+    "describe",
     "forward",
     "generate",
     "generate_batch",
@@ -83,7 +106,7 @@ __all__ = [
     "stream",
 ]
 
-SIBLINGS = ("backend", "bpe", "checkpoint", "circuits", "circuits_show", "drafts")
+SIBLINGS = ("backend", "bpe", "checkpoint", "circuits", "circuits_show", "cuda_step", "drafts")
 
 LAYER_NORM_EPSILON = 1e-5
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)  # a Python float: np.sqrt would make everything float64
@@ -99,7 +122,11 @@ LEAST_SHARED = 32
 
 
 class Error(ValueError):
-    """What failed, where, and what to do. CheckpointError and DownloadError are of this class."""
+    """What failed, where, and what to do. CheckpointError and DownloadError are of this class.
+
+    bpe.TokenizerError and backend.DeviceError stand beside it, because those modules import
+    nothing of the project. All are ValueErrors.
+    """
 
 
 # --- sizes -----------------------------------------------------------------------------
@@ -182,7 +209,9 @@ def check_shapes(params, expected, name="params"):
         check_shapes(params[key], part, f"{name}[{key!r}]")
 
 
-def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Model:
+def load(
+    name_or_path: str | os.PathLike[str], device: str = "auto", dtype: str = "float32"
+) -> Model:
     """The model of an official size, "shakespeare", a folder or file, or an http(s) URL.
 
     Official sizes are downloaded on first use. Raises CheckpointError, DownloadError, both Error.
@@ -190,24 +219,34 @@ def load(name_or_path: Any, device: str = "auto", dtype: str = "float32") -> Mod
     return checkpoint_module().load(name_or_path, device, dtype)
 
 
-def __getattr__(name):
-    """`from gpt2_np import circuits` also at a clone's root, where this file is all of gpt2_np."""
-    if name in SIBLINGS and not __package__:
-        return importlib.import_module(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """The modules beside this file and the errors of `load`, loaded when first asked for.
+
+    The package's too, where this file is part of one: `__init__.py` has the same names so.
+    """
+    if name in ("CheckpointError", "DownloadError"):
+        try:
+            return getattr(checkpoint_module(), name)
+        except Error as error:
+            raise AttributeError(str(error)) from None
+    if name in SIBLINGS and is_ours(name):
+        return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+    if name in globals():
+        return globals()[name]
+    raise AttributeError(f"module {__package__ or __name__!r} has no attribute {name!r}")
 
 
 def checkpoint_module():
-    try:
-        if __package__:
-            from . import checkpoint
-        else:
-            import checkpoint
-    except ModuleNotFoundError as error:
+    missing = [f"{name}.py" for name in ("checkpoint", "bpe", "backend") if not is_ours(name)]
+    if missing:
         raise Error(
-            f"there is no {error.name} beside gpt2_np.py: to load models it needs checkpoint.py, "
-            "bpe.py and backend.py"
-        ) from None
+            f"there is no {', '.join(missing)} of gpt2_np beside gpt2_np.py: to load models it "
+            "needs checkpoint.py, bpe.py and backend.py"
+        )
+    if __package__:
+        from . import checkpoint
+    else:
+        import checkpoint
     return checkpoint
 
 
@@ -1178,7 +1217,7 @@ def describe(config: Config, bytes_per_number: int = 4) -> dict[str, Any]:
 
 def command_line():
     parser = argparse.ArgumentParser(
-        prog="gpt2_np.py",
+        prog=called(),
         usage="%(prog)s [options] [prompt]",
         description="GPT-2 in NumPy: continue a text, score one, or say what a model costs.",
         epilog="The official models are downloaded on first use; --model shakespeare needs no "
@@ -1213,6 +1252,14 @@ def command_line():
     return parser
 
 
+def called() -> str:
+    """What starts this program again: the installed command, the file, or the package."""
+    if os.path.basename(sys.argv[0]).removesuffix(".exe") == "gpt2-np":
+        return "gpt2-np"
+    module = __name__.replace("gpt2_np.gpt2_np", "gpt2_np")
+    return f"python -m {module}" if __package__ else "python gpt2_np.py"
+
+
 def add_model_options(add):
     """What every program that loads a model understands, as `text_model` reads it."""
     add("-m", "--model", default="124M", metavar="NAME",
@@ -1228,6 +1275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("gpt2_np", command_line(), argv, run)
 
 
+STANDING_BESIDE = ("TokenizerError", "DeviceError")  # see Error
+
+
 def run_command(name, parser, argv, job) -> int:
     """job(args, parser) as a program: UTF-8 on any locale, one sentence for each failure."""
     for output in (sys.stdout, sys.stderr):
@@ -1235,7 +1285,10 @@ def run_command(name, parser, argv, job) -> int:
             output.reconfigure(encoding="utf-8", errors="replace")
     args = parser.parse_args(argv)
     try:
-        job(args, parser)
+        if sys.stdout is None:
+            raise Error("standard output is closed: there is nowhere to print to")
+        with np.errstate(all="ignore"):  # what is no number in the end is said in a sentence
+            job(args, parser)
         print(end="", flush=True)
         return 0
     except KeyboardInterrupt:
@@ -1249,7 +1302,9 @@ def run_command(name, parser, argv, job) -> int:
         reason = f"reading or writing failed: {error}"
     except MemoryError as error:
         reason = memory_advice(error)
-    except Error as error:
+    except ValueError as error:
+        if not (isinstance(error, Error) or type(error).__name__ in STANDING_BESIDE):
+            raise  # a bug
         reason = error
     print(f"{name}: {reason}", file=sys.stderr)
     return 1
@@ -1257,7 +1312,8 @@ def run_command(name, parser, argv, job) -> int:
 
 def discard_output():
     """What is still buffered must not raise again when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(AttributeError, OSError):  # a notebook's streams
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(args, parser):
@@ -1271,10 +1327,14 @@ def run(args, parser):
     if mode not in ("generate", "interactive"):
         only_generating += ["tokens", "temperature", "top_k", "top_p", "min_p",
                             "repetition_penalty", "seed", "stop", "no_draft", "no_echo"]
-    for name in only_generating:
+    only_running = ["device", "tf32", "verbose"] if mode in ("info", "download") else []
+    only_running += ["dtype"] if mode == "download" else []
+    for name in only_generating + only_running:
         if getattr(args, name) != parser.get_default(name):
-            option = f"--{name.replace('_', '-')}"
-            parser.error(f"{option} goes with generating, not with --{mode}")
+            job = "generating" if name in only_generating else "running a model"
+            parser.error(f"{option(name)} goes with {job}, not with --{mode}")
+    if args.json and args.no_echo:
+        parser.error("--json has the prompt apart from the continuations: leave --no-echo out")
     if args.samples < 1:
         parser.error(f"--samples is {args.samples}: it must be at least 1")
     if args.samples > 1 and args.temperature == 0:
@@ -1288,12 +1348,13 @@ def run(args, parser):
     try:
         Sampling(**sampling)
         stop_tuple(args.stop)
-    except Error as error:
-        parser.error(str(error))
+    except Error as error:  # it begins with the argument's name
+        name, _, rest = str(error).partition(" ")
+        parser.error(f"{option(name)} {rest}")
     restricted = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name) is not None]
     if restricted and args.temperature == 0:
-        option = restricted[0].replace("_", "-")
-        parser.error(f"--{option} needs --temperature above 0: greedy decoding draws nothing")
+        parser.error(f"{option(restricted[0])} needs --temperature above 0: greedy decoding draws "
+                     "nothing")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed is {args.seed}: it must be at least 0")
     texts = [name for name, value in (("a prompt", args.prompt), ("--file", args.file))
@@ -1303,7 +1364,7 @@ def run(args, parser):
     if len(texts) > 1:
         parser.error(f"{texts[0]} and {texts[1]} do not go together")
     if not texts:
-        parser.error('there is no prompt: python gpt2_np.py "Alan Turing was", or - to read stdin')
+        parser.error(f'there is no prompt: {called()} "Alan Turing was", or - to read stdin')
 
     if args.info:
         return print_info(args)
@@ -1316,6 +1377,13 @@ def run(args, parser):
     return print_score(model, text, args) if args.score else print_text(model, text, args, sampling)
 
 
+def option(name):
+    return f"--{name.replace('_', '-')}"
+
+
+STDIN_CLOSED = "standard input is closed: give the text as an argument or with --file"
+
+
 def prompt_text(args) -> str:
     """The prompt from the argument, the file or standard input; UTF-8 whatever the locale."""
     source = args.file
@@ -1324,7 +1392,7 @@ def prompt_text(args) -> str:
             with open(args.file, "rb") as file:
                 data = file.read()
         elif args.prompt == "-" and sys.stdin is None:
-            raise Error("standard input is closed: give the text as an argument or with --file")
+            raise Error(STDIN_CLOSED)
         elif args.prompt == "-":
             source, data = "standard input", sys.stdin.buffer.read()
         else:
@@ -1372,6 +1440,7 @@ def print_text(model, text, args, sampling):
     options = {"n_tokens": args.tokens, "stop": stops_of(model, args), "seed": seed,
                "draft": not args.no_draft, **sampling}
     tokens = prompt_tokens(model, text)
+    check_samples(model, len(tokens), args)
     echo = "" if args.no_echo else text
     if args.samples == 1 and not args.json:
         pieces = stream(model, tokens, **options)
@@ -1389,11 +1458,35 @@ def print_text(model, text, args, sampling):
         ]
         result = {"model": args.model, "prompt": text, "prompt_tokens": tokens, "seed": seed,
                   **sampling, "samples": samples}
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return
     print("\n---\n".join(echo + sample_text for sample_text in texts))
     if "context" in rows.reasons:
         note_full(model)
+
+
+def check_samples(model, n_prompt, args):
+    """Refuse what this machine's memory, or the GPU's, cannot hold, rather than fill it."""
+    n_positions = min(n_prompt + args.tokens, model.config.n_ctx)
+    one = describe(model.config, np.dtype(args.dtype).itemsize)["cache_bytes_per_token"]
+    xp = namespace(model.params["wte"])
+    try:
+        if xp is np:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        else:
+            memory = xp.cuda.runtime.memGetInfo()[1]
+    except (AttributeError, OSError, ValueError):  # Windows
+        memory = 2**40
+    each = one * n_positions
+    most = max(1, memory // 2 // each)  # the other half is for weights and what is computed
+    if args.samples > most:
+        raise Error(f"--samples is {args.samples}: their keys and values would take "
+                    f"{args.samples * each >> 30:,} GiB, over half of all memory "
+                    f"({memory >> 30:,} GiB); choose at most {most}")
+
+
+def print_json(value):
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def cut_at_stop(text, stop):
@@ -1423,6 +1516,8 @@ def interact(model, args, sampling):
     """Continue one line after another; the arrow keys bring earlier lines back."""
     with contextlib.suppress(ImportError):  # there is no readline on Windows
         import readline  # noqa: F401
+    if sys.stdin is None:
+        raise Error(STDIN_CLOSED)
     with contextlib.suppress(AttributeError):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -1457,22 +1552,21 @@ def print_score(model, text, args):
     loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
     totals = {
         "loss_nats_per_token": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "perplexity": math.exp(loss) if loss < 700 else None,  # no float, and JSON has no infinity
         "bits_per_byte": -log_p.sum() / math.log(2) / n_bytes,
     }
     names = [model.tokenizer.decode([token]) for token in scored]
     if args.json:
         rows = [{"token": t, "text": name, "log_p": p}
                 for t, name, p in zip(scored, names, log_p, strict=True)]
-        print(json.dumps({"model": args.model, "tokens": rows, "n_bytes": n_bytes, **totals},
-                         ensure_ascii=False))
+        print_json({"model": args.model, "tokens": rows, "n_bytes": n_bytes, **totals})
         return
     print(" token     log p  text")
     for token, p in zip(scored, log_p, strict=True):
         print(f"{token:6d} {p:9.4f}  {quoted(model.tokenizer.token_bytes(token))}")
     given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
     print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
-    print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity']:.2f}, "
+    print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity'] or math.inf:.2f}, "
           f"{totals['bits_per_byte']:.4f} bits per byte")
 
 
@@ -1489,7 +1583,7 @@ def print_info(args):
     config = SIZES.get(args.model) or load(args.model, "cpu").config
     about = describe(config, itemsize)
     if args.json:
-        print(json.dumps({"model": args.model, "dtype": args.dtype, **about}))
+        print_json({"model": args.model, "dtype": args.dtype, **about})
         return
     sizes = ", ".join(f"{name} {value:,}" for name, value in about["config"].items())
     print(f"{args.model}: {sizes}")

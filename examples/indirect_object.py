@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import circuits
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that is not installed
+
 import gpt2_np
+from gpt2_np import circuits
 
 # TransformerLens, demos/Exploratory_Analysis_Demo.ipynb; all for 124M and these eight prompts.
 TEMPLATES = [
@@ -30,7 +31,11 @@ PATCHING = {"L10H7": -0.480, "L5H5": 0.344, "L8H6": 0.319, "L11H10": -0.278, "L8
             "L9H9": 0.264, "L7H9": 0.192}  # fmt: skip
 
 
-def main(args, parser):
+def main():
+    parser = argparse.ArgumentParser(description="Who receives? The circuit of Wang et al. 2022.")
+    parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+    args = parser.parse_args()
+
     model = gpt2_np.load(args.model)
     config, published = model.config, args.model == "124M"
     try:
@@ -82,7 +87,8 @@ def main(args, parser):
     print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")
 
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
-if __name__ == "__main__":  # run_command makes one sentence of any failure
-    raise SystemExit(gpt2_np.run_command("indirect_object", parser, None, main))
+if __name__ == "__main__":
+    try:
+        main()
+    except gpt2_np.Error as error:  # one sentence: what was wrong, and what to do
+        sys.exit(f"indirect_object: {error}")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import circuits
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that is not installed
+
 import gpt2_np
+from gpt2_np import circuits
 
 
 def name(layer, head):
@@ -26,7 +27,11 @@ def ranked(scores):
     return [tuple(map(int, np.unravel_index(i, scores.shape))) for i in np.argsort(-scores.ravel())]
 
 
-def main(args, parser):
+def main():
+    parser = argparse.ArgumentParser(description="Find a model's induction heads.")
+    parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+    args = parser.parse_args()
+
     model = gpt2_np.load(args.model)
     config = model.config
     task = circuits.repeated_tokens(model, length=min(20, (config.n_ctx - 1) // 2), batch=8)
@@ -80,7 +85,8 @@ def main(args, parser):
     print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")
 
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
-if __name__ == "__main__":  # run_command makes one sentence of any failure
-    raise SystemExit(gpt2_np.run_command("induction_heads", parser, None, main))
+if __name__ == "__main__":
+    try:
+        main()
+    except gpt2_np.Error as error:  # one sentence: what was wrong, and what to do
+        sys.exit(f"induction_heads: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # needless where it is installed
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that is not installed
 
 import gpt2_np
 
@@ -31,7 +31,11 @@ def loss(params, config, tokens):
     return -log_p[np.arange(len(tokens) - 1), tokens[1:]].mean()
 
 
-def main(args, parser):
+def main():
+    parser = argparse.ArgumentParser(description="The forward pass on arrays of your own.")
+    parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+    args = parser.parse_args()
+
     model = gpt2_np.load(args.model)
     if model.tokenizer is None:
         raise gpt2_np.Error("the comparison needs a model with its vocabulary files")
@@ -42,7 +46,8 @@ def main(args, parser):
     print(f"trained:   {loss(model.params, model.config, tokens):.3f}")
 
 
-parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
-if __name__ == "__main__":  # run_command makes one sentence of any failure
-    raise SystemExit(gpt2_np.run_command("own_arrays", parser, None, main))
+if __name__ == "__main__":
+    try:
+        main()
+    except gpt2_np.Error as error:  # one sentence: what was wrong, and what to do
+        sys.exit(f"own_arrays: {error}")

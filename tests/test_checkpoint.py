@@ -3,8 +3,11 @@ import json
 import mmap
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 
 import make_checkpoints as make
 import numpy as np
@@ -387,6 +390,57 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, name, monkeypatch):
         checkpoint.load(tmp_path)
 
 
+@pytest.fixture
+def as_nobody():
+    """The rights of a user who may not enter the test's folders, where the test runs as root."""
+    if os.name != "posix":
+        pytest.skip("Windows has other rights")
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(before)
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, name, as_nobody):
+    outer = pathlib.Path(tempfile.mkdtemp())
+    try:
+        write_hugging_face(outer / "inner")
+        path = outer / "inner" / name
+        for folder in outer / "inner", outer:
+            folder.chmod(0o000)
+            with pytest.raises(CheckpointError, match=r"inner.* cannot be read: Permission denied"):
+                checkpoint.load(path)
+    finally:
+        outer.chmod(0o700)
+        (outer / "inner").chmod(0o700)
+        shutil.rmtree(outer)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "merges.txt", "vocab.json", "tokenizer.json",
+     "model.safetensors.index.json", "model-00001.safetensors", "hparams.json",
+     "model.ckpt.index", "model.ckpt.data-00000-of-00001"],
+)  # fmt: skip
+def test_a_pipe_in_the_place_of_a_file_is_refused_not_waited_for(tmp_path, name):
+    if name in ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"):
+        write_tensorflow(tmp_path)
+    else:
+        write_hugging_face(tmp_path, shards=2 if "-0" in name or "index" in name else 1)
+    if name == "tokenizer.json":
+        (tmp_path / "merges.txt").unlink()
+    found = next(tmp_path.glob(name.replace("-00001.", "-00001*.")), tmp_path / name)
+    found.unlink(missing_ok=True)
+    os.mkfifo(found)
+    for path in tmp_path, found:
+        if path.suffix == ".safetensors" or path is tmp_path:
+            with pytest.raises(CheckpointError, match=found.name):
+                checkpoint.load(path)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -472,6 +526,26 @@ def test_a_tokenizer_that_is_damaged_or_too_large_is_refused(tmp_path, write):
 
 
 # --- the module ------------------------------------------------------------------------------
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_a_new_one(tmp_path, monkeypatch):
+    """A download that brings nothing removes its folder, for which another may be waiting."""
+    source = checkpoint.Source("http://nowhere", tmp_path / "cache" / "a", False, {}, None)
+    waiting, held = threading.Event(), []
+
+    def download():
+        with checkpoint.locked(source):
+            held.append(os.listdir(source.folder))
+            (source.folder / "file").touch()
+
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: waiting.set())
+    other = threading.Thread(target=download)
+    with checkpoint.locked(source):
+        other.start()
+        assert waiting.wait(60)
+    other.join(60)
+    assert held == [[".lock"]]
+    assert sorted(os.listdir(source.folder)) == [".lock", "file"]
 
 
 def test_importing_the_module_loads_numpy_and_the_standard_library_only():

@@ -299,11 +299,8 @@ def example(monkeypatch, capsys):
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-        output = capsys.readouterr()
-        assert ended.value.code == 0, output.err
-        return output.out
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
 
     return run
 
@@ -321,18 +318,6 @@ def test_the_induction_example_tells_the_story_on_the_embedded_model(example):
 def test_the_induction_example_ends_where_there_is_no_induction_head(example, folder):
     text = example("induction_heads.py", folder)
     assert text.endswith("this model has no induction head.\n")
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_an_example_makes_one_sentence_of_a_model_that_is_not_there(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [name, "/no/such/model"])
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    output = capsys.readouterr()
-    assert (ended.value.code, output.out) == (1, "")
-    assert output.err.startswith(f"{name.removesuffix('.py')}: '/no/such/model' is neither")
-    assert output.err.count("\n") == 1
 
 
 def test_the_indirect_object_example_runs_on_the_embedded_model(example):

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
 
+import backend
+import bpe
 import drafts
 import gpt2_np
 
@@ -430,16 +433,22 @@ USAGE = {
     "no samples": ([PROMPT, "--samples", "0"], "at least 1"),
     "tokens below 0": ([PROMPT, "-n", "-1"], "at least 0"),
     "tokens in words": ([PROMPT, "-n", "many"], "'many'"),
-    "temperature below 0": ([PROMPT, "--temperature", "-1"], "temperature is -1.0"),
+    "temperature below 0": ([PROMPT, "--temperature", "-1"], "--temperature is -1.0"),
     "temperature not a number": ([PROMPT, "--temperature", "nan"], "temperature is nan"),
-    "top-k of 0": ([PROMPT, "--top-k", "0"], "top_k is 0"),
-    "top-p of 0": ([PROMPT, "--top-p", "0"], "top_p is 0.0"),
-    "top-p above 1": ([PROMPT, "--top-p", "1.5"], "top_p is 1.5"),
+    "device and info": (["--info", "--device", "cuda"], "--device goes with running a model, not"),
+    "device and download": (["--download", "--device", "cpu"], "--device goes with running"),
+    "verbose and info": (["--info", "--verbose"], "--verbose goes with running a model, not with"),
+    "tf32 and download": (["--download", "--tf32"], "--tf32 goes with running a model"),
+    "dtype and download": (["--download", "--dtype", "float64"], "--dtype goes with running"),
+    "json and no echo": ([PROMPT, "--json", "--no-echo"], "leave --no-echo out"),
+    "top-k of 0": ([PROMPT, "--top-k", "0"], "error: --top-k is 0"),
+    "top-p of 0": ([PROMPT, "--top-p", "0"], "error: --top-p is 0.0"),
+    "top-p above 1": ([PROMPT, "--top-p", "1.5"], "error: --top-p is 1.5"),
     "top-k and greedy": ([PROMPT, "--top-k", "3"], "--top-k needs --temperature above 0"),
-    "min-p above 1": ([PROMPT, "--min-p", "2"], "min_p is 2.0"),
-    "penalty of 0": ([PROMPT, "--repetition-penalty", "0"], "repetition_penalty is 0.0"),
+    "min-p above 1": ([PROMPT, "--min-p", "2"], "error: --min-p is 2.0"),
+    "penalty of 0": ([PROMPT, "--repetition-penalty", "0"], "--repetition-penalty is 0.0"),
     "seed below 0": ([PROMPT, "--seed", "-1"], "--seed is -1"),
-    "an empty stop": ([PROMPT, "--stop", ""], "stop"),
+    "an empty stop": ([PROMPT, "--stop", ""], "error: --stop holds ''"),
     "unknown device": ([PROMPT, "--device", "tpu"], "'tpu'"),
     "unknown dtype": ([PROMPT, "--dtype", "int8"], "'int8'"),
     "unknown option": ([PROMPT, "--fast"], "--fast"),
@@ -453,8 +462,8 @@ def test_bad_usage_is_one_sentence_before_anything_is_loaded(run, monkeypatch, c
     status, out, err = run(*arguments)
     usage, sentence = err.splitlines()
     assert (status, out) == (2, "")
-    assert usage == "usage: gpt2_np.py [options] [prompt]"
-    assert sentence.startswith("gpt2_np.py: error: ")
+    assert usage == "usage: python gpt2_np.py [options] [prompt]"
+    assert sentence.startswith("python gpt2_np.py: error: ")
     assert expected in sentence
 
 
@@ -489,11 +498,23 @@ def test_standard_input_that_is_not_utf_8_is_one_sentence(run, folder, standard_
     assert "standard input is empty" in run("-", "-m", folder)[2]
 
 
-def test_closed_standard_input_is_one_sentence(run, monkeypatch, folder):
+@pytest.mark.parametrize("argument", ["-", "--interactive"])
+def test_closed_standard_input_is_one_sentence(run, monkeypatch, folder, argument):
     monkeypatch.setattr(sys, "stdin", None)
-    status, out, err = run("-", "-m", folder)
+    status, out, err = run(argument, "-m", folder)
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "standard input is closed" in err
+
+
+@posix
+def test_closed_standard_output_is_one_sentence(folder):
+    def close_stdout():
+        os.close(1)
+
+    for arguments in [PROMPT], ["--score", PROMPT], ["--info"]:
+        status, _, err = ended(*arguments, "-m", folder, stdout=None, preexec_fn=close_stdout)
+        assert (status, err.count(b"\n")) == (1, 1)
+        assert b"standard output is closed" in err
 
 
 def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):
@@ -502,6 +523,45 @@ def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):
         assert (status, out, err.count("\n")) == (1, "", 1)
         for word in ["'125M'", *gpt2_np.SIZES, "shakespeare", "path"]:
             assert word in err
+
+
+@pytest.mark.parametrize("n_tokens", [2**63 - 1, 2**63, 10**22])
+def test_any_number_of_tokens_ends_where_the_context_is_full(run, folder, n_tokens):
+    for samples in [], ["--samples", "2", "--temperature", "1"]:
+        status, out, err = run(PROMPT, "-m", folder, "-n", n_tokens, *samples)
+        assert (status, out[: len(PROMPT)]) == (0, PROMPT)
+        assert err == "gpt2_np: stopped at n_ctx = 64 positions\n"
+
+
+@pytest.mark.parametrize("samples", [10**8, 10**30, 10**400])
+def test_samples_that_no_memory_holds_are_refused(run, folder, model, samples):
+    arguments = ["-m", folder, "-n", 1000, "--temperature", 1]
+    status, out, err = run(PROMPT, "--samples", samples, *arguments)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith(f"gpt2_np: --samples is {samples}: their keys and values would take ")
+    cache = gpt2_np.describe(model.config)["cache_bytes_at_n_ctx"]
+    assert f" {samples * cache >> 30:,} GiB" in err
+    assert int(err.split()[-1]) < 10**8
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_scores_that_are_no_numbers_are_one_sentence(run, folder, tmp_path, value, arguments):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    file = broken / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-400:] = np.full(100, value, np.float32).tobytes()
+    file.write_bytes(data)
+    status, out, err = run(PROMPT, "-m", broken, "--score", *arguments)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("gpt2_np: ")
+
+
+def test_json_is_json_where_the_perplexity_is_beyond_every_float(run, folder, monkeypatch):
+    monkeypatch.setattr(gpt2_np, "score", lambda model, tokens: np.full(len(tokens) - 1, -800.0))
+    result = json.loads(run(PROMPT, "-m", folder, "--score", "--json")[1])
+    assert (result["loss_nats_per_token"], result["perplexity"]) == (800.0, None)
+    assert "perplexity inf" in run(PROMPT, "-m", folder, "--score")[1]
 
 
 @pytest.mark.parametrize("variable", ["GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"])
@@ -513,6 +573,19 @@ def test_without_a_network_the_sentence_names_what_needs_none(run, monkeypatch, 
         assert (status, out, err.count("\n")) == (1, "", 1)
         for word in "124M", variable, "--model shakespeare", "path":
             assert word in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_that_brings_nothing_leaves_nothing(run, folder, tmp_path, monkeypatch):
+    cache = tmp_path / "made" / "for it"
+    monkeypatch.setenv("GPT2_NP_CACHE", str(cache))
+    with Server(folder) as server:
+        for _ in range(2):
+            assert run("Hello", "-m", server.url + "/mistyped")[0] == 1
+            assert not cache.parent.exists()
+        assert run(PROMPT, "-m", server.url, "-n", 1)[0] == 0
+        assert run("Hello", "-m", server.url + "/mistyped")[0] == 1
+    assert len(list((cache / "url").iterdir())) == 1
 
 
 def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
@@ -528,6 +601,8 @@ def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
     ("error", "sentence"),
     [
         (gpt2_np.Error("this failed: do that"), "this failed: do that"),
+        (bpe.TokenizerError("this failed: do that"), "this failed: do that"),
+        (backend.DeviceError("this failed: do that"), "this failed: do that"),
         (MemoryError(), "there is not enough memory: choose a smaller model"),
         (OSError(5, "Input/output error"), "reading or writing failed: [Errno 5] Input/output"),
     ],

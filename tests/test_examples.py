@@ -1,6 +1,8 @@
-"""Each example runs from a clone in any working directory, and says what it should."""
+"""Each example runs in any working directory, from a clone or copied, and says what it should."""
+import ast
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from small_model import save_small_model
 
+import circuits
 import gpt2_np
 
 EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
@@ -33,6 +36,34 @@ def run(tmp_path):
 def folder(tmp_path):
     """A model of random weights; its name is a path."""
     return save_small_model(tmp_path / "small", n_ctx=128)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_copied_elsewhere_runs_the_installed_package(name, installed, tmp_path):
+    """And without docstrings (-OO)."""
+    copy = shutil.copy(EXAMPLES / name, tmp_path)
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(installed)}
+
+    def run_copy(*arguments):
+        return subprocess.run(
+            [sys.executable, "-OO", copy, *arguments], cwd=tmp_path, timeout=60,
+            capture_output=True, check=False, env=environment, encoding="utf-8",
+        )
+
+    done = run_copy()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") > 2
+    done = run_copy("nowhere")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"{name.removesuffix('.py')}: 'nowhere' is neither")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_uses_public_names_only(name):
+    modules = {"gpt2_np": gpt2_np.__all__, "circuits": circuits.__all__}
+    for node in ast.walk(ast.parse((EXAMPLES / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr in modules.get(node.value.id, [node.attr])
 
 
 def test_complete_text_prints_the_prompt_and_what_the_library_makes_of_it(run, folder):

@@ -9,7 +9,7 @@ import pytest
 import gpt2_np
 
 ROOT = Path(gpt2_np.__file__).parent
-MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__"))
 
 
 @functools.cache
@@ -67,6 +67,11 @@ gpt2_np.complete(model, "ROMEO", n_tokens=2)
 """)
     assert {"gpt2_np", "checkpoint", "bpe"} <= found
     assert not {"requests", "urllib3", "tqdm", "cupy"} & found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_whose_it_is_so_that_a_stranger_of_its_name_is_not_taken_for_it(module):
+    assert module == "gpt2_np" or (module in gpt2_np.SIBLINGS and gpt2_np.is_ours(module))
 
 
 def test_the_modules_are_found_through_gpt2_np_at_the_root_of_a_clone_too():

@@ -1,21 +1,21 @@
 """Copied, vendored or installed, the code works the same: each way in a folder of its own."""
+import compileall
 import os
 import pickle
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
+from copies import ROOT, copy_repository
 from random_model import TINY, random_params
 from small_model import save_small_model
 
 import gpt2_np
 
-ROOT = Path(gpt2_np.__file__).parent
-MODULES = sorted(path.name for path in ROOT.glob("*.py") if path.name != "__init__.py")
+MODULES = sorted(path.name for path in ROOT.glob("*.py") if not path.name.startswith("__"))
 LEAST = ["gpt2_np.py", "backend.py", "bpe.py", "checkpoint.py"]  # what loads and runs a model
 TOKENS = [5, 3, 60, 7, 7, 12, 5]
 
@@ -88,15 +88,6 @@ def copy(names, folder, package=False):
     return folder
 
 
-def copy_repository(folder):
-    """What a subtree or submodule brings: the tracked files, the embedded model among them."""
-    caches = shutil.ignore_patterns(
-        ".*", "__pycache__", "build", "dist", "*.egg-info", "work", "tests"
-    )
-    shutil.copytree(ROOT, folder, ignore=caches)
-    return folder
-
-
 # --- one file --------------------------------------------------------------------------
 
 
@@ -107,12 +98,75 @@ def test_the_model_s_file_alone_needs_numpy_only(tmp_path, expected):
     assert not {"backend", "bpe", "checkpoint", "drafts"} & set(modules)
 
 
-def test_the_model_s_file_works_beside_an_unrelated_backend(tmp_path, expected):
-    folder = copy(["gpt2_np.py"], tmp_path / "script")
-    (folder / "backend.py").write_text("def serve(request): ...\n")
-    results, modules = results_of(NUMPY_ONLY + "import gpt2_np", folder)
+STRANGERS = {
+    "raises": "raise RuntimeError('this is for the server only')",
+    "exits": "raise SystemExit('usage: ...')",
+    "works": "def load(*_): print('loaded by a stranger')\ndef einsum(*_): return 'a stranger'",
+}
+
+
+@pytest.mark.parametrize("package", [False, True], ids=["script", "package"])
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_the_model_s_file_runs_no_stranger_s_module_beside_it(
+    tmp_path, expected, stranger, package
+):
+    folder = copy(["gpt2_np.py"], tmp_path / "theirs", package)
+    for name in gpt2_np.SIBLINGS:
+        (folder / f"{name}.py").write_text(f"print('import gpt2_np')\n{STRANGERS[stranger]}\n")
+    program = "from theirs import gpt2_np" if package else "import gpt2_np"
+    results, modules = results_of(program, tmp_path if package else folder)
     assert_same(results, expected)
-    assert "backend" in modules
+    assert not {f"{prefix}{name}" for name in gpt2_np.SIBLINGS
+                for prefix in ("", "theirs.")} & set(modules)
+    program += f"""
+assert not any(hasattr(gpt2_np, name) for name in {gpt2_np.SIBLINGS})
+assert not hasattr(gpt2_np, "CheckpointError")
+try:
+    gpt2_np.load("124M")
+except gpt2_np.Error as error:
+    print(error)
+"""
+    assert python(program, tmp_path if package else folder).decode() == (
+        "there is no checkpoint.py, bpe.py, backend.py of gpt2_np beside gpt2_np.py: to load "
+        "models it needs checkpoint.py, bpe.py and backend.py\n"
+    )
+
+
+def test_a_folder_of_a_sibling_s_name_is_no_sibling(tmp_path, expected):
+    """As where a training script keeps its results in checkpoint/."""
+    folder = copy(["gpt2_np.py"], tmp_path / "script")
+    for name in "backend", "checkpoint":
+        (folder / name).mkdir()
+    results, _ = results_of("import gpt2_np", folder)
+    assert_same(results, expected)
+    assert python("import gpt2_np; print(hasattr(gpt2_np, 'checkpoint'))", folder) == b"False\n"
+
+
+def test_modules_without_their_sources_are_still_siblings(tmp_path, expected):
+    """As in an application that ships compiled files only."""
+    folder = copy(MODULES, tmp_path / "app")
+    compileall.compile_dir(folder, quiet=1, legacy=True)
+    for name in MODULES:
+        (folder / name).unlink()
+    results, modules = results_of("import gpt2_np; assert gpt2_np.circuits", folder)
+    assert_same(results, expected)
+    assert {"backend", "drafts", "circuits"} <= set(modules)
+
+
+def test_modules_in_a_zip_file_are_siblings_and_say_that_weights_must_be_outside(tmp_path):
+    archive = shutil.make_archive(tmp_path / "app", "zip", copy_repository(tmp_path / "clone"))
+    program = f"""
+import sys; sys.path.insert(0, {archive!r})
+import gpt2_np
+assert gpt2_np.backend and gpt2_np.drafts
+try:
+    gpt2_np.load("shakespeare")
+except gpt2_np.CheckpointError as error:
+    print(error)
+"""
+    said = python(program, tmp_path).decode()
+    assert "from inside an archive" in said
+    assert "copy the folder" not in said
 
 
 def test_the_model_s_file_alone_says_what_loading_needs(tmp_path):
@@ -120,7 +174,7 @@ def test_the_model_s_file_alone_says_what_loading_needs(tmp_path):
     command = [sys.executable, tmp_path / "gpt2_np.py", "hi", "-m", "shakespeare"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert "no checkpoint beside gpt2_np.py" in done.stderr
+    assert "no checkpoint.py, bpe.py, backend.py of gpt2_np beside gpt2_np.py" in done.stderr
 
 
 def test_the_model_s_file_alone_says_what_a_model_costs(tmp_path):
@@ -226,20 +280,6 @@ print(package.complete(package.load("shakespeare", "cpu"), "ROMEO", n_tokens=5))
 # --- pip install -----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The folder where pip has installed the repository, built with the setuptools at hand."""
-    source = copy_repository(tmp_path_factory.mktemp("source") / "checkout")
-    target = tmp_path_factory.mktemp("site-packages")
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", *options, "--target", target, source],
-        capture_output=True, text=True, timeout=100, check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return target
-
-
 def test_pip_installs_one_package_and_no_other_name(installed):
     found = {path.name for path in installed.iterdir()} - {"bin"}
     assert found == {"gpt2_np", f"gpt2_np-{gpt2_np.__version__}.dist-info"}
@@ -248,7 +288,7 @@ def test_pip_installs_one_package_and_no_other_name(installed):
              if path.is_file() and path.suffix != ".pyc"}
     model = {f"models/shakespeare/{name}" for name in
              ("README.md", "config.json", "merges.txt", "model.safetensors", "vocab.json")}
-    assert files == {"__init__.py", *MODULES, *model}
+    assert files == {"__init__.py", "__main__.py", "py.typed", *MODULES, *model}
 
 
 def test_the_installed_package_works_from_anywhere(installed, tmp_path, expected):
@@ -264,17 +304,52 @@ print(gpt2_np.complete(gpt2_np.load("shakespeare", "cpu"), "ROMEO", n_tokens=5))
     assert python(program, tmp_path).strip()
 
 
-def test_the_installed_command_runs(installed, tmp_path):
-    command = installed / "bin" / "gpt2-np"
+def test_clone_and_installation_have_the_same_names(installed, tmp_path):
+    """At a clone's root gpt2_np is the file, installed it is the package."""
+    names = {name for name in dir(gpt2_np) if not name.startswith("__")} | {"__version__"}
+    names |= {*gpt2_np.SIBLINGS, "CheckpointError", "DownloadError"}
+    program = f"""
+import gpt2_np
+for name in {sorted(names)}:
+    getattr(gpt2_np, name)
+assert not hasattr(gpt2_np, "nothing")
+assert issubclass(gpt2_np.CheckpointError, gpt2_np.Error)
+assert gpt2_np.CheckpointError is gpt2_np.checkpoint.CheckpointError
+star = {{}}
+exec("from gpt2_np import *", star)
+print(*sorted(star.keys() - {{"__builtins__"}}))
+"""
+    at_root, by_pip = (python(program, folder).decode().split() for folder in (ROOT, installed))
+    assert at_root == by_pip == sorted(gpt2_np.__all__)
+
+
+@pytest.fixture(params=["command", "module"])
+def run_installed(request, installed, tmp_path):
+    """Exit status, stdout and stderr of gpt2-np, or of python -m gpt2_np; and its name."""
+    name = {"command": "gpt2-np", "module": "python -m gpt2_np"}[request.param]
+    command = {"command": [installed / "bin" / "gpt2-np"],
+               "module": [sys.executable, "-m", "gpt2_np"]}[request.param]
     environment = {**os.environ, "PYTHONPATH": str(installed)}
 
     def run(*arguments):
-        return subprocess.run([command, *arguments], cwd=tmp_path, env=environment, timeout=60,
+        return subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, timeout=60,
                               capture_output=True, text=True, encoding="utf-8", check=False)
 
+    return run, name
+
+
+def test_the_installed_command_runs(run_installed):
+    run, _ = run_installed
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"gpt2_np {gpt2_np.__version__}\n")
     done = run("ROMEO", "--model", "shakespeare", "-n", "5")
     assert (done.returncode, done.stderr, done.stdout[:5]) == (0, "", "ROMEO")
     done = run("ROMEO", "--model", "nowhere")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_usage_and_advice_name_the_command_that_was_called(run_installed):
+    run, name = run_installed
+    usage, sentence = run().stderr.splitlines()
+    assert usage == f"usage: {name} [options] [prompt]"
+    assert f'there is no prompt: {name} "Alan Turing was"' in sentence
