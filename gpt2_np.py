@@ -985,7 +985,11 @@ class Rows:
     def warn_if_full(self):
         if "context" in self.reasons:
             n_ctx = self.model.config.n_ctx
-            warnings.warn(f"generation stopped at n_ctx = {n_ctx} positions", stacklevel=3)
+            level, frame = 1, sys._getframe()  # the caller's line, however deep in this file we are
+            while frame and frame.f_code.co_filename == __file__:
+                level, frame = level + 1, frame.f_back
+            message = f"generation stopped at n_ctx = {n_ctx} positions"
+            warnings.warn(message, stacklevel=level)
 
 
 def stop_tuple(stop: Any) -> tuple[str | int, ...]:

@@ -364,6 +364,17 @@ def test_a_special_token_in_a_text_prompt_is_ordinary_text(text_model):
     assert Spy.end_of_text not in seen[0]
 
 
+def test_the_warning_names_the_caller_s_line(text_model):
+    for call in (
+        lambda: complete(text_model, "the cat", 100),
+        lambda: list(generate(text_model, [1, 2], 100)),
+        lambda: generate_batch(text_model, [[1, 2], [3]], 100),
+    ):
+        with pytest.warns(UserWarning, match="n_ctx = 64") as warned:
+            call()
+        assert {warning.filename for warning in warned} == {__file__}
+
+
 def test_ids_that_only_pad_the_vocabulary_are_never_drawn(text_model):
     tokenizer, config = text_model.tokenizer, text_model.config
     padded = dataclasses.replace(config, n_vocab=config.n_vocab + 400)
