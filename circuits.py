@@ -107,8 +107,8 @@ def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Promp
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise Error(
-                f"the prompts have {', '.join(map(str, lengths))} tokens and must have as many "
-                "each, since positions are compared: reword them, or run each length alone"
+                f"the prompts have {', '.join(map(str, lengths))} tokens and must all have as "
+                "many, since positions are compared: reword them, or run each length alone"
             )
         if not lengths[0] and not bos:
             raise Error("the text is empty: give some, or leave bos on")
@@ -173,10 +173,9 @@ def _one_each(ids, n):
 
 
 def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
-    """What each token reads as, for tables and plots; ids where there is no vocabulary."""
-    if model.tokenizer is None:
-        return [str(int(token)) for token in tokens]
-    return [model.tokenizer.decode([int(token)]) for token in tokens]
+    """What each token reads as, for tables and plots; an id where the vocabulary has no text."""
+    n = 0 if model.tokenizer is None else n_tokens(model)
+    return [model.tokenizer.decode([i]) if i < n else str(i) for i in map(int, tokens)]
 
 
 def _check_index(what, index, n, negative=False):
@@ -453,9 +452,10 @@ def _writers_before(at, config):
     """How many attentions and how many MLPs have written the stream that `at` names."""
     written = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
     found = sorted(_matching(at or activation_name("resid_post", config.n_layer - 1), config))
+    if len(found) != 1:
+        raise Error(f"at is {at!r}, which is {len(found)} activations: name one, such as "
+                    "blocks.0.hook_resid_mid")
     kind = found[0].rpartition("hook_")[2]
-    if len(found) > 1:
-        raise Error(f"at is {at!r}, which is {len(found)} activations: name one, as {found[-1]}")
     if kind not in written:
         raise Error(f"{at!r} is not the residual stream: choose a layer's {', '.join(written)}")
     layer = _layer_of(found[0])
@@ -1145,7 +1145,7 @@ def _patched(what, layers, config):
     """The short name of what is to be patched, and the layers."""
     found = _matching(what, config)
     kinds = {name.rpartition("hook_")[2] for name in found}
-    if len(kinds) > 1 or not kinds <= PATCHABLE.keys():
+    if len(kinds) != 1 or not kinds <= PATCHABLE.keys():
         raise Error(f"cannot patch {what!r}: choose one of {', '.join(PATCHABLE)}")
     for layer in () if layers is None else layers:
         _check_index("layer", layer, config.n_layer)
@@ -1715,8 +1715,9 @@ class Circuit:
     strongest first and their attribution in `scores`. `share` (faithfulness): the part of the
     whole effect left when every other part is replaced. `incompleteness`: mean
     |F(C \\ K) - F(M \\ K)| over random subsets K of the parts, as a share of the effect; 0 is best.
-    `minimality`: the share that is lost with each part. Intervals are over prompts. `whole` and
-    `none` are the metric with all parts and with none. (Wang et al. 2022, section 4.)
+    `minimality`: the share that is lost with each part, above 0 where it helps. Intervals are over
+    prompts. `whole` and `none` are the metric with all parts and with none. (Wang et al. 2022,
+    section 4.)
     """
 
     kept: list[Any]
@@ -1886,8 +1887,9 @@ def find_edges(
     by bisection, then ever smaller blocks of the weakest are left out where an exact run allows
     it, with at most `checks` runs. The metric must know its gradient.
 
-    There are `n_all` ≈ 1.5 (layers · heads)² edges, 32,491 at 124M, and at most log₂ n_all + checks
-    + 2 subsets + 3 passes of `patch_edges` and one for each edge kept: at 124M 234 and those.
+    Of E ≈ 1.5 (layers · heads)² edges it costs at most log₂ E + `checks` + 2 `subsets` + 4 passes
+    of `patch_edges`, and one for each edge kept. At 124M, E is 32,491: 234 passes and those, of
+    0.17 s for 4 prompts of 15 tokens (two cores of an AMD EPYC), where a plain one takes 0.09.
     """
     clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
     _check_pair(clean, corrupted, "corrupted")

@@ -615,6 +615,7 @@ def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
     for wrong in (lambda: circuits.run(padded, [1, n]), lambda: circuits.lens(padded, [1, 2], n)):
         with pytest.raises(Error, match=f"token {n} is outside the vocabulary of {n}"):
             wrong()
+    assert circuits.labels_of(padded, [0, n]) == [speaking.tokenizer.decode([0]), str(n)]
 
 
 def test_head_circuits_are_what_the_forward_pass_computes():
@@ -766,6 +767,15 @@ def test_edge_attribution_is_exact_for_small_changes():
         patched[at] = True
         change = metric(circuits.patch_edges(model, base, source, patched)) - before
         np.testing.assert_allclose(scores[at], change, rtol=1e-3, atol=1e-14)
+
+
+def test_the_search_for_edges_takes_no_more_passes_than_it_says(monkeypatch):
+    passes, original = [], circuits._patch_edges
+    monkeypatch.setattr(circuits, "_patch_edges", lambda *a: passes.append(1) or original(*a))
+    found = circuits.find_edges(MODEL, CLEAN, CORRUPTED, METRIC, 0.7, checks=12, subsets=3)
+    assert found.kept
+    assert len(passes) <= np.log2(found.n_all) + 12 + 2 * 3 + 4 + len(found.kept)
+    assert circuits.edge_names(gpt2_np.SIZES["124M"])[2].sum() == 32491
 
 
 # --- measures --------------------------------------------------------------------------
