@@ -23,6 +23,8 @@ Pictures and the command line are in circuits_show.py. Part of gpt2_np.
 
 Text gets <|endoftext|> put before it unless `bos=False`; token ids are taken as they are unless
 `bos=True`. Every result says which it was in its field `bos`, beside the `tokens` [b, q] it ran on.
+Rows that pad an embedding, beyond the tokenizer's ids, are in no distribution and no list of
+tokens, as none is ever drawn; `run` and attribution to all logits show them.
 
 One alphabet for einsum: b batch (prompt), q query position, k key position, d residual width,
 h head, e head width, m hidden width of the MLP, v vocabulary; and p part of the stream, s sender,
@@ -69,6 +71,9 @@ __all__ = [
 # matrix products to reach full speed (512 was 5% slower), and a few tens of MB of activations.
 ROWS_AT_ONCE = 1024
 
+# Stored activations of so many prompts of 41 tokens are 9 GB at 124M's shape.
+MOST_PROMPTS = 1000
+
 Edit = Callable[[Any, str], Any]
 Metric = Callable[[np.ndarray], np.ndarray]
 
@@ -76,7 +81,7 @@ Metric = Callable[[np.ndarray], np.ndarray]
 # --- 1. activations: prompts -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """Prompts of one length: ids [b, q]; `bos` says that <|endoftext|> is the first of each."""
 
@@ -102,18 +107,16 @@ def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Promp
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise Error(
-                f"the prompts have {', '.join(map(str, lengths))} tokens: they are compared "
-                "position by position, so give prompts of equal length"
+                f"the prompts have {', '.join(map(str, lengths))} tokens and must all have as "
+                "many, since positions are compared: reword them, or run each length alone"
             )
         if not lengths[0] and not bos:
             raise Error("the text is empty: give some, or leave bos on")
         tokens = np.array(rows, int).reshape(len(rows), lengths[0])
     else:
-        tokens = gpt2_np.token_batch(text_or_tokens, model.config)
-    end = _end_of_text(model)
+        tokens = _ids(model, text_or_tokens)
+    end = _end_of_text(model, needed=bos)
     if bos:
-        if end is None:
-            raise Error("bos=True needs a model whose vocabulary has <|endoftext|>: use bos=False")
         tokens = np.insert(tokens, 0, end, axis=1)
     if tokens.shape[1] > model.config.n_ctx:
         raise Error(f"{tokens.shape[1]} positions do not fit: n_ctx is {model.config.n_ctx}")
@@ -126,9 +129,22 @@ def _tokenizer(model):
     return model.tokenizer
 
 
-def _end_of_text(model):
+def _end_of_text(model, needed=False):
     """The id of <|endoftext|>, or None where the model has no vocabulary or that lacks it."""
-    return getattr(model.tokenizer, "end_of_text", None)
+    end = getattr(model.tokenizer, "end_of_text", None)
+    if needed and end is None:
+        raise Error("bos=True needs a model whose vocabulary has <|endoftext|>: use bos=False")
+    return end
+
+
+def n_tokens(model: Model) -> int:
+    """How many ids are tokens: an embedding may be padded with rows that stand for none."""
+    return getattr(model.tokenizer, "n_vocab", model.config.n_vocab)
+
+
+def _ids(model, tokens):
+    """Ids [b, q], checked to be tokens."""
+    return gpt2_np.token_batch(tokens, replace(model.config, n_vocab=n_tokens(model)))
 
 
 def token_id(model: Model, text_or_id: Any) -> int:
@@ -140,7 +156,7 @@ def token_id(model: Model, text_or_id: Any) -> int:
             hint = "" if text_or_id[:1] == " " else "; words inside a text begin with a space"
             raise Error(f"{text_or_id!r} is {len(ids)} tokens {pieces}, it must be one{hint}")
         return ids[0]
-    return int(gpt2_np.token_batch([[text_or_id]], model.config)[0, 0])
+    return int(_ids(model, [[text_or_id]])[0, 0])
 
 
 def _answers(model, answers):
@@ -157,10 +173,9 @@ def _one_each(ids, n):
 
 
 def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
-    """What each token reads as, for tables and plots; ids where there is no vocabulary."""
-    if model.tokenizer is None:
-        return [str(int(token)) for token in tokens]
-    return [model.tokenizer.decode([int(token)]) for token in tokens]
+    """What each token reads as, for tables and plots; an id where the vocabulary has no text."""
+    n = 0 if model.tokenizer is None else n_tokens(model)
+    return [model.tokenizer.decode([i]) if i < n else str(i) for i in map(int, tokens)]
 
 
 def _check_index(what, index, n, negative=False):
@@ -170,9 +185,29 @@ def _check_index(what, index, n, negative=False):
         raise Error(f"{what} {index} does not exist: there are {n}, counted from 0")
 
 
-def _check_count(what, count):
+def _check_count(what, count, most=None):
     if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
         raise Error(f"{what} is {count!r}: it must be an integer of at least 1")
+    if most and count > most:
+        raise Error(f"{what} is {count}: a task makes at most {most} prompts")
+
+
+def _check_numbers(what, array, model=None):
+    """Error where there is NaN or infinity, with the first parameter that holds it too."""
+    if not np.isfinite(array).all():
+        leaves = _leaves(model.params) if model else ()
+        cause = next((f"{name} does" for name, leaf in leaves
+                      if not np.isfinite(to_host(leaf)).all()), "weights do or are far too large")
+        raise Error(f"{what} hold NaN or infinity, as the model's {cause}: get the model again")
+
+
+def _leaves(params, name=""):
+    """(name, array) of nested parameters: "blocks.0.attn.c_attn.w", ..."""
+    if not isinstance(params, Mapping | list | tuple):
+        yield name[1:], params
+        return
+    for key, inner in params.items() if isinstance(params, Mapping) else enumerate(params):
+        yield from _leaves(inner, f"{name}.{key}")
 
 
 # --- 1. activations: names -------------------------------------------------------------
@@ -192,6 +227,14 @@ def activation_name(short: str, layer: int) -> str:
     if short not in _SHORT:
         raise Error(f"unknown activation {short!r}{_near(short, _SHORT)}")
     return f"blocks.{layer}.{_SHORT[short]}"
+
+
+def _pattern(name):
+    """What a short name stands for: "q" or "hook_q" every layer's; any other name is as it is."""
+    short = str(name).removeprefix("hook_")
+    if short in ("embed", "pos_embed"):
+        return f"hook_{short}"
+    return f"blocks.*.{_SHORT[short]}" if short in _SHORT else str(name)
 
 
 def _layer_of(name):
@@ -239,15 +282,15 @@ def _near(name, known):
 
 
 def _matching(names, config):
-    """The set of activation names that exact names, globs or a predicate mean."""
+    """The set of activation names that names, short names, globs or a predicate mean."""
     known = activation_names(config)
     if callable(names):
         return {name for name in known if names(name)}
     matching = set()
-    for pattern in [names] if isinstance(names, str) else names:
-        found = set(fnmatch.filter(known, str(pattern)))
+    for name in [names] if isinstance(names, str) else names:
+        found = set(fnmatch.filter(known, _pattern(name)))
         if not found:
-            raise Error(f"unknown activation {pattern!r}{_near(pattern, known)}")
+            raise Error(f"unknown activation {name!r}{_near(name, [*_SHORT, *known])}")
         matching |= found
     return matching
 
@@ -255,7 +298,7 @@ def _matching(names, config):
 # --- 1. activations: running -----------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """What one pass gave: logits [b, q, v], activations by name, and the prompts it ran on."""
 
@@ -265,9 +308,13 @@ class Run:
     bos: bool
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.activations:
-            raise Error(f"{name!r} was not kept{_near(name, self.activations)}")
-        return self.activations[name]
+        if name in self.activations:
+            return self.activations[name]
+        found = fnmatch.filter(self.activations, _pattern(name))
+        if len(found) != 1:
+            raise Error(f"{name!r} is in {len(found)} layers: name one, as {found[0]}" if found
+                        else f"{name!r} was not kept{_near(name, self.activations)}")
+        return self.activations[found[0]]
 
 
 class _Watch:
@@ -300,12 +347,14 @@ def run(
     bos: bool | None = None,
     last_only: bool = False,
 ) -> Run:
-    """Logits and the activations asked for, by exact name, glob or predicate; no other is kept.
+    """Logits and the activations asked for; no other is kept.
 
-    `edits` maps names or globs to `function(array, name)`, which returns a new array or changes
-    the one it is given, or to an array; edits come before what is kept. `last_only` makes logits
-    of the last position only, [b, 1, v]. Raises Error for names that do not exist, with the
-    nearest that do, and for edits of another shape.
+    `names`: one or several of exact names, globs and short names ("resid_pre" is that of every
+    layer, as "blocks.*.hook_resid_pre"), or a predicate. `edits` maps such names to
+    `function(array, name)`, which returns a new array or changes the one it is given, or to an
+    array; edits come before what is kept. `last_only` makes logits of the last position only,
+    [b, 1, v]. Raises Error for names that do not exist, with the nearest that do, and for edits of
+    another shape.
     """
     given = prompts(model, text_or_tokens, bos)
     by_name: dict[str, list] = {}
@@ -321,7 +370,7 @@ def run(
 # --- 2. the residual stream as a sum ---------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parts:
     """What wrote the residual stream: `values` [p, b, q, d] sum over `labels` to the stream."""
 
@@ -347,14 +396,14 @@ def decompose(
     *,
     position: int | None = None,
     neurons: Sequence[int] = (),
-    folded: bool = False,
+    constants_apart: bool = False,
     bos: bool | None = None,
 ) -> Parts:
-    """The stream at `at` (a resid_pre, resid_mid or resid_post; the last unless told) as a sum.
+    """The stream at `at`, a layer's resid_pre, resid_mid or resid_post (or the last), as a sum.
 
     Labels: "embed", "pos_embed", heads "L5H1", each layer's attention bias "b_O5", MLPs "MLP5";
     in the layers that `neurons` lists, single neurons "L5N17" and the bias "b_out5" instead of
-    "MLP5". One `position` (an axis of length 1) or all. With `folded`, the constant that a head
+    "MLP5". One `position` (an axis of length 1) or all. With `constants_apart`, what a head
     writes whatever it attends to, (b_V + ln_1.b W_V) W_O, counts as attention bias: where
     TransformerLens puts it when it processes weights. (Elhage et al. 2021, "The Residual Stream as
     a Communication Channel".)
@@ -378,7 +427,7 @@ def decompose(
     for layer in range(n_attention):
         attn, mlp = _attention_weights(model, layer), _host(model.params["blocks"][layer]["mlp"])
         z, bias = read(activation_name("z", layer)), attn.b_O
-        if folded:
+        if constants_apart:
             constant = attn.b_V + einsum("d,hde->he", attn.shift, attn.W_V)
             z = z - constant
             bias = bias + np.einsum("he,hed->d", constant, attn.W_O)
@@ -401,13 +450,16 @@ def decompose(
 
 def _writers_before(at, config):
     """How many attentions and how many MLPs have written the stream that `at` names."""
-    streams = {"hook_resid_pre": (0, 0), "hook_resid_mid": (1, 0), "hook_resid_post": (1, 1)}
-    at = at or activation_name("resid_post", config.n_layer - 1)
-    known = {f"blocks.{layer}.{name}": (layer + a, layer + m)
-             for layer in range(config.n_layer) for name, (a, m) in streams.items()}
-    if at not in known:
-        raise Error(f"{at!r} is not the residual stream{_near(at, known)}")
-    return known[at]
+    written = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
+    found = sorted(_matching(at or activation_name("resid_post", config.n_layer - 1), config))
+    if len(found) != 1:
+        raise Error(f"at is {at!r}, which is {len(found)} activations: name one, such as "
+                    "blocks.0.hook_resid_mid")
+    kind = found[0].rpartition("hook_")[2]
+    if kind not in written:
+        raise Error(f"{at!r} is not the residual stream: choose a layer's {', '.join(written)}")
+    layer = _layer_of(found[0])
+    return layer + written[kind][0], layer + written[kind][1]
 
 
 def _one_position(position, tokens):
@@ -451,9 +503,8 @@ def _attention_weights(model, layer, folded=False):
     taken out of W_Q, W_K, W_V as well, and that of what W_O writes: no logit difference changes.
     """
     _check_index("layer", layer, model.config.n_layer)
-    block = _host(model.params["blocks"][layer])
     d, h = model.config.n_embd, model.config.n_head
-    attn, norm = block["attn"], block["ln_1"]
+    attn, norm = (_host(model.params["blocks"][layer][part]) for part in ("attn", "ln_1"))
     reading = attn["c_attn"]["w"].reshape(d, 3, h, d // h).transpose(1, 2, 0, 3)
     biases = attn["c_attn"]["b"].reshape(3, h, d // h)
     writing, b_o, shift = attn["c_proj"]["w"].reshape(h, d // h, d), attn["c_proj"]["b"], norm["b"]
@@ -469,16 +520,17 @@ def _centred(array, axis=-1):
 
 
 def _host(params):
-    """Nested parameters on the host: the arrays themselves where they are NumPy's already."""
+    """Nested parameters on the host, of float16 as float32; others are the arrays themselves."""
     if isinstance(params, Mapping):
         return {key: _host(value) for key, value in params.items()}
-    return to_host(params)
+    array = to_host(params)  # numpy.linalg refuses float16
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
 # --- 3. logits: direct attribution and the lens ----------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attribution:
     """What each part of the stream adds to a logit, to a difference of two, or to every logit.
 
@@ -535,7 +587,7 @@ def attribution(
     *,
     position: int = -1,
     neurons: Sequence[int] = (),
-    folded: bool = False,
+    constants_apart: bool = False,
     bos: bool | None = None,
 ) -> Attribution:
     """Direct logit attribution at one position: every part of the stream read by the unembedding.
@@ -543,14 +595,15 @@ def attribution(
     For the logit of `answer`, minus that of `wrong` where given (one for all prompts, or one each;
     texts of one token, or ids), or for all tokens. The final layer norm divides by the scale of
     the whole stream, held fixed, so that it is linear and parts sum to the logit exactly. `neurons`
-    and `folded` as in `decompose`. (Elhage et al. 2021; Wang et al. 2022, section 3.1.)
+    and `constants_apart` as in `decompose`. (Elhage et al. 2021; Wang et al. 2022, section 3.1.)
     """
     given = prompts(model, text_or_tokens, bos)
     if wrong is not None and answer is None:
         raise Error("wrong was given without answer: give both, or answer alone")
-    parts = decompose(model, given, position=position, neurons=neurons, folded=folded)
+    parts = decompose(model, given, position=position, neurons=neurons,
+                      constants_apart=constants_apart)
     values = parts.values[:, :, 0]  # [p, b, d]
-    norm, wte = _host(model.params["ln_f"]), to_host(model.params["wte"])
+    norm, wte = _host(model.params["ln_f"]), _host(model.params["wte"])
     stream = _centred(values.sum(axis=0))
     scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
     read = _centred(values) / scale * norm["g"]
@@ -562,12 +615,13 @@ def attribution(
         if wrong is not None:
             direction = direction - wte[_one_each(_answers(model, wrong), len(stream))]
         values = np.einsum("pbd,bd->pb", read, direction)
+    _check_numbers("the logits", values, model)
     where = position % given.tokens.shape[1]
     return Attribution([*parts.labels, "ln_final.b"], values, values.sum(axis=0), where,
                        given.tokens, given.bos)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lens:
     """The stream at each point read as if it were the last: the logit lens (nostalgebraist 2020).
 
@@ -613,10 +667,13 @@ def lens(
                for s in ("resid_pre", "resid_mid")]
     streams.append(activation_name("resid_post", config.n_layer - 1))
     seen = run(model, given, [*streams, "ln_final.hook_scale"])
-    if not 1 <= top <= config.n_vocab:
-        raise Error(f"top is {top}: it must be from 1 to the vocabulary's {config.n_vocab}")
+    _check_numbers("the logits", seen.logits, model)
+    n = n_tokens(model)
+    if not 1 <= top <= n:
+        raise Error(f"top is {top}: it must be from 1 to the vocabulary's {n}")
     if answer is None:
-        targets = np.append(given.tokens[:, 1:], seen.logits[:, -1:].argmax(axis=-1), axis=1)
+        best = seen.logits[:, -1:, :n].argmax(axis=-1)
+        targets = np.append(given.tokens[:, 1:], best, axis=1)
     else:
         targets = _one_each(_answers(model, answer), len(given.tokens))[:, None]
         targets = np.repeat(targets, given.tokens.shape[1], axis=1)
@@ -628,7 +685,7 @@ def lens(
         x = xp.asarray(seen[name][:, where])
         tap = gpt2_np.Tap(lambda name, _, fixed=fixed: fixed if name == "hook_scale" else None)
         normalized = gpt2_np.layer_norm(x, **params["ln_f"], tap=tap if frozen else NO_TAP)
-        logits = to_host(gpt2_np.unembed(normalized, params))
+        logits = to_host(gpt2_np.unembed(normalized, params))[..., :n]
         rows.append((*_read_logits(logits, targets, top), logits if keep_logits else None))
     columns = list(zip(*rows, strict=True))
     return Lens(_stream_points(config), *map(np.stack, columns[:5]),
@@ -657,7 +714,7 @@ def _entropy(probabilities):
 # --- 4. attention ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attention:
     """How each head attends on average, every array [layer, head].
 
@@ -695,7 +752,7 @@ def heads(
     """
     if text_or_tokens is None:
         config = model.config
-        length = length or min(50, (config.n_ctx - 1) // 2, (config.n_vocab - 2) // 2)
+        length = length or min(50, (config.n_ctx - 1) // 2, (n_tokens(model) - 2) // 2)
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     masks = _key_masks(given.tokens)
@@ -714,6 +771,7 @@ def heads(
     gpt2_np.forward(model.params, model.config, given.tokens, tap=read, last_only=True)
     columns = {kind: np.stack([scores[layer][kind] for layer in sorted(scores)])
                for kind in scores[0]}
+    _check_numbers("attention patterns", columns["entropy"], model)
     return Attention(**columns, tokens=given.tokens, bos=given.bos)
 
 
@@ -779,14 +837,15 @@ def logit_difference(model: Model, answer: Any, wrong: Any) -> Metric:
 
 def log_probability(model: Model, answer: Any) -> Metric:
     """Metric: log-probability (nats) of `answer` at the last position, [b, q, v] -> [b]."""
-    ids = _answers(model, answer)
+    ids, n = _answers(model, answer), n_tokens(model)
 
     def metric(logits):
-        last = logits[:, -1]
+        last = logits[:, -1, :n]
         return last[np.arange(len(last)), _one_each(ids, len(last))] - _log_sum_exp(last)
 
     def gradient(logits):
-        result = -gpt2_np.softmax(logits[:, -1])
+        result = np.zeros_like(logits[:, -1])
+        result[:, :n] = -gpt2_np.softmax(logits[:, -1, :n])
         result[np.arange(len(result)), _one_each(ids, len(result))] += 1
         return result
 
@@ -797,7 +856,8 @@ def log_probability(model: Model, answer: Any) -> Metric:
 def repeat_loss(tokens: np.ndarray, n: int) -> Metric:
     """Metric: mean loss (nats) of the last `n` tokens given all before, [b, q, v] -> [b].
 
-    Needs the logits of all positions: sweeps want `last_only=False` with it.
+    Needs the logits of all positions: sweeps want `last_only=False` with it. It knows no model, so
+    that the rows that pad an embedding count.
     """
     tokens = np.atleast_2d(tokens)
     if not 1 <= n < tokens.shape[1]:
@@ -960,7 +1020,7 @@ def _check_pair(given, other, what, any_number=False):
     (n, length), (n_other, other_length) = given.tokens.shape, other.tokens.shape
     if length != other_length:
         raise Error(f"the prompts have {length} tokens and the {what} prompts {other_length}: "
-                    "they are compared position by position")
+                    "positions are compared, so reword one until both have as many")
     if n_other not in (1, n) and not any_number:
         raise Error(f"{n_other} {what} prompts for {n} prompts: give one for each, or one for all")
 
@@ -974,7 +1034,7 @@ def _shared(a, b):
 # --- 5. interventions: sweeps ----------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sweep:
     """One intervention after another: the metric each leaves, over `axes`.
 
@@ -1002,11 +1062,13 @@ class Sweep:
 
     @property
     def normalized(self) -> np.ndarray:
-        """The effect as a share of source minus base (ablations: of base): 0 none, 1 all of it.
+        """How far the metric went from base to source (ablations: from base to 0), as a share.
 
-        Raises Error where there is no difference to have a share of.
+        0 is not at all, 1 all the way, and below 0 away from it: 0.95 says that patching restored
+        or ablation removed 95%, with the sign of `Circuit.minimality`. Raises Error where there is
+        no difference to have a share of.
         """
-        whole = self.base.mean() if self.source is None else self.source.mean() - self.base.mean()
+        whole = (0 if self.source is None else self.source.mean()) - self.base.mean()
         if abs(whole) < 1e-6 * max(1.0, abs(self.base.mean())):
             raise Error("the metric is the same on both prompts: there is no effect to have a "
                         "share of; look at the prompts and the answers")
@@ -1030,13 +1092,15 @@ def patching(
 
     `what` is resid_pre, resid_mid, resid_post, attn_out, mlp_out (axes layer, position) or per
     head q, k, v, z, pattern (axes layer, head, and position where asked for; a pattern's is the
-    query's). `metric` maps logits [b, q, v] to [b]; it sees the last position only unless
-    `last_only` is off. Layers left out of `layers` are NaN. Layers below the patch and positions
-    before it are not computed again, and the result is that of a whole pass for every cell.
+    query's); a long name or glob says layers too. `metric` maps logits [b, q, v] to [b]; it sees
+    the last position only unless `last_only` is off. Layers left out are NaN. Layers below the
+    patch and positions before it are not computed again, and the result is that of a whole pass for
+    every cell.
     (Meng et al. 2022; Wang et al. 2022; Heimersheim & Nanda 2024 on how to read the result.)
     """
     base, source = prompts(model, base, bos), prompts(model, source, bos)
     _check_pair(base, source, "source")
+    what, layers = _patched(what, layers, model.config)
     stored = _Stored(model, base, metric, _needed(what), last_only=last_only)
     seen = run(model, source, f"blocks.*.{_SHORT[what]}", last_only=last_only)
     sweep = stored.sweep(seen.activations, what, by_position, layers, _shared(base, source),
@@ -1064,6 +1128,7 @@ def ablation(
     activations, prompt by prompt.
     """
     given = prompts(model, text_or_tokens, bos)
+    what, layers = _patched(what, layers, model.config)
     stored = _Stored(model, given, metric, _needed(what), last_only=last_only)
     names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
     source, shared = _replacements(model, given, mode, reference, names)
@@ -1076,11 +1141,20 @@ PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "ml
              "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
 
 
+def _patched(what, layers, config):
+    """The short name of what is to be patched, and the layers."""
+    found = _matching(what, config)
+    kinds = {name.rpartition("hook_")[2] for name in found}
+    if len(kinds) != 1 or not kinds <= PATCHABLE.keys():
+        raise Error(f"cannot patch {what!r}: choose one of {', '.join(PATCHABLE)}")
+    for layer in () if layers is None else layers:
+        _check_index("layer", layer, config.n_layer)
+    named = sorted(map(_layer_of, found))
+    return kinds.pop(), [n for n in named if layers is None or n in layers]
+
+
 def _needed(what):
     """The stored activations from which a patch of `what` is computed."""
-    if what not in PATCHABLE:
-        near = difflib.get_close_matches(str(what), PATCHABLE, n=2) or PATCHABLE
-        raise Error(f"cannot patch {what!r}: choose {' or '.join(near)}")
     return ("q", "k", "v", "pattern") if what in ("q", "k", "v", "pattern") else (what,)
 
 
@@ -1098,6 +1172,7 @@ class _Stored:
                  for short in ("resid_pre", "resid_mid", "k", "v", *extra)}
         names.add(activation_name("resid_post", config.n_layer - 1))
         self.run = run(model, given, sorted(names), edits=edits, last_only=last_only)
+        _check_numbers("the logits", self.run.logits, model)
         self.n, self.length = self.run.tokens.shape
         self.measured = _checked(metric(self.run.logits), self.n)
 
@@ -1147,8 +1222,6 @@ class _Stored:
         axes = ("layer", *["head"] * (what in _BY_HEAD), *["position"] * by_position)
         sizes = {"layer": config.n_layer, "head": config.n_head, "position": self.length}
         layers = range(config.n_layer) if layers is None else layers
-        for layer in layers:
-            _check_index("layer", layer, config.n_layer)
         per_prompt = np.full((*(sizes[axis] for axis in axes), self.n), np.nan)
         cells = []  # (sub-layer, first position that changes, index)
         for index in np.ndindex(per_prompt.shape[:-1]):
@@ -1377,12 +1450,13 @@ def _receive(stored, streams, receivers, first):
 # --- 6. weights ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
     """A matrix [n, m] as a product left [n, r] @ right [r, m] that is not multiplied out.
 
     Leading axes, where there are any, are batches. Row vectors multiply from the left, as in the
-    model: x @ W_V @ W_O. What TransformerLens calls FactoredMatrix.
+    model: x @ W_V @ W_O. A product with a vector is a vector, with a matrix a LowRank. What
+    TransformerLens calls FactoredMatrix.
     """
 
     left: np.ndarray
@@ -1390,8 +1464,7 @@ class LowRank:
     __array_ufunc__ = None  # array @ LowRank is our __rmatmul__, not NumPy's
 
     def __post_init__(self):
-        if self.left.shape[-1] != self.right.shape[-2]:
-            raise Error(f"factors of shape {self.left.shape} and {self.right.shape} do not meet")
+        _check_meet(self.left, self.right)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -1409,29 +1482,38 @@ class LowRank:
         """The entries of some rows and columns, [rows, columns]."""
         return self.left[..., np.atleast_1d(rows), :] @ self.right[..., :, np.atleast_1d(columns)]
 
-    def __matmul__(self, other: Any) -> LowRank:
-        """With a matrix [m, k] or another LowRank, whose rank the product then keeps if smaller."""
+    def __matmul__(self, other: Any) -> LowRank | np.ndarray:
+        """With another LowRank the product keeps the smaller of the two ranks."""
+        other = other if isinstance(other, LowRank) else np.asarray(other)
+        _check_meet(self, other)
         if not isinstance(other, LowRank):
-            return LowRank(self.left, self.right @ other)
+            right = self.right @ other
+            if other.ndim > 1:
+                return LowRank(self.left, right)
+            return (self.left @ right[..., None])[..., 0]  # of a batch, vectors
         middle = self.right @ other.left
         if self.left.shape[-1] <= other.left.shape[-1]:
             return LowRank(self.left, middle @ other.right)
         return LowRank(self.left @ middle, other.right)
 
-    def __rmatmul__(self, other: np.ndarray) -> LowRank:
-        return LowRank(other @ self.left, self.right)
+    def __rmatmul__(self, other: Any) -> LowRank | np.ndarray:
+        return self.T @ other if np.ndim(other) == 1 else (self.T @ np.swapaxes(other, -1, -2)).T
 
     def eigenvalues(self) -> np.ndarray:
         """The r that can differ from 0, complex, of a square matrix: those of right @ left."""
         if self.shape[-2] != self.shape[-1]:
             raise Error(f"a matrix of shape {self.shape} has no eigenvalues: it is not square")
-        return np.linalg.eigvals(self.right @ self.left)
+        inner = self.right @ self.left
+        _check_numbers("the matrix's factors", inner)
+        return np.linalg.eigvals(inner)
 
     def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """u [n, r], singular values [r] from the largest, vt [r, m], by QR of both factors."""
         q_left, r_left = np.linalg.qr(self.left)
         q_right, r_right = np.linalg.qr(self.right.swapaxes(-1, -2))
-        u, values, vt = np.linalg.svd(r_left @ r_right.swapaxes(-1, -2), full_matrices=False)
+        inner = r_left @ r_right.swapaxes(-1, -2)
+        _check_numbers("the matrix's factors", inner)
+        u, values, vt = np.linalg.svd(inner, full_matrices=False)
         return q_left @ u, values, vt @ q_right.swapaxes(-1, -2)
 
     def norm(self) -> np.ndarray:
@@ -1439,6 +1521,12 @@ class LowRank:
         return np.linalg.norm(_triangle(self.left)
                               @ _triangle(self.right.swapaxes(-1, -2)).swapaxes(-1, -2),
                               axis=(-2, -1))
+
+
+def _check_meet(left, right):
+    if left.shape[-1] != right.shape[-2:][0]:  # of a vector its length
+        raise Error(f"no product of shapes {left.shape} and {right.shape}: {left.shape[-1]} "
+                    f"columns do not meet {right.shape[-2:][0]} rows")
 
 
 def _triangle(matrix):
@@ -1465,7 +1553,7 @@ def qk(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
 
 def _embedding(model, folded, extended):
     """W_E [v, d]; `extended` adds to each token what the first MLP makes of it alone."""
-    wte = to_host(model.params["wte"])
+    wte = _host(model.params["wte"])[: n_tokens(model)]
     if extended:
         wte = wte + _mlp(_host(model.params["blocks"][0]), wte[None])[0]
     return _centred(wte) if folded else wte
@@ -1473,10 +1561,10 @@ def _embedding(model, folded, extended):
 
 def _unembedding(model, folded):
     """W_U [d, v]; `folded` with the final gain, and centred over d and v."""
-    w = to_host(model.params["wte"]).T
+    w = _host(model.params["wte"])[: n_tokens(model)].T
     if not folded:
         return w
-    return _centred(_centred(w * to_host(model.params["ln_f"]["g"])[:, None], axis=0))
+    return _centred(_centred(w * _host(model.params["ln_f"]["g"])[:, None], axis=0))
 
 
 def full_ov(
@@ -1498,7 +1586,7 @@ def full_qk(
     return embedding @ qk(model, layer, head, folded) @ embedding.T
 
 
-def copying_scores(model: Model, folded: bool = True, extended: bool = False) -> np.ndarray:
+def copying_scores(model: Model, folded: bool = False, extended: bool = False) -> np.ndarray:
     """Σ λ / Σ |λ| over the eigenvalues of each head's full OV circuit, [layer, head].
 
     1 means that attending to any token raises that token's own logit; -1 that it lowers it.
@@ -1510,13 +1598,15 @@ def copying_scores(model: Model, folded: bool = True, extended: bool = False) ->
     scores = np.zeros((config.n_layer, config.n_head))
     for layer in range(config.n_layer):
         weights = _attention_weights(model, layer, folded)
-        eigenvalues = np.linalg.eigvals(weights.W_O @ gram @ weights.W_V)
+        inner = weights.W_O @ gram @ weights.W_V
+        _check_numbers(f"layer {layer}'s OV circuits", inner, model)
+        eigenvalues = np.linalg.eigvals(inner)
         scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
     return scores
 
 
 def singular_tokens(
-    model: Model, layer: int, head: int, n: int = 3, top: int = 8, folded: bool = True
+    model: Model, layer: int, head: int, n: int = 3, top: int = 8, folded: bool = False
 ) -> list[dict[str, Any]]:
     """The largest singular directions of a head's OV circuit and the tokens at their two ends.
 
@@ -1537,12 +1627,13 @@ def singular_tokens(
 
 def _top(scores, n):
     """Ids and scores of the n largest."""
+    _check_numbers("scores of tokens", scores)
     best = np.argsort(-scores, kind="stable")[:n]
     return best, scores[best]
 
 
 def neuron_tokens(
-    model: Model, layer: int, neuron: int, top: int = 8, folded: bool = True
+    model: Model, layer: int, neuron: int, top: int = 8, folded: bool = False
 ) -> dict[str, Any]:
     """The tokens whose embedding a neuron reads most, and those whose logits it raises and lowers.
 
@@ -1616,7 +1707,7 @@ def _random_composition(d, e, seed, n=16):
 # --- 7. circuit search: heads and MLPs -------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Circuit:
     """The parts that suffice: `kept` of the `n_all` that the model has.
 
@@ -1624,8 +1715,9 @@ class Circuit:
     strongest first and their attribution in `scores`. `share` (faithfulness): the part of the
     whole effect left when every other part is replaced. `incompleteness`: mean
     |F(C \\ K) - F(M \\ K)| over random subsets K of the parts, as a share of the effect; 0 is best.
-    `minimality`: the share that is lost with each part. Intervals are over prompts. `whole` and
-    `none` are the metric with all parts and with none. (Wang et al. 2022, section 4.)
+    `minimality`: the share that is lost with each part, above 0 where it helps. Intervals are over
+    prompts. `whole` and `none` are the metric with all parts and with none. (Wang et al. 2022,
+    section 4.)
     """
 
     kept: list[Any]
@@ -1794,6 +1886,10 @@ def find_edges(
     Edges are ranked once by `edge_attribution`; the fewest of the strongest that suffice are found
     by bisection, then ever smaller blocks of the weakest are left out where an exact run allows
     it, with at most `checks` runs. The metric must know its gradient.
+
+    Of E ≈ 1.5 (layers · heads)² edges it costs at most log₂ E + `checks` + 2 `subsets` + 4 passes
+    of `patch_edges`, and one for each edge kept. At 124M, E is 32,491: 234 passes and those, of
+    0.17 s for 4 prompts of 15 tokens (two cores of an AMD EPYC), where a plain one takes 0.09.
     """
     clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
     _check_pair(clean, corrupted, "corrupted")
@@ -1904,11 +2000,11 @@ def patch_edges(
 def _patch_edges(model, base, written, patched):
     config, n, h = model.config, base.tokens.shape[1], model.config.n_head
     params, mask = model.params, patched.astype(written.dtype)
-    x = to_host(params["wte"])[base.tokens]
+    x = _host(params["wte"])[base.tokens]
     # By how much each sender differs from what a patched edge carries, [sender, b, q, d].
     change = np.zeros((len(written), *x.shape), x.dtype)
     change[0] = written[0] - x
-    x = x + to_host(params["wpe"])[:n]
+    x = x + _host(params["wpe"])[:n]
     at, column = 1, 0  # senders and receivers so far
 
     def read(count):
@@ -1989,11 +2085,12 @@ def gradients(
     given = prompts(model, text_or_tokens, bos)
     wanted = r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|mlp\.hook_pre)$"
     seen = run(model, given, lambda name: bool(re.search(wanted, name)), last_only=True)
+    _check_numbers("the logits", seen.logits, model)
     config, found = model.config, {}
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
-    x[:, -1] = metric.gradient(seen.logits) @ to_host(model.params["wte"])
+    x[:, -1] = metric.gradient(seen.logits) @ _host(model.params["wte"])
     x = _layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
-                             to_host(model.params["ln_f"]["g"]))
+                             _host(model.params["ln_f"]["g"]))
     for layer in reversed(range(config.n_layer)):
         block, weights = _host(model.params["blocks"][layer]), _attention_weights(model, layer)
         here = {short: activation_name(short, layer) for short in _SHORT}
@@ -2077,7 +2174,8 @@ def bootstrap(
     return Estimate(value, low, high)
 
 
-class Measures(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Measures:
     """How well a model predicts texts: each with an interval by text.
 
     `loss` and `entropy` in nats a token, `bits_per_byte` of UTF-8 (None for ids),
@@ -2113,19 +2211,16 @@ def measure(
     if isinstance(texts, str) or not len(texts):
         raise Error("measure takes a list of texts: intervals are over texts")
     _check_count("bins", bins)
-    rows, n_bytes, firsts, end = [], [], [], _end_of_text(model)
+    rows, n_bytes, firsts = [], [], []
     for text in texts:
         is_text = isinstance(text, str)
         ids = _tokenizer(model).encode(text, allowed_special="all") if is_text else list(text)
         if is_text if bos is None else bos:
-            if end is None:
-                raise Error("bos=True needs a model whose vocabulary has <|endoftext|>: use "
-                            "bos=False")
-            ids = [end, *ids]
+            ids = [_end_of_text(model, needed=True), *ids]
         if len(ids) < 2:
             raise Error(f"{text!r:.40} has no token that follows another: nothing to measure")
         rows.append(_measure_text(model, ids, bins))
-        firsts.append(ids[0] == end)
+        firsts.append(ids[0] == _end_of_text(model))
         n_bytes.append(len(model.tokenizer.decode_bytes(ids[1:])) if is_text else 0)
     names = ("n", "loss", "entropy")
     sums = {name: np.array([row[name] for row in rows]) for name in names}
@@ -2156,9 +2251,9 @@ def measure(
 
 def _measure_text(model, ids, bins):
     """Sums over one text: tokens, loss, entropy; and per bin confidence, right answers, tokens."""
-    config, params, scored = model.config, model.params, 0
+    config, params, n, scored = model.config, model.params, n_tokens(model), 0
     result = {"n": len(ids) - 1, "loss": 0.0, "entropy": 0.0, "bins": np.zeros((bins, 3))}
-    ids = gpt2_np.token_batch([ids], config)[0]
+    ids = _ids(model, [ids])[0]
     while scored < len(ids) - 1:
         start = 0 if scored == 0 else scored - config.n_ctx // 2
         stop = min(start + config.n_ctx, len(ids) - 1)
@@ -2166,7 +2261,7 @@ def _measure_text(model, ids, bins):
         for block in range(scored, stop, 128):  # logits of 1,024 positions would be 200 MB
             targets = ids[block + 1 : min(block + 128, stop) + 1]
             logits = gpt2_np.unembed(x[:, block - start : block - start + len(targets)], params)
-            _add_measures(result, to_host(logits)[0].astype(float), targets)
+            _add_measures(result, to_host(logits)[0, :, :n].astype(float), targets)
         scored = stop
     return result
 
@@ -2184,7 +2279,7 @@ def _add_measures(result, logits, targets):
 # --- 9. tasks --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """Prompts whose last position has an answer, and minimally different ones without it.
 
@@ -2209,10 +2304,10 @@ def repeated_tokens(
     Corrupted: other tokens in the first half, so that nothing repeats, and another (`wrong`)
     where the second half begins. <|endoftext|> first where the vocabulary has one.
     """
-    _check_count("batch", batch)
+    _check_count("batch", batch, MOST_PROMPTS)
     end = _end_of_text(model)
     bos = (end is not None) if bos is None else bos
-    ordinary = np.array([i for i in range(model.config.n_vocab) if i != end])
+    ordinary = np.array([i for i in range(n_tokens(model)) if i != end])
     most = min((model.config.n_ctx - bos) // 2, (len(ordinary) - 1) // 2)
     if not 2 <= length <= most:
         raise Error(f"length is {length}: it must be from 2 to {most}, for two different halves "
@@ -2251,7 +2346,7 @@ def indirect_object(
     none twice ("abc"), or the other giver ("swap"). Names must be single tokens, as they are in
     the official vocabulary; Error where fewer than six are.
     """
-    _check_count("n", n)
+    _check_count("n", n, MOST_PROMPTS)
     if corruption not in ("abc", "swap"):
         raise Error(f"unknown corruption {corruption!r}: choose 'abc' or 'swap'")
     encode = _tokenizer(model).encode
@@ -2291,9 +2386,9 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
     Any vocabulary does: first halves are beginnings of capitalised words, second halves letters.
     Corrupted: another second half (`wrong`) both times.
     """
-    _check_count("n", n)
+    _check_count("n", n, MOST_PROMPTS)
     tokenizer = _tokenizer(model)
-    text_of = {i: tokenizer.decode([i]) for i in range(model.config.n_vocab)}
+    text_of = {i: tokenizer.decode([i]) for i in range(n_tokens(model))}
     firsts = [i for i, text in text_of.items() if re.fullmatch(r" [A-Z][a-z]{1,3}", text)]
     seconds = [i for i, text in text_of.items() if re.fullmatch(r"[a-z]{2,4}", text)]
     if len(firsts) < 2 or len(seconds) < 3:

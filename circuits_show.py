@@ -191,7 +191,8 @@ def command_line() -> argparse.ArgumentParser:
     add = command("attribution", "What each head and MLP adds to a token's logit.", "parts")
     add("text")
     answers(add, required=True)
-    add("--folded", action="store_true", help="count constants of heads as bias, as in papers")
+    add("--constants-apart", action="store_true",
+        help="count what heads write whatever they attend to as bias, as in papers")
     add = command("heads", "Which heads attend to previous, duplicate or induction tokens.",
                   "heads of each kind")
     add("text", nargs="?", help="instead of random tokens that repeat")
@@ -230,7 +231,18 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: tables to stdout, all else to stderr; returns the exit status."""
-    return gpt2_np.run_command("circuits", command_line(), argv, _run_command)
+    return gpt2_np.run_command("circuits", command_line(), argv, _one_sentence)
+
+
+def _one_sentence(args, parser):
+    """What the modules under this raise is told like our own; so is linear algebra that fails."""
+    beside = gpt2_np.checkpoint_module()
+    try:
+        _run_command(args, parser)
+    except (beside.bpe.TokenizerError, beside.backend.DeviceError) as error:
+        raise Error(str(error)) from error
+    except np.linalg.LinAlgError as error:
+        raise Error(f"{args.model} has weights that linear algebra fails on: {error}") from error
 
 
 class _Report(NamedTuple):
@@ -277,8 +289,9 @@ def _check_usage(args, parser):
             parser.error("give a clean and a corrupted text and --answer, or --task")
         if args.task and args.no_bos:
             parser.error("--task decides where <|endoftext|> stands: leave --no-bos out")
-        if args.prompts < 1:
-            parser.error(f"--prompts is {args.prompts}: it must be at least 1")
+        if not 1 <= args.prompts <= circuits.MOST_PROMPTS:
+            parser.error(f"--prompts is {args.prompts}: it must be from 1 to "
+                         f"{circuits.MOST_PROMPTS}")
         if args.seed < 0:
             parser.error(f"--seed is {args.seed}: it must be at least 0")
     if args.command == "find" and args.edges and args.mode != "resample":
@@ -338,7 +351,7 @@ def _asked(args):
 
 def _lens_command(model, args):
     result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
-                           top=min(args.top, model.config.n_vocab), bos=_bos(args))
+                           top=min(args.top, circuits.n_tokens(model)), bos=_bos(args))
     rows, records = [], []
     for i, point in enumerate(result.points):
         p, rank, entropy = (array[i, 0, -1].item() for array in
@@ -356,8 +369,8 @@ def _lens_command(model, args):
 
 
 def _attribution_command(model, args):
-    result = circuits.attribution(model, args.text, args.answer, args.wrong, folded=args.folded,
-                                  bos=_bos(args))
+    result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=_bos(args),
+                                  constants_apart=args.constants_apart)
     values, what = result.values[:, 0], _asked(args)
     order = np.argsort(-np.abs(values), kind="stable")
     rows = [[result.labels[i], float(values[i])] for i in order[: args.top]]
@@ -385,11 +398,16 @@ def _heads_command(model, args):
     names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in _KINDS}
     scores = {**kinds, "copying": circuits.copying_scores(model)}
     columns = []
-    for values in scores.values():
-        best = np.argsort(-np.nan_to_num(values.ravel(), nan=-np.inf), kind="stable")[: args.top]
-        columns.append([f"{names[i]} {values.ravel()[i]:.3f}" for i in best])
+    for values in (array.ravel() for array in scores.values()):
+        best = np.argsort(-values, kind="stable")[: args.top]
+        columns.append([f"{names[i]} {values[i]:.3f}" if values[i] == values[i] else "-"
+                        for i in best])
+    missing = [kind.replace("_", " ") for kind in _KINDS if np.isnan(kinds[kind]).all()]
+    why = "repeats no token" if "beginning" not in missing else "is one token"
 
     def draw(path):
+        if not nodes and np.isnan(kinds[args.kind]).all():
+            raise Error(f"the text {why}: there is no {args.kind.replace('_', ' ')} score to draw")
         if not nodes:
             title = f"{args.kind.replace('_', ' ')} score"
             plot_map(kinds[args.kind], path, title, signed=False, label="attention")
@@ -403,8 +421,10 @@ def _heads_command(model, args):
     of = "the text" if args.text else "random tokens that repeat once"
     header = ["previous token", "duplicate token", "induction", "beginning", "copying (OV)"]
     data = {**scores, "entropy": result.entropy, "distance": result.distance}
-    return _Report(result, data, header, zip(*columns, strict=True),
-                   [f"attention on {of}: the highest heads of each kind"], draw)
+    notes = [f"attention on {of}: the highest heads of each kind"]
+    if missing:
+        notes.append(f"this text {why}, so that no head can show {' or '.join(missing)}")
+    return _Report(result, data, header, zip(*columns, strict=True), notes, draw)
 
 
 def _prompt_pair(model, args):

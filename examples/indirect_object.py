@@ -66,8 +66,8 @@ def main():
     beside = f"   published {DIFFERENCE:7.3f}" if published else ""
     print(f"Mean difference of logits, right minus wrong name: {difference:.3f}{beside}")
 
-    result = circuits.attribution(model, clean, answers, wrongs, folded=True)
-    show("What each head adds to that difference directly (folded layer norms)",
+    result = circuits.attribution(model, clean, answers, wrongs, constants_apart=True)
+    show("What each head adds to that difference directly (constants counted as bias)",
          result.heads(config).mean(axis=-1), ATTRIBUTION)
 
     sweep = circuits.patching(model, corrupted, clean, metric, "z")

@@ -1,9 +1,11 @@
 """The circuits toolkit by its definitions: parts sum, sweeps equal single runs, products match."""
+import inspect
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_model import TINY, random_model, random_params
+from random_model import TINY, map_params, random_model, random_params
 
 import bpe
 import circuits
@@ -26,6 +28,15 @@ def speaking():
     tokenizer = bpe.train(TEXT, 275)
     config = Config(n_vocab=tokenizer.n_vocab, n_ctx=40, n_embd=24, n_head=3, n_layer=2)
     return random_model(config, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def padded(speaking):
+    """The same model with rows after its embedding that stand for no token, and large."""
+    n = speaking.config.n_vocab
+    wte = np.concatenate([speaking.params["wte"], 9 * speaking.params["wte"][:13]])
+    config = Config(n + 13, *list(vars(speaking.config).values())[1:])
+    return Model(config, {**speaking.params, "wte": wte}, speaking.tokenizer)
 
 
 def close(a, b, tolerance=1e-5):
@@ -78,6 +89,49 @@ def test_short_names_are_those_of_the_field():
         circuits.activation_name("resid_midd", 0)
 
 
+def test_an_activation_may_be_named_short_long_or_by_a_pattern_everywhere():
+    everywhere = {f"blocks.{n}.hook_resid_mid" for n in range(3)}
+    for name in ("resid_mid", "hook_resid_mid", "blocks.*.hook_resid_mid", ["resid_mid"]):
+        assert circuits.run(MODEL, CLEAN, name).activations.keys() == everywhere
+    assert circuits.run(MODEL, CLEAN, "embed").activations.keys() == {"hook_embed"}
+    one = circuits.run(MODEL, CLEAN, "blocks.2.attn.hook_z")
+    assert one["z"] is one["blocks.2.attn.hook_z"]
+    z = circuits.run(MODEL, CLEAN, "z")
+    with pytest.raises(Error, match=r"'z' is in 3 layers: name one, as blocks.0.attn.hook_z"):
+        z["z"]
+    by_edit = circuits.run(MODEL, CLEAN, edits={"z": circuits.zero()})
+    close(by_edit.logits, circuits.run(
+        MODEL, CLEAN, edits={"blocks.*.attn.hook_z": circuits.zero()}).logits)
+    short, long, one = (circuits.patching(MODEL, CLEAN, CORRUPTED, METRIC, name).per_prompt
+                        for name in ("v", "blocks.*.attn.hook_v", "blocks.1.attn.hook_v"))
+    np.testing.assert_array_equal(short, long)
+    np.testing.assert_array_equal(one[1], short[1])
+    assert np.isnan(one[[0, 2]]).all()
+    close(circuits.decompose(MODEL, CLEAN, "blocks.1.*mid").values.sum(axis=0),
+          circuits.run(MODEL, CLEAN, "blocks.1.hook_resid_mid")["resid_mid"])
+    with pytest.raises(Error, match="'resid_mid', which is 3 activations: name one"):
+        circuits.decompose(MODEL, CLEAN, "resid_mid")
+
+
+RESULTS = [
+    lambda: circuits.prompts(MODEL, CLEAN), lambda: circuits.run(MODEL, CLEAN, "z"),
+    lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
+    lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
+    lambda: circuits.ablation(MODEL, CLEAN, METRIC), lambda: circuits.ov(MODEL, 0, 0),
+    lambda: circuits.find(MODEL, CLEAN, CORRUPTED, METRIC, 0.5),
+    lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
+    lambda: circuits.repeated_tokens(MODEL, 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", RESULTS)
+def test_results_that_hold_arrays_can_be_compared_and_kept_in_sets(make):
+    first, second = make(), make()
+    assert first == first
+    assert first != second  # who means the arrays compares them
+    assert len({first, second}) == 2
+
+
 def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
     assert circuits.run(speaking, "The cat").bos
     assert circuits.run(speaking, "The cat").tokens[0, 0] == speaking.tokenizer.end_of_text
@@ -122,12 +176,12 @@ def test_edits_may_return_an_array_change_theirs_or_be_one():
 STREAMS = [f"blocks.{n}.hook_resid_{s}" for n in range(3) for s in ("pre", "mid", "post")]
 
 
-@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("at", STREAMS)
-def test_parts_sum_to_the_stream_at_every_point(at, folded):
+def test_parts_sum_to_the_stream_at_every_point(at, apart):
     stream = circuits.run(MODEL, CLEAN, [at])[at]
     for neurons in ((), range(3)):
-        parts = circuits.decompose(MODEL, CLEAN, at, neurons=neurons, folded=folded)
+        parts = circuits.decompose(MODEL, CLEAN, at, neurons=neurons, constants_apart=apart)
         close(parts.values.sum(axis=0), stream)
 
 
@@ -154,12 +208,12 @@ def test_parts_are_what_their_labels_say():
     close(one.values[:, :, 0], circuits.decompose(MODEL, CLEAN).values[:, :, -2])
 
 
-def test_folding_moves_only_what_a_head_always_writes():
-    plain, folded = (circuits.decompose(MODEL, CLEAN, folded=f) for f in (False, True))
-    moved = plain["L1H0"] - folded["L1H0"]
+def test_constants_apart_moves_only_what_a_head_always_writes():
+    plain, apart = (circuits.decompose(MODEL, CLEAN, constants_apart=a) for a in (False, True))
+    moved = plain["L1H0"] - apart["L1H0"]
     close(moved, np.broadcast_to(moved[:1, :1], moved.shape), 1e-5)
     assert np.abs(moved).max() > 0.1
-    close(plain["MLP1"], folded["MLP1"])
+    close(plain["MLP1"], apart["MLP1"])
 
 
 # --- attribution and the lens ----------------------------------------------------------
@@ -168,9 +222,9 @@ def test_folding_moves_only_what_a_head_always_writes():
 def test_attributions_sum_to_the_logit_and_to_the_difference():
     last = circuits.run(MODEL, CLEAN).logits[:, -1]
     rows = np.arange(3)
-    for folded in (False, True):
+    for apart in (False, True):
         for neurons in ((), [0, 2]):
-            options = {"folded": folded, "neurons": neurons}
+            options = {"constants_apart": apart, "neurons": neurons}
             one = circuits.attribution(MODEL, CLEAN, ANSWERS, **options)
             close(one.values.sum(axis=0), last[rows, ANSWERS])
             two = circuits.attribution(MODEL, CLEAN, ANSWERS, WRONG, **options)
@@ -329,6 +383,13 @@ def test_patching_everything_of_the_source_gives_the_source():
     close(sweep.normalized[2, :-1], np.zeros(11), 1e-4)
 
 
+def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metric():
+    sweep = circuits.ablation(MODEL, CLEAN, METRIC)
+    close(sweep.normalized, 1 - sweep.values / sweep.base.mean())
+    nothing_left = circuits.Sweep("z", ("layer",), np.zeros((1, 3)), sweep.base, None, CLEAN, False)
+    close(nothing_left.normalized, [1.0])
+
+
 @pytest.mark.parametrize("mode", circuits.MODES)
 @pytest.mark.parametrize("what", ["z", "mlp_out"])
 def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
@@ -470,12 +531,91 @@ def test_a_low_rank_product_equals_the_matrix_it_stands_for(seed, rank, n, rank_
     close((a @ b).full(), full @ b.full(), 1e-9)
     assert (a @ b).left.shape[-1] == min(rank, rank_2)
     close((m @ a).full(), m @ full, 1e-9)
+    close(a @ m[0], full @ m[0], 1e-9)
+    close(m[0] @ a, m[0] @ full, 1e-9)
     close((a @ m).full(), full @ m, 1e-9)
     close(a.entries([0, 2], [1]), full[[0, 2]][:, [1]], 1e-9)
     u, s, vt = a.svd()
     close(u * s @ vt, full, 1e-8)
     close(s, np.linalg.svd(full, compute_uv=False)[:rank], 1e-8)
     close(a.eigenvalues().sum(), np.trace(full), 1e-8)
+
+
+def test_a_batch_of_low_rank_products_times_a_vector_is_a_batch_of_vectors():
+    left, right = RNG.standard_normal((5, 4, 2)), RNG.standard_normal((5, 2, 3))
+    stack = circuits.LowRank(left, right)
+    vector = RNG.standard_normal(4)
+    close(stack @ vector[:3], left @ right @ vector[:3])
+    close(vector @ stack, vector @ (left @ right))
+    for wrong in (lambda: stack @ vector, lambda: vector[:3] @ stack, lambda: stack @ stack):
+        with pytest.raises(Error, match="columns do not meet"):
+            wrong()
+
+
+WEIGHTS = {
+    "ov": lambda m: circuits.ov(m, 1, 1).svd()[1],
+    "norm": lambda m: circuits.qk(m, 1, 1).norm(),
+    "eigenvalues": lambda m: np.sort_complex(circuits.ov(m, 2, 0, folded=True).eigenvalues()),
+    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).svd()[1],
+    "copying": circuits.copying_scores,
+    "composition": lambda m: circuits.composition(m, "K"),
+    "singular": lambda m: circuits.singular_tokens(m, 1, 2)[0]["writes"][1],
+    "neuron": lambda m: circuits.neuron_tokens(m, 1, 5, folded=True)["reads"][1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", WEIGHTS)
+def test_weights_in_float16_give_what_the_same_numbers_give_in_float32(tool):
+    half = map_params(lambda x: x.astype(np.float16), MODEL.params)
+    single = map_params(lambda x: x.astype(np.float32), half)
+    found, expected = (WEIGHTS[tool](Model(TINY, params)) for params in (half, single))
+    assert np.asarray(found).dtype != np.float16
+    close(found, expected, 1e-6)
+
+
+def test_nothing_is_folded_unless_it_is_asked_for():
+    defaults = {name: inspect.signature(getattr(circuits, name)).parameters.get("folded")
+                for name in circuits.__all__ if callable(getattr(circuits, name))}
+    folding = {name for name, default in defaults.items() if default}
+    assert {"ov", "copying_scores", "singular_tokens", "neuron_tokens"} < folding
+    assert all(defaults[name].default is False for name in folding)
+
+
+TOKEN_LISTS = {
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-1],
+    "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
+    "full circuit": lambda m: [circuits.full_ov(m, 1, 1, folded=True).full(),
+                               circuits.full_qk(m, 1, 1, extended=True).full()],
+    "singular": lambda m: circuits.singular_tokens(m, 1, 1)[0]["writes"],
+    "neuron": lambda m: [*circuits.neuron_tokens(m, 1, 1)["reads"],
+                         *circuits.neuron_tokens(m, 1, 1)["lowers"]],
+    "measure": lambda m: [circuits.measure(m, [TEXT[:40], TEXT[:9]]).reliability],
+    "task": lambda m: [circuits.repeated_tokens(m, 15).corrupted.tokens],
+    "metric": lambda m: [circuits.log_probability(m, " the")(
+        circuits.run(m, TEXT[:40], last_only=True).logits)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", TOKEN_LISTS)
+def test_rows_that_pad_the_embedding_are_in_no_distribution_and_no_list(tool, speaking, padded):
+    for found, expected in zip(TOKEN_LISTS[tool](padded), TOKEN_LISTS[tool](speaking), strict=True):
+        close(found, expected, 1e-4)
+
+
+def test_gradients_of_a_log_probability_leave_the_padding_out(speaking, padded):
+    def gradient(model):
+        metric = circuits.log_probability(model, " the")
+        return circuits.gradients(model, TEXT[:30], metric)["blocks.0.hook_resid_pre"]
+
+    close(gradient(padded), gradient(speaking))
+
+
+def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
+    n = speaking.config.n_vocab
+    for wrong in (lambda: circuits.run(padded, [1, n]), lambda: circuits.lens(padded, [1, 2], n)):
+        with pytest.raises(Error, match=f"token {n} is outside the vocabulary of {n}"):
+            wrong()
+    assert circuits.labels_of(padded, [0, n]) == [speaking.tokenizer.decode([0]), str(n)]
 
 
 def test_head_circuits_are_what_the_forward_pass_computes():
@@ -517,7 +657,7 @@ def test_full_circuits_and_copying_scores_equal_their_products():
     close(circuits.full_ov(MODEL, 1, 0).entries([5, 6], [7]), full[[5, 6]][:, [7]], 1e-5)
     eigenvalues = np.linalg.eigvals(full.astype(float))
     score = (eigenvalues.sum() / np.abs(eigenvalues).sum()).real
-    close(circuits.copying_scores(MODEL, folded=False)[1, 0], score, 1e-3)
+    close(circuits.copying_scores(MODEL)[1, 0], score, 1e-3)
     close(circuits.full_qk(MODEL, 1, 0).full(), w_e @ circuits.qk(MODEL, 1, 0).full() @ w_e.T, 1e-5)
 
 
@@ -548,7 +688,7 @@ def test_random_weights_compose_no_more_than_the_baseline():
 
 
 def test_singular_and_neuron_directions_rank_the_whole_vocabulary():
-    found = circuits.singular_tokens(MODEL, 1, 2, n=2, top=4, folded=False)
+    found = circuits.singular_tokens(MODEL, 1, 2, n=2, top=4)
     u, s, vt = np.linalg.svd(circuits.ov(MODEL, 1, 2).full())
     assert found[0]["value"] == pytest.approx(s[0], rel=1e-4)
     reads = MODEL.params["wte"] @ u[:, 0]
@@ -556,7 +696,7 @@ def test_singular_and_neuron_directions_rank_the_whole_vocabulary():
     assert found[0]["reads"][0].tolist() == np.argsort(-sign * reads)[:4].tolist()
     writes = sign * vt[0] @ MODEL.params["wte"].T
     assert found[0]["writes"][0].tolist() == np.argsort(-writes)[:4].tolist()
-    ends = circuits.neuron_tokens(MODEL, 1, 5, top=3, folded=False)
+    ends = circuits.neuron_tokens(MODEL, 1, 5, top=3)
     logits = MODEL.params["wte"] @ MODEL.params["blocks"][1]["mlp"]["c_proj"]["w"][5]
     assert ends["raises"][0].tolist() == np.argsort(-logits)[:3].tolist()
     assert ends["lowers"][0].tolist() == np.argsort(logits)[:3].tolist()
@@ -627,6 +767,15 @@ def test_edge_attribution_is_exact_for_small_changes():
         patched[at] = True
         change = metric(circuits.patch_edges(model, base, source, patched)) - before
         np.testing.assert_allclose(scores[at], change, rtol=1e-3, atol=1e-14)
+
+
+def test_the_search_for_edges_takes_no_more_passes_than_it_says(monkeypatch):
+    passes, original = [], circuits._patch_edges
+    monkeypatch.setattr(circuits, "_patch_edges", lambda *a: passes.append(1) or original(*a))
+    found = circuits.find_edges(MODEL, CLEAN, CORRUPTED, METRIC, 0.7, checks=12, subsets=3)
+    assert found.kept
+    assert len(passes) <= np.log2(found.n_all) + 12 + 2 * 3 + 4 + len(found.kept)
+    assert circuits.edge_names(gpt2_np.SIZES["124M"])[2].sum() == 32491
 
 
 # --- measures --------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_probabilities_of_the_next_token(model):
 
 
 def test_attribution_by_point_layer_and_head(model, clean):
-    found = circuits.attribution(model, clean, ANSWERS, WRONG, folded=True)
+    found = circuits.attribution(model, clean, ANSWERS, WRONG, constants_apart=True)
     agrees(found.accumulated(model.config)[1].mean(axis=-1), "accumulated")
     agrees(found.layers(model.config)[1].mean(axis=-1), "by layer")
     agrees(found.heads(model.config).mean(axis=-1), "by head")

@@ -1,19 +1,21 @@
 """Tasks, the command line, pictures, and what bad input gets: one clear sentence."""
 import importlib.util
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from random_model import TINY, random_model
-from small_model import save_small_model
+from random_model import TINY, map_params, random_model
+from small_model import TEXT, save_small_model
 
+import backend
 import bpe
 import circuits
 import gpt2_np
-from gpt2_np import Config, Error
+from gpt2_np import Config, Error, Model
 
 MODEL = random_model()
 TOKENS = np.random.default_rng(5).integers(0, TINY.n_vocab, (2, 10))
@@ -80,6 +82,13 @@ def test_name_repetition_works_with_any_vocabulary(official):
         assert wrong not in row
 
 
+def test_names_are_made_from_tokens_where_the_embedding_is_padded(official):
+    config = Config(50304, *list(vars(official.config).values())[1:])
+    padded = Model(config, official.params, official.tokenizer)
+    np.testing.assert_array_equal(circuits.name_repetition(padded, 3).clean.tokens,
+                                  circuits.name_repetition(official, 3).clean.tokens)
+
+
 def test_a_task_knows_its_metric(official):
     task = circuits.indirect_object(official, 4)
     logits = circuits.run(official, task.clean, last_only=True).logits
@@ -128,8 +137,13 @@ def call(function, *args, **options):
         (call(circuits.attribution, TOKENS, None, 3), "wrong was given without answer"),
         (call(circuits.attribution, TOKENS, 1, position=10), "position 10 does not exist"),
         (call(circuits.lens, TOKENS, top=0), "top is 0"),
-        (call(circuits.patching, TOKENS, OTHER, METRIC, "zz"), "cannot patch 'zz': choose z"),
-        (call(circuits.patching, TOKENS, OTHER[:, :9], METRIC), "10 tokens .* source prompts 9"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, "zz"), "activation 'zz'; did you mean z"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, "post"), "cannot patch 'post': choose one"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, layers=[3]), "layer 3 does not exist"),
+        (call(circuits.run, TOKENS, ["resid_pree"]), "did you mean resid_pre, "),
+        (call(circuits.decompose, TOKENS, "blocks.0.hook_mlp_out"), "is not the residual stream"),
+        (call(circuits.patching, TOKENS, OTHER[:, :9], METRIC),
+         "10 tokens .* source prompts 9: .* reword one until both have as many"),
         (call(circuits.patching, TOKENS, np.tile(OTHER, (2, 1))[:3], METRIC),
          "3 source prompts for 2"),
         (call(circuits.patching, TOKENS, OTHER, lambda logits: 1.0), r"shape \(\) for 2"),
@@ -157,6 +171,7 @@ def call(function, *args, **options):
          "use last_only=False"),
         (call(circuits.measure, [[1, 2]], bos=True), "has <.endoftext.>"),
         (call(circuits.repeated_tokens, 4, 0), "batch is 0"),
+        (call(circuits.repeated_tokens, 4, 10**8), "batch is 100000000: .* at most 1000 prompts"),
         (call(circuits.find, TOKENS, TOKENS, METRIC), "no effect to explain"),
         (call(circuits.find_edges, TOKENS, TOKENS, METRIC), "no effect to explain"),
         (call(circuits.find_edges, TOKENS, OTHER, lambda x: x[:, -1, 0]), "no gradient"),
@@ -181,8 +196,33 @@ def test_an_answer_of_several_tokens_is_named_with_its_tokens(official):
 
 
 def test_prompts_of_unequal_length_are_told_apart(official):
-    with pytest.raises(Error, match="the prompts have 2, 3 tokens"):
+    with pytest.raises(Error, match=r"the prompts have 2, 3 tokens .* reword them, or run each"):
         circuits.run(official, ["One two", "One two three"])
+
+
+UNDEFINED = map_params(np.copy, MODEL.params)
+UNDEFINED["blocks"][1]["attn"]["c_attn"]["w"][3, -1] = np.nan  # in a value
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        call(circuits.lens, TOKENS), call(circuits.attribution, TOKENS, 1),
+        call(circuits.heads, TOKENS), call(circuits.ablation, TOKENS, METRIC),
+        call(circuits.patching, TOKENS, OTHER, METRIC), call(circuits.copying_scores),
+        call(circuits.find, TOKENS, OTHER, METRIC),
+        call(circuits.find_edges, TOKENS, OTHER, METRIC),
+    ],
+)  # fmt: skip
+def test_a_model_that_holds_nan_is_named_with_the_parameter(work):
+    with pytest.raises(Error, match=r"NaN or infinity, as the model's blocks.1.attn.c_attn.w does"):
+        work(Model(TINY, UNDEFINED))
+
+
+@pytest.mark.parametrize("work", [lambda m: m.svd(), lambda m: m.eigenvalues()])
+def test_a_matrix_that_holds_nan_is_one_clear_error(work):
+    with pytest.raises(Error, match="factors hold NaN or infinity"):
+        work(circuits.ov(Model(TINY, UNDEFINED), 1, 3))
 
 
 def test_an_activation_that_was_not_kept_is_named():
@@ -222,6 +262,59 @@ def test_every_command_prints_a_table_and_the_same_as_json(command, folder, caps
     assert result["model"] == folder
     assert result.get("bos", True) is True
     assert "table" not in result
+
+
+@pytest.mark.parametrize("command", ["lens", "heads", "neurons", "a neuron", "find"])
+def test_commands_show_no_row_that_only_pads_the_embedding(command, tmp_path, capsys):
+    folder = save_small_model(tmp_path / "padded")
+    for name in ("merges.txt", "vocab.json"):
+        (folder / name).unlink()
+    bpe.train(TEXT, 290).save(folder, names=("merges.txt", "vocab.json"))
+    argv = [*COMMANDS[command], "--model", str(folder)]
+    if command != "find":
+        argv += ["--top", "290"]
+    assert circuits.main(argv) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_text_that_repeats_no_token_is_said_to_and_has_no_scores(folder, capsys, tmp_path):
+    argv = ["heads", "The café at", "--model", folder, "--top", "3"]
+    assert circuits.main(argv) == 0
+    _, _, note, *rows = capsys.readouterr().out.splitlines()
+    assert note == "this text repeats no token, so that no head can show duplicate token or " \
+        "induction"
+    assert len(rows) == 4 and "nan" not in "".join(rows)
+    assert all(re.split("  +", row)[1:3] == ["-", "-"] for row in rows[1:])
+    path = tmp_path / "x.png"
+    assert circuits.main([*argv, "--plot", str(path)]) == 1
+    assert "repeats no token: there is no induction score to draw" in capsys.readouterr().err
+    assert not path.exists()
+    assert circuits.main(["heads", "The", "--no-bos", "--model", folder]) == 0
+    assert "is one token, so that no head can show previous token or" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_of_nan_is_one_sentence_of_every_command(command, folder, capsys, monkeypatch):
+    model = gpt2_np.load(folder, "cpu")
+    params = map_params(lambda array: array * np.float32(np.nan), model.params)
+    monkeypatch.setattr(gpt2_np, "text_model",
+                        lambda _: Model(model.config, params, model.tokenizer))
+    assert circuits.main([*COMMANDS[command], "--model", folder]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("circuits: ") and "hold NaN or infinity" in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [bpe.TokenizerError, backend.DeviceError, np.linalg.LinAlgError])
+def test_what_other_modules_raise_is_one_sentence_too(error, capsys, monkeypatch):
+    def fail(_):
+        raise error("it cannot be done")
+
+    monkeypatch.setattr(gpt2_np, "text_model", fail)
+    assert circuits.main(["heads", "--model", "x"]) == 1
+    output = capsys.readouterr()
+    assert output.err.endswith("it cannot be done\n") and output.err.count("\n") == 1
 
 
 def test_the_attribution_table_is_what_python_gives(folder, capsys):
@@ -269,6 +362,7 @@ def test_failures_are_one_sentence_and_status_1(argv, message, folder, capsys):
         (["heads", "--head", "1.1"], "give a text and --plot"),
         (["find", "--task", "names", "--edges", "--mode", "mean"], "leave --mode out"),
         (["patch", "--task", "names", "--no-bos"], "leave --no-bos out"),
+        (["find", "--task", "names", "--prompts", "100000000"], "it must be from 1 to 1000"),
     ],
 )  # fmt: skip
 def test_usage_errors_come_before_a_model_is_loaded_and_are_status_2(argv, message, capsys):
