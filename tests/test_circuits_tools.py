@@ -84,7 +84,8 @@ def test_name_repetition_works_with_any_vocabulary(official):
 
 def test_names_are_made_from_tokens_where_the_embedding_is_padded(official):
     config = Config(50304, *list(vars(official.config).values())[1:])
-    padded = Model(config, official.params, official.tokenizer)
+    wte = np.pad(official.params["wte"], ((0, 47), (0, 0)))
+    padded = Model(config, {**official.params, "wte": wte}, official.tokenizer)
     np.testing.assert_array_equal(circuits.name_repetition(padded, 3).clean.tokens,
                                   circuits.name_repetition(official, 3).clean.tokens)
 
