@@ -50,11 +50,11 @@ import numpy as np
 if __package__:
     from . import gpt2_np
     from .backend import einsum, namespace, to_host
-    from .gpt2_np import NO_TAP, Config, Error, Model
+    from .gpt2_np import NO_TAP, Config, Error, Model, vocabulary_size
 else:
     import gpt2_np
     from backend import einsum, namespace, to_host
-    from gpt2_np import NO_TAP, Config, Error, Model
+    from gpt2_np import NO_TAP, Config, Error, Model, vocabulary_size
 
 __all__ = [
     "Attention", "Attribution", "Circuit", "Estimate", "Lens", "LowRank", "Measures", "Parts",
@@ -137,14 +137,9 @@ def _end_of_text(model, needed=False):
     return end
 
 
-def n_tokens(model: Model) -> int:
-    """How many ids are tokens: an embedding may be padded with rows that stand for none."""
-    return getattr(model.tokenizer, "n_vocab", model.config.n_vocab)
-
-
 def _ids(model, tokens):
     """Ids [b, q], checked to be tokens."""
-    return gpt2_np.token_batch(tokens, replace(model.config, n_vocab=n_tokens(model)))
+    return gpt2_np.token_batch(tokens, replace(model.config, n_vocab=vocabulary_size(model)))
 
 
 def token_id(model: Model, text_or_id: Any) -> int:
@@ -174,7 +169,7 @@ def _one_each(ids, n):
 
 def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
     """What each token reads as, for tables and plots; an id where the vocabulary has no text."""
-    n = 0 if model.tokenizer is None else n_tokens(model)
+    n = 0 if model.tokenizer is None else vocabulary_size(model)
     return [model.tokenizer.decode([i]) if i < n else str(i) for i in map(int, tokens)]
 
 
@@ -668,7 +663,7 @@ def lens(
     streams.append(activation_name("resid_post", config.n_layer - 1))
     seen = run(model, given, [*streams, "ln_final.hook_scale"])
     _check_numbers("the logits", seen.logits, model)
-    n = n_tokens(model)
+    n = vocabulary_size(model)
     if not 1 <= top <= n:
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {n}")
     if answer is None:
@@ -752,7 +747,7 @@ def heads(
     """
     if text_or_tokens is None:
         config = model.config
-        length = length or min(50, (config.n_ctx - 1) // 2, (n_tokens(model) - 2) // 2)
+        length = length or min(50, (config.n_ctx - 1) // 2, (vocabulary_size(model) - 2) // 2)
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     masks = _key_masks(given.tokens)
@@ -837,7 +832,7 @@ def logit_difference(model: Model, answer: Any, wrong: Any) -> Metric:
 
 def log_probability(model: Model, answer: Any) -> Metric:
     """Metric: log-probability (nats) of `answer` at the last position, [b, q, v] -> [b]."""
-    ids, n = _answers(model, answer), n_tokens(model)
+    ids, n = _answers(model, answer), vocabulary_size(model)
 
     def metric(logits):
         last = logits[:, -1, :n]
@@ -1553,7 +1548,7 @@ def qk(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
 
 def _embedding(model, folded, extended):
     """W_E [v, d]; `extended` adds to each token what the first MLP makes of it alone."""
-    wte = _host(model.params["wte"])[: n_tokens(model)]
+    wte = _host(model.params["wte"])[: vocabulary_size(model)]
     if extended:
         wte = wte + _mlp(_host(model.params["blocks"][0]), wte[None])[0]
     return _centred(wte) if folded else wte
@@ -1561,7 +1556,7 @@ def _embedding(model, folded, extended):
 
 def _unembedding(model, folded):
     """W_U [d, v]; `folded` with the final gain, and centred over d and v."""
-    w = _host(model.params["wte"])[: n_tokens(model)].T
+    w = _host(model.params["wte"])[: vocabulary_size(model)].T
     if not folded:
         return w
     return _centred(_centred(w * _host(model.params["ln_f"]["g"])[:, None], axis=0))
@@ -2251,7 +2246,7 @@ def measure(
 
 def _measure_text(model, ids, bins):
     """Sums over one text: tokens, loss, entropy; and per bin confidence, right answers, tokens."""
-    config, params, n, scored = model.config, model.params, n_tokens(model), 0
+    config, params, n, scored = model.config, model.params, vocabulary_size(model), 0
     result = {"n": len(ids) - 1, "loss": 0.0, "entropy": 0.0, "bins": np.zeros((bins, 3))}
     ids = _ids(model, [ids])[0]
     while scored < len(ids) - 1:
@@ -2307,7 +2302,7 @@ def repeated_tokens(
     _check_count("batch", batch, MOST_PROMPTS)
     end = _end_of_text(model)
     bos = (end is not None) if bos is None else bos
-    ordinary = np.array([i for i in range(n_tokens(model)) if i != end])
+    ordinary = np.array([i for i in range(vocabulary_size(model)) if i != end])
     most = min((model.config.n_ctx - bos) // 2, (len(ordinary) - 1) // 2)
     if not 2 <= length <= most:
         raise Error(f"length is {length}: it must be from 2 to {most}, for two different halves "
@@ -2388,7 +2383,7 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
     """
     _check_count("n", n, MOST_PROMPTS)
     tokenizer = _tokenizer(model)
-    text_of = {i: tokenizer.decode([i]) for i in range(n_tokens(model))}
+    text_of = {i: tokenizer.decode([i]) for i in range(vocabulary_size(model))}
     firsts = [i for i, text in text_of.items() if re.fullmatch(r" [A-Z][a-z]{1,3}", text)]
     seconds = [i for i, text in text_of.items() if re.fullmatch(r"[a-z]{2,4}", text)]
     if len(firsts) < 2 or len(seconds) < 3:

@@ -235,12 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_sentence(args, parser):
-    """What the modules under this raise is told like our own; so is linear algebra that fails."""
-    beside = gpt2_np.checkpoint_module()
+    """Linear algebra that fails, on weights that are no numbers, is told like our own errors."""
     try:
         _run_command(args, parser)
-    except (beside.bpe.TokenizerError, beside.backend.DeviceError) as error:
-        raise Error(str(error)) from error
     except np.linalg.LinAlgError as error:
         raise Error(f"{args.model} has weights that linear algebra fails on: {error}") from error
 
@@ -351,7 +348,7 @@ def _asked(args):
 
 def _lens_command(model, args):
     result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
-                           top=min(args.top, circuits.n_tokens(model)), bos=_bos(args))
+                           top=min(args.top, gpt2_np.vocabulary_size(model)), bos=_bos(args))
     rows, records = [], []
     for i, point in enumerate(result.points):
         p, rank, entropy = (array[i, 0, -1].item() for array in

@@ -1279,7 +1279,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("gpt2_np", command_line(), argv, run)
 
 
-STANDING_BESIDE = ("TokenizerError", "DeviceError")  # see Error
+# Of modules that import nothing of the project (see Error), and of CUDA in the midst of work.
+STANDING_BESIDE = ("TokenizerError", "DeviceError", "CUDARuntimeError", "CUBLASError")
 
 
 def run_command(name, parser, argv, job) -> int:
@@ -1306,7 +1307,7 @@ def run_command(name, parser, argv, job) -> int:
         reason = f"reading or writing failed: {error}"
     except MemoryError as error:
         reason = memory_advice(error)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not (isinstance(error, Error) or type(error).__name__ in STANDING_BESIDE):
             raise  # a bug
         reason = error

@@ -603,6 +603,7 @@ def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
         (gpt2_np.Error("this failed: do that"), "this failed: do that"),
         (bpe.TokenizerError("this failed: do that"), "this failed: do that"),
         (backend.DeviceError("this failed: do that"), "this failed: do that"),
+        (type("CUDARuntimeError", (RuntimeError,), {})("cudaErrorIllegalAddress"), "cudaErrorIl"),
         (MemoryError(), "there is not enough memory: choose a smaller model"),
         (OSError(5, "Input/output error"), "reading or writing failed: [Errno 5] Input/output"),
     ],
@@ -618,12 +619,13 @@ def test_failures_are_one_sentence(run, monkeypatch, error, sentence):
     assert err.startswith(f"gpt2_np: {sentence}")
 
 
-def test_a_bug_is_not_taken_for_a_failure(run, monkeypatch):
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_a_bug_is_not_taken_for_a_failure(run, monkeypatch, kind):
     def load(*arguments):
-        raise ValueError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setattr(gpt2_np, "load", load)
-    with pytest.raises(ValueError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         run("Hello")
 
 
