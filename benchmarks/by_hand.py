@@ -127,8 +127,8 @@ def measure(size):
         times.append(turn)
     alone, hand_ms, ours = (1000 * statistics.median(turn[i] for turn in times) for i in range(3))
     hand_share, our_share = (statistics.median(turn[0] / turn[i] for turn in times) for i in (1, 2))
-    print(f"{size}: products alone {alone:.1f} ms, by hand {hand_ms:.1f} ms, {hand_share:.3f} of it "
-          f"in products, forward {ours:.1f} ms, {our_share:.3f}", flush=True)
+    print(f"{size}: products alone {alone:.1f} ms; by hand {hand_ms:.1f} ms, of which products "
+          f"{hand_share:.3f}; forward {ours:.1f} ms, of which {our_share:.3f}", flush=True)
 
 
 if __name__ == "__main__":
