@@ -706,6 +706,10 @@ def sample(
     is what numpy.random.default_rng takes, a Generator included.
     """
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if not hasattr(logits, "argmax"):
+        logits = np.asarray(logits, np.float32)
+    if logits.ndim != 1 or not logits.size:
+        raise Error(f"logits have shape {logits.shape}: give those of one position, [n_vocab]")
     return choose(logits, options, previous, generator(seed))
 
 
@@ -994,7 +998,8 @@ class Rows:
 
 def stop_tuple(stop: Any) -> tuple[str | int, ...]:
     """One stop or several, checked: strings that are not empty, and token ids."""
-    stop = (stop,) if isinstance(stop, str | int) else tuple(stop)
+    one = isinstance(stop, str) or not isinstance(stop, Iterable)
+    stop = (stop,) if one else tuple(stop)
     for item in stop:
         if item == "" or not isinstance(item, str | int | np.integer):
             raise Error(f"stop holds {item!r}: give strings that are not empty, or token ids")

@@ -150,10 +150,18 @@ def test_bad_prompts_are_an_error_at_once(arguments, message):
         generate(MODEL, *arguments)
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5]])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5], None, 1.5])
 def test_bad_stops_are_an_error_at_once(stop):
     with pytest.raises(gpt2_np.Error, match="stop holds"):
         generate(MODEL, PROMPT, 5, stop=stop)
+
+
+def test_one_stop_needs_no_list():
+    third = list(generate(MODEL, PROMPT, 3))[2]
+    for stop in (third, np.int64(third)):
+        assert list(generate(MODEL, PROMPT, 9, stop=stop)) == list(
+            generate(MODEL, PROMPT, 9, stop=[third])
+        )
 
 
 def test_stop_strings_need_a_tokenizer():

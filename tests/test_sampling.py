@@ -167,3 +167,10 @@ def test_logits_that_are_no_numbers_are_an_error(logits, temperature):
 def test_some_logits_may_be_minus_infinity():
     logits = np.array([-np.inf, 0.5, -np.inf], np.float32)
     assert {sample(logits, temperature, seed=0) for temperature in (0, 1)} == {1}
+
+
+def test_logits_may_be_a_list_and_are_those_of_one_position():
+    assert sample([1.0, 3.0, 2.0]) == 1
+    for shape in ((0,), (2, 5), ()):
+        with pytest.raises(gpt2_np.Error, match="give those of one position"):
+            sample(np.ones(shape, np.float32))
