@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import backend
+from gpt2_np import backend
 
 FORWARD = [
     "bqd,dche->bqche", "bqhe,bkhe->bhqk", "bhqk,bkhe->bqhe", "bqhe,hed->bqd", "bqhe,hed->bqhd",
@@ -46,6 +46,7 @@ def test_any_contraction_of_two_arrays_equals_numpys(specification, sizes, strid
     result = backend.einsum(specification, *pair)
     assert result.shape == expected.shape
     np.testing.assert_allclose(result, expected, rtol=1e-10, atol=1e-10)
+    assert not any(np.shares_memory(result, array) for array in pair)  # it may be written to
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_any_contraction_of_two_arrays_equals_numpys(specification, sizes, strid
         ("ab,cd->ac", [(2, 3), (4, 5)]),
     ],
 )
-def test_what_is_no_matrix_product_goes_to_numpy(specification, shapes):
+def test_a_contraction_that_is_no_matrix_product_goes_to_numpy(specification, shapes):
     arrays = [np.random.default_rng(0).standard_normal(shape) for shape in shapes]
     np.testing.assert_allclose(
         backend.einsum(specification, *arrays), np.einsum(specification, *arrays), rtol=1e-12
@@ -78,7 +79,7 @@ def test_sizes_that_disagree_are_an_error(specification, left, right):
 
 
 def test_weights_and_cache_are_multiplied_where_they_lie(monkeypatch):
-    """No operand is copied: what reaches the product shares memory with what was given."""
+    """No operand is copied: the arrays that reach the product share memory with the operands."""
     seen = []
 
     class Spy(np.ndarray):
@@ -127,8 +128,8 @@ def test_a_few_rows_are_multiplied_block_by_block(m, k, n, block, order, dtype):
 
 
 @pytest.fixture
-def taken(monkeypatch):
-    """How many rows went the way of few rows, with blocks of 100 numbers."""
+def few(monkeypatch):
+    """The numbers of rows that few_rows_product was called with, with blocks of 100 numbers."""
     rows = []
 
     def spy(left, right, product=backend.few_rows_product):
@@ -143,14 +144,14 @@ def taken(monkeypatch):
 @pytest.mark.parametrize(
     ("specification", "by_rows"), [("bqd,dm->bqm", True), ("bqd,vd->bqv", False)]
 )
-def test_a_few_rows_of_a_large_matrix_are_what_einsum_takes_apart(specification, by_rows, taken):
+def test_a_few_rows_of_a_large_matrix_are_multiplied_one_by_one(specification, by_rows, few):
     for n_rows in range(1, 20):
         for width in (5, 6):  # 20 times 5 is no large matrix
             matrix = np.ones((20, width) if by_rows else (width, 20))
             product = backend.einsum(specification, np.ones((1, n_rows, 20)), matrix)
             assert (product == 20).all() and product.shape == (1, n_rows, width)
     most = backend.FEW_ROWS if by_rows else backend.FEW_ROWS_BY_COLUMNS
-    assert taken == list(range(2, most + 1))
+    assert few == list(range(2, most + 1))
 
 
 @settings(deadline=None, max_examples=200)
