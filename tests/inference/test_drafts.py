@@ -1,4 +1,4 @@
-"""Drafts make repeating text quicker; they never change which tokens are chosen."""
+"""Drafts make text that repeats itself quicker and never change the chosen tokens."""
 import warnings
 from itertools import islice
 
@@ -9,30 +9,31 @@ from hypothesis import strategies as st
 from planted import planted_model
 from random_model import TINY, random_model
 
-import gpt2_np
-from drafts import Drafts, Repeats
 from gpt2_np import forward, generate
+from gpt2_np.inference import decoders, generation
+from gpt2_np.inference.drafts import Drafts, Repeats
 
-COPIER = planted_model()  # its induction head goes on with what repeats
+COPIER = planted_model()  # its induction head continues a repeated pattern
 PATTERN = [3, 1, 4, 15, 9, 2, 6]
 
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The number of tokens in each pass of the model."""
+    """A list that records the number of tokens in each pass of the model."""
     widths = []
-    original = gpt2_np.residual_stream
+    original = generation.transformer
 
     def spy(params, config, tokens, *rest):
         widths.append(tokens.shape[1])
         return original(params, config, tokens, *rest)
 
-    monkeypatch.setattr(gpt2_np, "residual_stream", spy)
+    monkeypatch.setattr(generation, "transformer", spy)
+    monkeypatch.setattr(decoders, "transformer", spy)
     return widths
 
 
 def assert_the_same_or_a_tie(model, prompt, tokens, expected):
-    """Greedy texts may part only where two logits are equal to within float32 rounding."""
+    """Check that greedy texts differ only from a tie of two logits within float32 rounding."""
     for i, (a, b) in enumerate(zip(tokens, expected, strict=True)):
         if a != b:
             logits = forward(model.params, model.config, [*prompt, *expected[:i]])[-1]
@@ -55,17 +56,17 @@ def assert_the_same_or_a_tie(model, prompt, tokens, expected):
     ]),
     st.randoms(use_true_random=False),
 )
-def test_no_draft_changes_a_token(prompt, n_tokens, options, random):
-    """Any drafts at all: of any length, right to any point."""
+def test_drafts_never_change_a_token(prompt, n_tokens, options, random):
+    """Drafts may have any length and be right up to any point."""
     model = random_model(seed=len(prompt))
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # some texts reach n_ctx
         plain = list(generate(model, prompt, n_tokens, draft=False, **options))
 
         def propose(drafts, room):
-            made = len(drafts.repeats.items) - len(prompt)
+            n_done = len(drafts.repeats.items) - len(prompt)
             n = random.randint(0, max(0, room))
-            guess = [*plain[made : made + n], *[0] * n][:n]
+            guess = [*plain[n_done : n_done + n], *[0] * n][:n]
             return [random.randrange(TINY.n_vocab) if random.random() < 0.1 else token
                     for token in guess]
 
@@ -93,10 +94,10 @@ def test_a_stop_within_a_draft_ends_the_text_there(passes):
     assert plain == [3, 1, 4, 15]
     del passes[:]
     assert list(generate(COPIER, prompt, 9, stop=[9])) == plain
-    assert passes == [15, 1, 6]  # the draft went on
+    assert passes == [15, 1, 6]  # the draft went past the stop
 
 
-def test_a_draft_ends_where_the_text_must(passes):
+def test_drafts_keep_to_n_tokens_and_n_ctx(passes):
     room = COPIER.config.n_ctx - 14
     for n_tokens in range(1, room + 2):
         tokens = list(generate(COPIER, PATTERN * 2, n_tokens))
@@ -108,7 +109,7 @@ def test_a_draft_ends_where_the_text_must(passes):
 # --- fewer passes ----------------------------------------------------------------------
 
 
-def test_what_repeats_takes_few_passes(passes):
+def test_repeating_text_takes_few_passes(passes):
     pattern = [3, 1, 4, 15]
     assert list(generate(COPIER, pattern * 4, 8)) == pattern * 2
     assert len(passes) <= 4
@@ -117,18 +118,18 @@ def test_what_repeats_takes_few_passes(passes):
     assert passes == [16] + [1] * 7
 
 
-def lookup(drafts, text, n_prompt):
-    """What generating this text costs, in passes of one token, as the drafts propose."""
+def cost_of(drafts, text, n_prompt):
+    """Return the cost of generating this text with drafts, in passes of one token."""
     drafts.push(text[n_prompt])  # the prompt's own pass gives the first token
-    cost, made = 1.0, n_prompt + 1
-    while made < len(text):
-        draft = drafts.propose(len(text) - made - 1)
-        drafts.took(1 + drafts.measured(len(draft)))
+    cost, n_done = 1.0, n_prompt + 1
+    while n_done < len(text):
+        draft = drafts.propose(len(text) - n_done - 1)
+        drafts.learn_time(1 + drafts.expected_cost(len(draft)))
         cost += drafts.cost(len(draft))
         for token in [*draft, None]:
-            chosen = text[made]
+            chosen = text[n_done]
             drafts.push(chosen)
-            made += 1
+            n_done += 1
             if chosen != token:
                 break
     return cost
@@ -137,64 +138,64 @@ def lookup(drafts, text, n_prompt):
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 2**32))
 def test_drafts_never_cost_much(n_kinds, n_before_a_change, seed):
-    """Text that seems to repeat itself and breaks off, as often as it likes."""
+    """The text starts to repeat itself and breaks off, again and again."""
     rng = np.random.default_rng(seed)
     text = rng.integers(0, n_kinds, 16).tolist()
     while len(text) < 400:
         start = rng.integers(0, len(text) - 8)
         text += text[start : start + rng.integers(1, n_before_a_change)]
         text.append(int(rng.integers(0, n_kinds)))
-    assert lookup(Drafts(text[:10]), text, 10) <= 1.02 * (len(text) - 10) + 2
+    assert cost_of(Drafts(text[:10]), text, 10) <= 1.02 * (len(text) - 10) + 2
 
 
-def test_text_that_repeats_is_drafted_in_long_passes():
+def test_repeating_text_is_drafted_in_long_passes():
     text = PATTERN * 40
-    assert lookup(Drafts(text[:14]), text, 14) < len(text) / 4
+    assert cost_of(Drafts(text[:14]), text, 14) < len(text) / 4
 
 
-def test_the_time_of_passes_decides_how_wide_they_are():
+def test_the_measured_time_of_passes_decides_their_width():
     text = PATTERN * 20
 
-    def widths(seconds_of):
-        drafts, seen, made = Drafts(text[:21]), [], 22
+    def draft_lengths(seconds_of):
+        drafts, lengths, n_done = Drafts(text[:21]), [], 22
         drafts.push(text[21])
-        while made < len(text):
-            draft = drafts.propose(len(text) - made - 1)
-            drafts.took(seconds_of(len(draft)))
-            seen.append(len(draft))
-            for token in text[made : made + len(draft) + 1]:
+        while n_done < len(text):
+            draft = drafts.propose(len(text) - n_done - 1)
+            drafts.learn_time(seconds_of(len(draft)))
+            lengths.append(len(draft))
+            for token in text[n_done : n_done + len(draft) + 1]:
                 drafts.push(token)
-            made += len(draft) + 1
-        return seen
+            n_done += len(draft) + 1
+        return lengths
 
-    free, dear = widths(lambda n: 1.0), widths(lambda n: 1.0 + 3.0 * n)
-    assert len(free) < len(dear)
-    assert sum(dear[len(dear) // 2 :]) == 0  # it has stopped
+    cheap, costly = draft_lengths(lambda n: 1.0), draft_lengths(lambda n: 1.0 + 3.0 * n)
+    assert len(cheap) < len(costly)
+    assert sum(costly[len(costly) // 2 :]) == 0  # drafting has stopped
 
 
 # --- repeats ---------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(0, 2), max_size=40))
-def test_the_longest_suffix_that_occurs_earlier_is_found(items):
+def test_the_longest_suffix_that_occurred_before_is_found(items):
     repeats = Repeats(items)
     length, end = repeats.match()
     n = len(items)
-    found = [
+    lengths = [
         size for size in range(n)
         if size and any(items[i : i + size] == items[n - size :] for i in range(n - size))
     ]  # fmt: skip
-    assert length == max(found, default=0)
+    assert length == max(lengths, default=0)
     if length:
         first = next(i for i in range(n) if items[i : i + length] == items[n - length :])
         assert end == first + length
         continued = list(items)
         for _ in range(10):
             continued.append(continued[len(continued) - (n - end)])
-        ahead = list(islice(repeats.ahead(), 10))
+        ahead = list(islice(repeats.continuation(), 10))
         assert [item for item, _ in ahead] == continued[n:]
         followers = {items[i + length] for i in range(n - length)
                      if items[i : i + length] == items[n - length :]}
         assert ahead[0][1] == (len(followers) == 1)
     else:
-        assert list(repeats.ahead()) == []
+        assert list(repeats.continuation()) == []

@@ -1,3 +1,4 @@
+"""Generation beside the reference: one text, batches, and text with stop strings."""
 import dataclasses
 import warnings
 
@@ -7,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import TINY, random_model
 
-import bpe
 import gpt2_np
-from gpt2_np import complete, forward, generate, generate_batch, stream
+from gpt2_np import bpe, complete, forward, generate, generate_batch, stream
+from gpt2_np import gpt2_np as reference
+from gpt2_np.inference import generation, text_stream
 
 MODEL = random_model()
 PROMPT = [3, 1, 4, 1, 5]
@@ -22,7 +24,7 @@ def greedy_without_cache(model, prompt, n_tokens):
     return tokens[len(prompt) :]
 
 
-def ended_by(generator):
+def return_value(generator):
     while True:
         try:
             next(generator)
@@ -45,6 +47,29 @@ def test_greedy_generation_equals_the_argmax_of_forward():
     assert list(generate(MODEL, PROMPT, 12)) == greedy_without_cache(MODEL, PROMPT, 12)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=TINY.n_ctx),
+    st.integers(0, 30),
+    st.sampled_from([
+        {},
+        {"stop": [3, 17, 40]},
+        {"temperature": 1.0, "top_p": 0.9, "seed": 7},
+        {"temperature": 0.7, "top_k": 5, "min_p": 0.05, "repetition_penalty": 1.3, "seed": 2},
+    ]),
+)
+def test_generation_gives_the_tokens_of_the_reference(prompt, n_tokens, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some texts reach n_ctx
+        tokens = list(generate(MODEL, prompt, n_tokens, **options))
+    assert tokens == list(reference.generate(MODEL, prompt, n_tokens, **options))
+
+
+def test_with_a_tap_generation_gives_the_tokens_of_the_reference():
+    changed = list(reference.generate(MODEL, PROMPT, 10, tap=without_head_2))
+    assert changed == list(generate(MODEL, PROMPT, 10, tap=without_head_2))
+
+
 def test_tokens_come_one_by_one():
     passes = []
 
@@ -55,7 +80,7 @@ def test_tokens_come_one_by_one():
 
     model = gpt2_np.Model(TINY, Counting(MODEL.params))
     stream_of_tokens = generate(model, PROMPT, 10)
-    del passes[:]  # the shapes were looked at
+    del passes[:]  # generate has checked the shapes
     next(stream_of_tokens)
     assert passes.count("blocks") == 1
 
@@ -68,7 +93,7 @@ def without_head_2(name, array):
     return None
 
 
-def test_a_tap_changes_what_is_generated():
+def test_a_tap_changes_the_generated_tokens():
     tokens = list(PROMPT)
     for _ in range(10):
         logits = forward(MODEL.params, TINY, tokens, tap=without_head_2)
@@ -85,15 +110,15 @@ def test_a_tap_sees_the_prompt_and_then_every_token_once():
         if name == "hook_embed":
             shapes.append(array.shape)
 
-    list(generate(MODEL, [7, 8] * 6, 5, tap=tap))  # a text that drafts could be made of
+    list(generate(MODEL, [7, 8] * 6, 5, tap=tap))  # this text would be drafted without the tap
     assert shapes == [(1, 12, TINY.n_embd)] + [(1, 1, TINY.n_embd)] * 4
 
 
-def test_the_return_value_says_why_it_ended():
-    assert ended_by(generate(MODEL, PROMPT, 3)) == "length"
-    assert ended_by(generate(MODEL, PROMPT, 0)) == "length"
+def test_the_return_value_is_the_reason_for_ending():
+    assert return_value(generate(MODEL, PROMPT, 3)) == "length"
+    assert return_value(generate(MODEL, PROMPT, 0)) == "length"
     third = list(generate(MODEL, PROMPT, 3))[2]
-    assert ended_by(generate(MODEL, PROMPT, 9, stop=[third])) == "stop"
+    assert return_value(generate(MODEL, PROMPT, 9, stop=[third])) == "stop"
 
 
 def test_generation_stops_at_n_ctx_with_a_warning():
@@ -107,7 +132,7 @@ def test_generation_stops_at_n_ctx_with_a_warning():
         assert list(generate(MODEL, PROMPT, room + 1)) == tokens
 
 
-def test_a_prompt_of_n_ctx_tokens_gives_one_token_more():
+def test_a_prompt_of_n_ctx_tokens_gives_one_more_token():
     prompt = [1] * TINY.n_ctx
     assert list(generate(MODEL, prompt, 1)) == greedy_without_cache(MODEL, prompt, 1)
 
@@ -145,13 +170,13 @@ def test_each_token_is_drawn_from_the_restricted_distribution():
         (([1], 2.5), "n_tokens is 2.5"),
     ],
 )
-def test_bad_prompts_are_an_error_at_once(arguments, message):
+def test_bad_prompts_are_rejected_at_once(arguments, message):
     with pytest.raises(gpt2_np.Error, match=message):
         generate(MODEL, *arguments)
 
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5], None, 1.5])
-def test_bad_stops_are_an_error_at_once(stop):
+def test_bad_stops_are_rejected_at_once(stop):
     with pytest.raises(gpt2_np.Error, match="stop holds"):
         generate(MODEL, PROMPT, 5, stop=stop)
 
@@ -182,7 +207,7 @@ def test_stop_strings_need_a_tokenizer():
     st.integers(0, 30),
     st.sampled_from([{}, {"temperature": 1.0, "top_p": 0.9, "seed": 7}, {"stop": [3, 17, 40]}]),
 )
-def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(prompts, n_tokens, options):
+def test_each_row_of_a_batch_equals_its_prompt_alone(prompts, n_tokens, options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = generate_batch(MODEL, prompts, n_tokens, **options)
@@ -199,36 +224,36 @@ def test_each_row_of_a_batch_is_what_its_prompt_gives_alone(prompts, n_tokens, o
     st.lists(st.lists(st.integers(0, 3), max_size=7), min_size=2, max_size=5),
     st.booleans(),
 )
-def test_a_shared_beginning_changes_no_row(beginning, endings, shared):
-    prompts = [beginning + ending for ending in endings]
+def test_a_shared_prefix_changes_no_row(prefix, endings, shared):
+    prompts = [prefix + ending for ending in endings]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt2_np, "LEAST_SHARED", 0 if shared else 10**6)
+        patch.setattr(generation, "LEAST_SHARED", 0 if shared else 10**6)
         rows = generate_batch(MODEL, prompts, 5)
     assert rows == [list(generate(MODEL, prompt, 5)) for prompt in prompts]
 
 
-def test_what_all_prompts_begin_with_is_computed_once(monkeypatch):
+def test_a_prefix_that_all_prompts_share_is_computed_once(monkeypatch):
     shapes = []
-    original = gpt2_np.residual_stream
+    original = generation.transformer
 
     def spy(params, config, tokens, *rest):
         shapes.append(tokens.shape)
         return original(params, config, tokens, *rest)
 
-    monkeypatch.setattr(gpt2_np, "residual_stream", spy)
-    monkeypatch.setattr(gpt2_np, "LEAST_SHARED", 30)
-    beginning = list(range(20))
-    generate_batch(MODEL, [[*beginning, 1, 2], [*beginning, 3], [*beginning, 4, 5]], 1)
+    monkeypatch.setattr(generation, "transformer", spy)
+    monkeypatch.setattr(generation, "LEAST_SHARED", 30)
+    prefix = list(range(20))
+    generate_batch(MODEL, [[*prefix, 1, 2], [*prefix, 3], [*prefix, 4, 5]], 1)
     assert shapes == [(1, 20), (3, 2)]
     del shapes[:]
-    generate_batch(MODEL, [beginning] * 3, 1)
+    generate_batch(MODEL, [prefix] * 3, 1)
     assert shapes == [(1, 19), (3, 1)]
     del shapes[:]
-    generate_batch(MODEL, [[1, 2, 3], [1, 5], [7]], 1)  # too little is shared: one packed row
+    generate_batch(MODEL, [[1, 2, 3], [1, 5], [7]], 1)  # the prefix is too short: one packed row
     assert shapes == [(1, 6)]
 
 
-def test_row_0_draws_as_the_seed_alone_does():
+def test_row_0_draws_as_generate_does_with_that_seed():
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=21)
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=21))
 
@@ -244,14 +269,14 @@ def test_a_generator_seeds_every_row():
 
 
 @pytest.mark.parametrize("n_tokens", [2**63 - 1, 10**23, 1e300])
-def test_more_tokens_than_any_text_has_are_what_fits(n_tokens):
+def test_a_huge_n_tokens_gives_as_many_as_fit(n_tokens):
     with pytest.warns(UserWarning, match="n_ctx = 24"):
         tokens = list(generate(MODEL, PROMPT, n_tokens))
     with pytest.warns(UserWarning, match="n_ctx = 24"):
         assert list(generate(MODEL, PROMPT, 100)) == tokens
 
 
-def test_row_0_draws_as_any_seed_does():
+def test_a_seed_may_be_any_large_integer():
     seed = 2**200 + 1
     [row] = generate_batch(MODEL, [PROMPT], 10, temperature=1.0, seed=seed)
     assert row == list(generate(MODEL, PROMPT, 10, temperature=1.0, seed=seed))
@@ -292,17 +317,16 @@ def test_streamed_pieces_join_to_the_decoded_tokens(text_model):
         assert complete(text_model, "the 猫", **options) == "".join(pieces)
 
 
-def test_a_character_is_never_given_half(text_model):
-    """Every piece but the last is whole characters; U+FFFD stands only for bytes that are none."""
+def test_a_piece_never_ends_within_a_character(text_model):
+    """U+FFFD would stand for half a character."""
     tokenizer, cats = text_model.tokenizer, "🐈" * 3
     tokens = iter(tokenizer.encode(cats))
-    pieces = []
 
     def chosen():
         yield from tokens
         return "length"
 
-    pieces = list(gpt2_np.text_pieces(chosen(), tokenizer.decoder(), []))
+    pieces = list(text_stream.text_pieces(chosen(), tokenizer.decoder(), []))
     assert "".join(pieces) == cats
     assert "\ufffd" not in "".join(pieces)
 
@@ -312,7 +336,7 @@ def test_a_character_is_never_given_half(text_model):
     st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=12),
     st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
 )
-def test_text_ends_before_the_first_stop_string_however_it_arrives(parts, stops):
+def test_text_ends_before_the_first_stop_string_however_it_is_split(parts, stops):
     class Decoder:
         push = staticmethod(lambda part: part)
         flush = staticmethod(lambda: "")
@@ -322,23 +346,21 @@ def test_text_ends_before_the_first_stop_string_however_it_arrives(parts, stops)
         return "length"
 
     text = "".join(parts)
-    given_text, reason = "", None
-    pieces = gpt2_np.text_pieces(chosen(), Decoder, stops)
-    consumed = 0
+    streamed, reason = "", None
+    pieces = text_stream.text_pieces(chosen(), Decoder, stops)
     while reason is None:
         try:
-            given_text += next(pieces)
-            consumed += 1
+            streamed += next(pieces)
         except StopIteration as end:
             reason = end.value
     ends = [text.index(s) for s in stops if s in text]
     if ends:
         assert reason == "stop"
-        # A stop that completes earlier wins over one that begins earlier but is not whole yet.
-        assert any(text[len(given_text) :].startswith(s) for s in stops)
-        assert not any(s in given_text for s in stops)
+        # A stop that is complete wins over one that begins earlier but is not complete yet.
+        assert any(text[len(streamed) :].startswith(s) for s in stops)
+        assert not any(s in streamed for s in stops)
     else:
-        assert (given_text, reason) == (text, "length")
+        assert (streamed, reason) == (text, "length")
 
 
 def test_generation_ends_with_the_token_that_completes_a_stop_string(text_model):
@@ -372,7 +394,7 @@ def test_a_special_token_in_a_text_prompt_is_ordinary_text(text_model):
     assert Spy.end_of_text not in seen[0]
 
 
-def test_the_warning_names_the_caller_s_line(text_model):
+def test_the_warning_points_at_the_line_of_the_caller(text_model):
     for call in (
         lambda: complete(text_model, "the cat", 100),
         lambda: list(generate(text_model, [1, 2], 100)),
@@ -383,7 +405,7 @@ def test_the_warning_names_the_caller_s_line(text_model):
         assert {warning.filename for warning in warned} == {__file__}
 
 
-def test_ids_that_only_pad_the_vocabulary_are_never_drawn(text_model):
+def test_padding_ids_are_never_drawn(text_model):
     tokenizer, config = text_model.tokenizer, text_model.config
     padded = dataclasses.replace(config, n_vocab=config.n_vocab + 400)
     model = random_model(padded, scale=0.5, tokenizer=tokenizer)
@@ -398,7 +420,7 @@ def test_text_needs_a_tokenizer():
         complete(MODEL, "hello")
 
 
-def test_nothing_is_printed_by_the_library(text_model, capfd):
+def test_the_library_prints_nothing(text_model, capfd):
     complete(text_model, "the cat", 5, temperature=1.0)
     gpt2_np.score(text_model, [1, 2, 3])
     assert capfd.readouterr() == ("", "")
