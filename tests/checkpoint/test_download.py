@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -15,9 +16,10 @@ import pytest
 from make_checkpoints import SMALL, assert_same_params, write_hugging_face, write_tensorflow
 from server import Server
 
-import checkpoint
 import gpt2_np
-from checkpoint import CheckpointError, DownloadError
+from gpt2_np import checkpoint
+from gpt2_np.checkpoint import CheckpointError, DownloadError, cache, official, transfer
+from gpt2_np.gpt2_np import map_leaves
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 LARGER = gpt2_np.Config(n_vocab=1500, n_ctx=64, n_embd=128, n_head=2, n_layer=2)  # 2.4 MB
@@ -31,7 +33,7 @@ def environment(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(checkpoint, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
 
 
 @pytest.fixture
@@ -55,8 +57,8 @@ def larger(server):
 
 
 @pytest.fixture
-def official(server, monkeypatch):
-    """Small files in the place of the official 124M: the server is the mirror of both sources."""
+def mirror(server, monkeypatch):
+    """Replace the official 124M by small files, and make the server the mirror of both sources."""
     tensorflow, hub = server.folder / "124M", server.folder / "openai-community/gpt2/resolve/main"
     params = write_tensorflow(tensorflow)
     write_hugging_face(hub)
@@ -65,20 +67,17 @@ def official(server, monkeypatch):
         contents = {name: (folder / name).read_bytes() for name in names}
         return {name: (len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()}
 
-    tokenizer = pin(tensorflow, ("vocab.bpe", "encoder.json"))
     monkeypatch.setitem(gpt2_np.SIZES, "124M", SMALL)
-    monkeypatch.setitem(checkpoint.OPENAI, "124M", pin(tensorflow, ("hparams.json", INDEX, DATA)))
-    pinned = pin(hub, ("config.json", "model.safetensors"))
-    monkeypatch.setitem(checkpoint.HUB, "124M", ("gpt2", "main", pinned))
-    monkeypatch.setattr(checkpoint, "MERGES", tokenizer["vocab.bpe"])
-    monkeypatch.setattr(checkpoint, "VOCAB", tokenizer["encoder.json"])
+    monkeypatch.setitem(official.OPENAI, "124M", pin(tensorflow, official.OPENAI["124M"]))
+    repository, _, names = official.HUB["124M"]
+    monkeypatch.setitem(official.HUB, "124M", (repository, "main", pin(hub, names)))
     monkeypatch.setenv("GPT2_NP_URL", server.url + "/")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     return params
 
 
 def cached(ending):
-    """The files in the cache whose names end so."""
+    """Return the files in the cache with that ending."""
     return sorted(checkpoint.cache_folder().rglob("*" + ending))
 
 
@@ -105,7 +104,7 @@ def test_a_url_is_downloaded_once_and_then_needs_no_network(server, bundle):
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("tokenizer", [True, False])
-def test_hugging_faces_layout_is_found_out(server, shards, tokenizer):
+def test_hugging_faces_layout_is_recognised(server, shards, tokenizer):
     params = write_hugging_face(server.folder, shards=shards, tokenizer=tokenizer)
     model = checkpoint.load(server.url)
     assert_same_params(model.params, params)
@@ -116,7 +115,7 @@ def test_hugging_faces_layout_is_found_out(server, shards, tokenizer):
     assert server.log == []
 
 
-def test_a_tokenizer_json_is_fetched_where_there_are_no_merges(server):
+def test_a_tokenizer_json_is_fetched_if_there_are_no_merges(server):
     write_hugging_face(server.folder)
     lines = (server.folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     ids = json.loads((server.folder / "vocab.json").read_text(encoding="utf-8"))
@@ -139,7 +138,7 @@ def test_two_urls_do_not_share_a_folder(server):
 
 
 @pytest.mark.parametrize("soft", [True, False])
-def test_a_folder_that_is_not_there_is_not_taken_for_one(server, soft):
+def test_a_missing_folder_is_not_taken_for_a_checkpoint(server, soft):
     server.soft_404 = soft
     with pytest.raises(DownloadError, match=r"hparams\.json answered .*config\.json answered"):
         checkpoint.load(server.url + "/nothing")
@@ -147,7 +146,7 @@ def test_a_folder_that_is_not_there_is_not_taken_for_one(server, soft):
 
 
 @pytest.mark.parametrize("kind", ["text/html", "text/plain", None])
-def test_a_page_in_the_place_of_a_file_is_never_kept(server, bundle, kind):
+def test_a_web_page_in_place_of_a_file_is_never_kept(server, bundle, kind):
     server.headers = {"Content-Type": kind}
     for name in ("hparams.json", INDEX, DATA):
         page = b"<html>Please log in</html>" * 300
@@ -162,13 +161,13 @@ def test_without_an_announced_length_small_files_are_read_and_large_ones_refused
     checkpoint.load(larger)  # the index says how long the data are
     content = b'{"model_type": "gpt2"}' + b" " * 5 * 2**20
     server.instead = {"/x/config.json": content}
-    with pytest.raises(DownloadError, match="goes on after 4194304 bytes"):
+    with pytest.raises(DownloadError, match="sends more than 4194304 bytes"):
         checkpoint.load(server.url + "/x")
 
 
 @pytest.mark.parametrize("length", ["9" * 5000, "-1", "many", "1e9"])
-def test_a_length_that_is_no_number_is_none(server, bundle, length, monkeypatch):
-    monkeypatch.setattr(checkpoint, "TIMEOUT", (1, 0.05))
+def test_a_length_that_is_not_a_number_is_ignored(server, bundle, length, monkeypatch):
+    monkeypatch.setattr(transfer, "TIMEOUT", (1, 0.05))
     server.headers = {"Content-Length": length}
     with contextlib.suppress(DownloadError, CheckpointError):
         checkpoint.load(bundle[0])
@@ -183,13 +182,13 @@ def test_a_small_file_that_announces_to_be_huge_is_not_fetched(server, bundle):
 @pytest.mark.parametrize(
     "url", ["http://h/a?b=c", "https://h/a#b", "http://me:secret@h/a", "ftp://h/a", "a", "124m"]
 )
-def test_download_refuses_what_is_no_plain_url_or_size(url):
+def test_download_refuses_a_name_that_is_neither_a_size_nor_a_plain_url(url):
     with pytest.raises(DownloadError, match="expected 124M, 355M, 774M, 1558M or the http"):
         checkpoint.download(url)
 
 
 @pytest.mark.parametrize("url", ["http://", "https:///x", "http://[", "http://a b/", "http://é..x/"])
-def test_a_url_without_a_sound_host_is_one_sentence(url):
+def test_a_url_without_a_valid_host_is_one_sentence(url):
     with pytest.raises(DownloadError, match="cannot be"):
         checkpoint.download(url, progress=False)
 
@@ -203,7 +202,7 @@ def test_a_cut_connection_is_resumed_where_it_was_cut(server, larger):
     asked = [(asked, status) for path, asked, status in server.log if path.endswith(DATA)]
     assert asked[0] == (None, 200)
     assert {status for _, status in asked[1:]} == {206}
-    assert len(asked) > checkpoint.ATTEMPTS  # these count only where nothing new has come
+    assert len(asked) > transfer.ATTEMPTS  # attempts count only if nothing new has come
     starts = [int(one.removeprefix("bytes=").removesuffix("-")) for one, _ in asked[1:]]
     assert starts == sorted(set(starts)) and starts[0] > 0
     assert cached(".part") == cached(".tag") == []
@@ -240,7 +239,7 @@ def test_a_file_that_changed_meanwhile_starts_from_zero(server, larger):
 
 
 def stop_after(server, url, bytes_of_data):
-    """Download until so much is there, then let the server fail."""
+    """Download that many bytes of the data, then let the server fail."""
     server.cut = bytes_of_data
     server.first = []
     original = server.send
@@ -316,11 +315,11 @@ def test_a_whole_part_is_not_fetched_again(server, larger):
 
 
 def run_download(url, **options):
-    """Another process that downloads."""
-    code = "import checkpoint, sys; print(checkpoint.download(sys.argv[1]))"
+    """Start another process that downloads."""
+    code = "import sys, gpt2_np.checkpoint as c; print(c.download(sys.argv[1]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, url],
-        cwd=pathlib.Path(checkpoint.__file__).parent,
+        cwd=pathlib.Path(gpt2_np.__file__).parent,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
@@ -373,6 +372,26 @@ def test_two_threads_at_once_both_succeed_and_fetch_once(server, larger):
     assert server.paths().count(f"/larger/{DATA}") == 1
 
 
+def test_a_process_that_waited_for_a_removed_lock_takes_a_new_one(tmp_path, monkeypatch):
+    """A download that brings nothing removes its folder, while another may wait for it."""
+    source = transfer.Source("http://nowhere", tmp_path / "cache" / "a", False, {}, None)
+    waiting, held = threading.Event(), []
+
+    def download():
+        with cache.locked(source.folder, source.note):
+            held.append(os.listdir(source.folder))
+            (source.folder / "file").touch()
+
+    monkeypatch.setattr(cache.time, "sleep", lambda seconds: waiting.set())
+    other = threading.Thread(target=download)
+    with cache.locked(source.folder, source.note):
+        other.start()
+        assert waiting.wait(60)
+    other.join(60)
+    assert held == [[".lock"]]
+    assert sorted(os.listdir(source.folder)) == [".lock", "file"]
+
+
 # --- retries ---------------------------------------------------------------------------------
 
 
@@ -387,7 +406,7 @@ def test_failures_that_do_not_pass_end_in_one_sentence(server, bundle):
     server.first = [500] * 100
     with pytest.raises(DownloadError, match=r"answered 500 .*without a network, run the embedded"):
         checkpoint.load(bundle[0])
-    assert len(server.log) == checkpoint.ATTEMPTS
+    assert len(server.log) == transfer.ATTEMPTS
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
@@ -398,10 +417,10 @@ def test_refusals_are_not_tried_again(server, bundle, status):
     assert len(server.log) == 2
 
 
-def test_waits_double_and_respect_what_the_server_asks_for(server, bundle, monkeypatch):
+def test_waits_double_and_respect_retry_after(server, bundle, monkeypatch):
     waits = []
     monkeypatch.setattr(time, "sleep", lambda seconds: waits.append(seconds))
-    monkeypatch.setattr(checkpoint, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 1.0)
     server.first = [500] * 4
     checkpoint.download(bundle[0], progress=False)
     assert [wait for wait in waits if wait >= 1] == [1, 2, 4, 8]
@@ -414,16 +433,16 @@ def test_waits_double_and_respect_what_the_server_asks_for(server, bundle, monke
     waits.clear()
     server.first, server.headers = [429], {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}
     checkpoint.download(bundle[0], progress=False)
-    assert max(waits) == checkpoint.LONGEST_WAIT
+    assert max(waits) == transfer.LONGEST_WAIT
 
 
 @pytest.mark.parametrize("value", ["soon", "", "-5", "Wed, 21 Oct 2015 07:28:00 GMT", "1e9", "²"])
-def test_a_meaningless_wait_is_none(value):
-    assert checkpoint.asked_wait({"Retry-After": value}) <= 0
+def test_a_meaningless_wait_is_ignored(value):
+    assert transfer.retry_after({"Retry-After": value}) <= 0
 
 
 def test_a_server_that_stalls_is_given_up(server, bundle, monkeypatch):
-    monkeypatch.setattr(checkpoint, "TIMEOUT", (1, 0.05))
+    monkeypatch.setattr(transfer, "TIMEOUT", (1, 0.05))
     server.slow = 0.5
     with pytest.raises(DownloadError, match=r"broke off after|timed out"):
         checkpoint.load(bundle[0])
@@ -444,7 +463,7 @@ def test_without_a_network_the_error_names_the_ways_out():
 def test_a_flipped_byte_on_the_server_is_found_and_the_data_not_kept(server, bundle):
     url, params = bundle
     damage(server.folder / "models/124M" / DATA)
-    with pytest.raises(CheckpointError, match=rf"{DATA}: tensor 'model/wte' has CRC-32C .*anew"):
+    with pytest.raises(CheckpointError, match=rf"{DATA}: tensor 'model/wte' has CRC-32C .*again"):
         checkpoint.load(url)
     damage(server.folder / "models/124M" / DATA)
     server.log.clear()
@@ -460,14 +479,14 @@ def test_a_flipped_byte_in_the_cache_is_found(server, bundle):
     assert_same_params(checkpoint.load(bundle[0]).params, bundle[1])
 
 
-def test_what_the_server_did_not_have_is_not_asked_for_again(server, larger, monkeypatch):
+def test_files_that_the_server_did_not_have_are_not_requested_again(server, larger, monkeypatch):
     checkpoint.load(larger)  # has no tokenizer
     os.utime(cached(DATA)[0])
     monkeypatch.setenv("GPT2_NP_OFFLINE", "1")
     assert checkpoint.load(larger).tokenizer is None
 
 
-def test_download_verifies_again_what_load_takes_for_verified(server, bundle):
+def test_download_verifies_again_files_that_load_takes_for_verified(server, bundle):
     folder = checkpoint.download(bundle[0])
     status = (folder / DATA).stat()
     damage(folder / DATA)
@@ -522,9 +541,9 @@ def test_shards_with_hostile_names_are_not_fetched(server):
 # --- the official sizes ----------------------------------------------------------------------
 
 
-def test_an_official_size_comes_from_openai_first(server, official):
+def test_an_official_size_comes_from_openai_first(server, mirror):
     model = checkpoint.load("124M")
-    assert_same_params(model.params, official)
+    assert_same_params(model.params, mirror)
     assert model.tokenizer is not None
     assert {path.split("/")[1] for path in server.paths()} == {"124M"}
     server.log.clear()
@@ -532,13 +551,13 @@ def test_an_official_size_comes_from_openai_first(server, official):
     assert server.log == []
 
 
-def test_hugging_face_is_the_second_source(server, official, capsys, monkeypatch):
+def test_hugging_face_is_the_second_source(server, mirror, capsys, monkeypatch):
     shutil.rmtree(server.folder / "124M")
-    assert_same_params(checkpoint.load("124M").params, official)
+    assert_same_params(checkpoint.load("124M").params, mirror)
     assert "answered 404 Not Found; trying the next source" in capsys.readouterr().err
     shutil.rmtree(checkpoint.cache_folder())
     monkeypatch.setenv("GPT2_NP_URL", NOWHERE)
-    assert_same_params(checkpoint.load("124M").params, official)
+    assert_same_params(checkpoint.load("124M").params, mirror)
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     server.log.clear()
     checkpoint.load("124M")  # from the cache, whichever source filled it
@@ -547,7 +566,7 @@ def test_hugging_face_is_the_second_source(server, official, capsys, monkeypatch
     assert server.log == [] and "cannot be reached" not in capsys.readouterr().err
 
 
-def test_both_sources_failing_gives_both_reasons_in_one_sentence(server, official, monkeypatch):
+def test_both_sources_failing_gives_both_reasons_in_one_sentence(server, mirror, monkeypatch):
     shutil.rmtree(server.folder / "124M")
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     with pytest.raises(DownloadError) as caught:
@@ -559,20 +578,19 @@ def test_both_sources_failing_gives_both_reasons_in_one_sentence(server, officia
 
 
 @pytest.mark.parametrize("name", ["hparams.json", "vocab.bpe", "encoder.json", INDEX, DATA])
-def test_a_mirror_with_other_bytes_is_refused_by_hash(server, official, name):
+def test_a_mirror_with_other_bytes_is_refused_by_hash(server, mirror, name):
     damage(server.folder / "124M" / name, at=-3)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load("124M")
     message = str(caught.value)
-    right = (checkpoint.OPENAI["124M"] | {"vocab.bpe": checkpoint.MERGES,
-                                         "encoder.json": checkpoint.VOCAB})[name][1]  # fmt: skip
+    right = official.OPENAI["124M"][name][1]
     wrong = hashlib.sha256((server.folder / "124M" / name).read_bytes()).hexdigest()
     assert name in message and f"SHA-256 {wrong}, expected {right}" in message
     assert not any("openai-community" in path for path in server.paths())
     assert cached(name) == cached(name + ".part") == []
 
 
-def test_a_mirror_with_another_length_is_refused_before_the_bytes_are_fetched(server, official):
+def test_a_mirror_with_another_length_is_refused_before_the_bytes_are_fetched(server, mirror):
     file = server.folder / "124M" / DATA
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(CheckpointError, match=rf"{DATA} has \d+ bytes, expected \d+"):
@@ -580,7 +598,7 @@ def test_a_mirror_with_another_length_is_refused_before_the_bytes_are_fetched(se
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_pinned_hash_covers_a_part_of_an_earlier_run(server, official, damaged):
+def test_a_pinned_hash_covers_a_part_of_an_earlier_run(server, mirror, damaged):
     server.etag = False
     checkpoint.load("124M")
     content = cached(DATA)[0].read_bytes()
@@ -591,21 +609,21 @@ def test_a_pinned_hash_covers_a_part_of_an_earlier_run(server, official, damaged
         with pytest.raises(CheckpointError, match=f"{DATA} has SHA-256"):
             checkpoint.load("124M")
         assert not part.exists()
-    assert_same_params(checkpoint.load("124M").params, official)
+    assert_same_params(checkpoint.load("124M").params, mirror)
     assert server.log[0] == (f"/124M/{DATA}", "bytes=3000-", 206)
 
 
-def test_an_official_file_damaged_in_the_cache_is_fetched_anew(server, official, capsys):
+def test_an_official_file_damaged_in_the_cache_is_fetched_anew(server, mirror, capsys):
     checkpoint.load("124M")
     damage(cached(DATA)[0])
     server.log.clear()
-    assert_same_params(checkpoint.load("124M").params, official)
+    assert_same_params(checkpoint.load("124M").params, mirror)
     assert server.paths() == [f"/124M/{DATA}"]
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_a_size_without_published_hashes_must_still_be_that_size(server, official, monkeypatch):
-    monkeypatch.setitem(checkpoint.OPENAI, "124M", {"hparams.json": (None, None)})
+def test_a_size_without_published_hashes_must_still_be_that_size(server, mirror, monkeypatch):
+    monkeypatch.setitem(official.OPENAI, "124M", {"hparams.json": (None, None)})
     monkeypatch.setitem(gpt2_np.SIZES, "124M", LARGER)
     with pytest.raises(CheckpointError, match=r"hparams\.json has Config.*expected Config"):
         checkpoint.load("124M")
@@ -613,16 +631,15 @@ def test_a_size_without_published_hashes_must_still_be_that_size(server, officia
 
 def test_the_table_has_the_published_figures():
     for size, config in gpt2_np.SIZES.items():
-        leaves = []
-        checkpoint.nest(gpt2_np.parameter_shapes(config), lambda path, shape: leaves.append(shape))  # noqa: B023
-        count = sum(shape[0] * (shape[1] if len(shape) == 2 else 1) for shape in leaves)
-        assert checkpoint.OPENAI[size][DATA][0] == 4 * count
-        _, revision, files = checkpoint.HUB[size]
-        hashes = [sha256 for _, sha256 in [*files.values(), *checkpoint.OPENAI[size].values()]]
+        shapes = []
+        map_leaves(lambda path, shape: shapes.append(shape), gpt2_np.parameter_shapes(config))  # noqa: B023
+        assert official.OPENAI[size][DATA][0] == 4 * sum(map(math.prod, shapes))
+        _, revision, files = official.HUB[size]
+        hashes = [sha256 for _, sha256 in [*files.values(), *official.OPENAI[size].values()]]
         assert all(sha256 is None or len(bytes.fromhex(sha256)) == 32 for sha256 in hashes)
         assert len(bytes.fromhex(revision)) == 20
         assert files["model.safetensors"][1] and files["config.json"][1]
-    assert None not in [value for pin in checkpoint.OPENAI["124M"].values() for value in pin]
+    assert None not in [value for pin in official.OPENAI["124M"].values() for value in pin]
 
 
 # --- offline, disk, cache, notes -------------------------------------------------------------
@@ -642,14 +659,14 @@ def test_offline_forbids_the_network_and_not_the_cache(server, bundle, monkeypat
     checkpoint.load(bundle[0])
     monkeypatch.setenv(variable, "true")
     assert_same_params(checkpoint.load(bundle[0]).params, bundle[1])
-    os.utime(cached(DATA)[0])  # has to be verified again, which needs no network
+    os.utime(cached(DATA)[0])  # must be verified again, which needs no network
     assert_same_params(checkpoint.load(bundle[0]).params, bundle[1])
 
 
 def test_too_little_disk_space_is_found_before_the_data_are_fetched(server, bundle, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
-    with pytest.raises(DownloadError, match=r"needs \d+,\d{3} bytes in .* where 5,000 are free"):
+    with pytest.raises(DownloadError, match=r"needs \d+,\d{3} bytes in .* and 5,000 are free"):
         checkpoint.load(bundle[0])
     assert cached(DATA + ".part") == []
 
@@ -671,7 +688,7 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(bundle, tmp_path, monkeypat
         checkpoint.load(bundle[0])
 
 
-def test_the_cache_is_where_the_environment_or_the_platform_says(monkeypatch, tmp_path):
+def test_the_environment_or_the_platform_gives_the_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("GPT2_NP_CACHE", "~/here")
     assert checkpoint.cache_folder() == pathlib.Path.home() / "here"
     monkeypatch.delenv("GPT2_NP_CACHE")
@@ -695,7 +712,7 @@ def test_progress_is_on_stderr_with_size_and_speed_or_not_at_all(larger, capsys)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"x": [1, 2]}', '{"hparams.json": 3}'])
-def test_a_damaged_note_of_what_is_verified_only_costs_verifying_again(bundle, content):
+def test_a_damaged_note_of_verified_files_only_costs_verifying_again(bundle, content):
     checkpoint.load(bundle[0])
     cached("verified.json")[0].write_text(content)
     assert_same_params(checkpoint.load(bundle[0]).params, bundle[1])

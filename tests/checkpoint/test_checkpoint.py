@@ -1,4 +1,5 @@
-"""Loading from the disk: names, layouts, element types, and what is refused."""
+"""Loading from the disk: names, layouts, element types, and every refusal."""
+import ast
 import json
 import mmap
 import os
@@ -7,17 +8,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 
 import make_checkpoints as make
 import numpy as np
 import pytest
 from make_checkpoints import SMALL, assert_same_params, write_hugging_face, write_tensorflow
 
-import backend
-import checkpoint
 import gpt2_np
-from checkpoint import CheckpointError
+from gpt2_np import backend, checkpoint
+from gpt2_np.checkpoint import CheckpointError, files, loading, tensors
+from gpt2_np.gpt2_np import map_leaves
 
 WRITERS = [write_tensorflow, write_hugging_face]
 
@@ -29,7 +29,7 @@ def plain_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("GPT2_NP_DEVICE", raising=False)
 
 
-# --- what is read ----------------------------------------------------------------------------
+# --- sound checkpoints -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -71,7 +71,7 @@ def test_every_form_of_hugging_faces_layout_is_read(tmp_path, options):
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
 def test_every_float_type_becomes_float32(tmp_path, dtype):
     params = write_hugging_face(tmp_path, dtype=dtype)
-    expected = checkpoint.nest(params, lambda path, array: make.decoded(array, dtype))
+    expected = map_leaves(lambda path, array: make.decoded(array, dtype), params)
     assert_same_params(checkpoint.load(tmp_path).params, expected)
 
 
@@ -79,11 +79,11 @@ def test_bfloat16_specials_are_kept(tmp_path):
     bits = np.array([0x7F80, 0xFF80, 0x8000, 0x0001, 0x3F80], "<u2")
     expected = np.array([np.inf, -np.inf, -0.0, 2.0**-133, 1.0], np.float32)
     tensor = checkpoint.Tensor(tmp_path, "BF16", (5,), 0, 10)
-    found = checkpoint.as_array(tensor, bits.tobytes(), "float32")
+    found = tensors.as_array(tensor, bits.tobytes(), "float32")
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-def test_masks_of_older_files_are_ignored_whatever_their_type(tmp_path):
+def test_masks_of_older_files_are_ignored_in_any_type(tmp_path):
     masks = {
         "h.0.attn.bias": ("F32", (1, 1, 8, 8), bytes(256)),
         "h.1.attn.bias": ("BOOL", (1, 1, 8, 8), bytes(64)),
@@ -101,7 +101,7 @@ def test_a_head_equal_to_the_embedding_is_accepted(tmp_path):
     assert_same_params(checkpoint.load(tmp_path).params, params)
 
 
-def test_the_safetensors_file_itself_is_a_path(tmp_path):
+def test_the_path_of_a_safetensors_file_is_enough(tmp_path):
     params = write_hugging_face(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "mine.safetensors")
     model = checkpoint.load(tmp_path / "mine.safetensors")
@@ -122,15 +122,15 @@ def test_a_relative_path_is_one_from_the_working_folder(tmp_path, monkeypatch):
 
 
 def test_without_the_embedded_model_the_error_says_what_to_copy(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHAKESPEARE", tmp_path / "models" / "shakespeare")
-    with pytest.raises(CheckpointError, match="is not there: copy the folder models/"):
+    monkeypatch.setattr(loading, "SHAKESPEARE", str(tmp_path / "models" / "shakespeare"))
+    with pytest.raises(CheckpointError, match="does not exist: copy the folder models/"):
         checkpoint.load("shakespeare")
 
 
 def test_shakespeare_is_the_folder_beside_the_module(tmp_path, monkeypatch):
-    beside = pathlib.Path(checkpoint.__file__).parent / "models" / "shakespeare"
-    assert checkpoint.SHAKESPEARE == checkpoint.download("shakespeare") == beside
-    monkeypatch.setattr(checkpoint, "SHAKESPEARE", tmp_path)
+    beside = pathlib.Path(gpt2_np.__file__).parent / "models" / "shakespeare"
+    assert pathlib.Path(checkpoint.SHAKESPEARE) == checkpoint.download("shakespeare") == beside
+    monkeypatch.setattr(loading, "SHAKESPEARE", str(tmp_path))
     params = write_hugging_face(tmp_path)
     assert_same_params(checkpoint.load("shakespeare").params, params)
 
@@ -160,11 +160,11 @@ def test_one_tokenizer_json_gives_the_tokenizer_too(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
     assert checkpoint.load(tmp_path).tokenizer.encode("some text") == expected.encode("some text")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json gives no tokenizer"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer of GPT-2"):
         checkpoint.load(tmp_path)
 
 
-# --- how it lies in memory -------------------------------------------------------------------
+# --- arrays in memory ------------------------------------------------------------------------
 
 
 def leaves(params):
@@ -185,7 +185,7 @@ def test_float32_weights_stay_in_the_mapped_file(tmp_path, write):
 
 
 def align(file):
-    """Shift the data to a multiple of eight bytes by blanks behind the header."""
+    """Shift the data to a multiple of eight bytes, with blanks after the header."""
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     blanks = b" " * (-end % 8)
@@ -193,7 +193,7 @@ def align(file):
     file.write_bytes(length + content[8:end] + blanks + content[end:])
 
 
-def test_unaligned_weights_are_copied_to_where_products_are_fast(tmp_path):
+def test_unaligned_weights_are_copied_into_aligned_arrays(tmp_path):
     params = write_hugging_face(tmp_path)
     align(tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
@@ -207,7 +207,7 @@ def test_unaligned_weights_are_copied_to_where_products_are_fast(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
-def test_arrays_are_read_only_and_of_the_dtype_asked_for(tmp_path, dtype, stored):
+def test_arrays_are_read_only_and_have_the_requested_dtype(tmp_path, dtype, stored):
     write_hugging_face(tmp_path, dtype=stored)
     model = checkpoint.load(tmp_path, dtype=dtype)
     for array in leaves(model.params):
@@ -219,7 +219,7 @@ def test_arrays_are_read_only_and_of_the_dtype_asked_for(tmp_path, dtype, stored
 
 def test_float64_has_the_values_of_the_file(tmp_path):
     params = write_tensorflow(tmp_path)
-    expected = checkpoint.nest(params, lambda path, array: array.astype(np.float64))
+    expected = map_leaves(lambda path, array: array.astype(np.float64), params)
     assert_same_params(checkpoint.load(tmp_path, dtype="float64").params, expected)
 
 
@@ -233,7 +233,7 @@ def test_two_models_of_one_folder_do_not_share_state(tmp_path):
 # --- device and dtype ------------------------------------------------------------------------
 
 
-def test_the_device_comes_from_the_environment_only_where_none_is_asked_for(tmp_path, monkeypatch):
+def test_the_device_comes_from_the_environment_only_if_none_is_given(tmp_path, monkeypatch):
     write_tensorflow(tmp_path)
     asked = []
     monkeypatch.setattr(backend, "pick", lambda device: asked.append(device) or np)
@@ -244,7 +244,7 @@ def test_the_device_comes_from_the_environment_only_where_none_is_asked_for(tmp_
     assert asked == ["auto", "cuda", "cpu"]
 
 
-def test_a_device_that_cannot_be_had_is_an_error_of_the_family(tmp_path, monkeypatch):
+def test_an_unavailable_device_is_an_error_of_the_family(tmp_path, monkeypatch):
     write_tensorflow(tmp_path)
 
     def pick(device):
@@ -271,7 +271,7 @@ def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
         checkpoint.load(tmp_path, dtype=dtype)
 
 
-# --- what is refused -------------------------------------------------------------------------
+# --- refused checkpoints ---------------------------------------------------------------------
 
 
 NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder",
@@ -297,7 +297,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 def test_a_file_that_is_not_safetensors_is_refused_unread(tmp_path, name):
     write_hugging_face(tmp_path)
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(CheckpointError, match=f"{name} is no checkpoint: expected a folder, or"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a checkpoint: expected a folder, or"):
         checkpoint.load(tmp_path / name)
 
 
@@ -351,7 +351,7 @@ def test_sizes_that_make_no_sense_are_refused_before_anything_is_allocated(
     ],
     ids=str,
 )
-def test_a_config_of_what_the_forward_pass_does_not_compute_is_refused(tmp_path, key, value):
+def test_a_config_of_another_function_than_the_forward_pass_is_refused(tmp_path, key, value):
     write_hugging_face(tmp_path, **{key: value})
     with pytest.raises(CheckpointError, match=rf"config\.json: {key} is .*, expected"):
         checkpoint.load(tmp_path)
@@ -365,7 +365,7 @@ BOMBS = [
 
 @pytest.mark.parametrize("content", BOMBS, ids=lambda content: content[:12].decode("latin1"))
 @pytest.mark.parametrize("name", ["hparams.json", "config.json", "model.safetensors.index.json"])
-def test_json_that_is_no_plain_object_is_refused(tmp_path, name, content):
+def test_json_that_is_not_a_plain_object_is_refused(tmp_path, name, content):
     if name == "hparams.json":
         write_tensorflow(tmp_path)
     else:
@@ -385,14 +385,14 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, name, monkeypatch):
             raise PermissionError(13, "Permission denied", file)
         return open(file, *arguments)
 
-    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(CheckpointError, match=f"{name} cannot be read: Permission denied"):
         checkpoint.load(tmp_path)
 
 
 @pytest.fixture
 def as_nobody():
-    """The rights of a user who may not enter the test's folders, where the test runs as root."""
+    """Give up the rights of root, if the test has them: root may enter every folder."""
     if os.name != "posix":
         pytest.skip("Windows has other rights")
     before = os.geteuid()
@@ -425,7 +425,7 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path, name, as_nobody):
      "model.safetensors.index.json", "model-00001.safetensors", "hparams.json",
      "model.ckpt.index", "model.ckpt.data-00000-of-00001"],
 )  # fmt: skip
-def test_a_pipe_in_the_place_of_a_file_is_refused_not_waited_for(tmp_path, name):
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_opened(tmp_path, name):
     if name in ("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"):
         write_tensorflow(tmp_path)
     else:
@@ -444,11 +444,11 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_not_waited_for(tmp_path, name)
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"h.2.ln_1.weight": ("F32", (8,), bytes(32))}, r"h\.2\.ln_1\.weight.*no part of a GPT-2"),
-        ({"h.0.attn.bias.x": ("F32", (1,), bytes(4))}, r"h\.0\.attn\.bias\.x.*no part"),
+        ({"h.2.ln_1.weight": ("F32", (8,), bytes(32))}, r"h\.2\.ln_1\.weight.*not belong to a GPT"),
+        ({"h.0.attn.bias.x": ("F32", (1,), bytes(4))}, r"h\.0\.attn\.bias\.x.*does not belong"),
         ({"lm_head.weight": ("F32", (280, 8), bytes(8960))}, r"lm_head\.weight.*differs from 'wte"),
         ({"lm_head.weight": ("F16", (280, 8), bytes(4480))}, r"lm_head\.weight.*differs from 'wte"),
-        ({"transformer.wpe.weight": ("F32", (8, 8), bytes(256))}, "with and without prefix"),
+        ({"transformer.wpe.weight": ("F32", (8, 8), bytes(256))}, "with and without the prefix"),
         ({"wpe.weight": ("F32", (8, 9), bytes(288))}, r"'wpe\.weight' is .*\(8, 9\).*\(8, 8\)"),
         ({"wpe.weight": ("I32", (8, 8), bytes(256))}, r"'wpe\.weight' is I32.*expected F32, F16"),
         ({"wpe.weight": ("U8", (8, 8), bytes(64))}, r"'wpe\.weight' is U8"),
@@ -521,43 +521,39 @@ def test_a_tokenizer_that_is_damaged_or_too_large_is_refused(tmp_path, write):
         checkpoint.load(tmp_path)
     merges.write_text(right + "t q\n")
     (tmp_path / ("encoder.json" if write is write_tensorflow else "vocab.json")).unlink()
-    with pytest.raises(CheckpointError, match="gives 281 tokens, expected at most the 280"):
+    with pytest.raises(CheckpointError, match="has 281 tokens, expected at most the 280"):
         checkpoint.load(tmp_path)
 
 
 # --- the module ------------------------------------------------------------------------------
 
 
-def test_who_waited_for_a_lock_that_was_removed_takes_a_new_one(tmp_path, monkeypatch):
-    """A download that brings nothing removes its folder, for which another may be waiting."""
-    source = checkpoint.Source("http://nowhere", tmp_path / "cache" / "a", False, {}, None)
-    waiting, held = threading.Event(), []
-
-    def download():
-        with checkpoint.locked(source):
-            held.append(os.listdir(source.folder))
-            (source.folder / "file").touch()
-
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: waiting.set())
-    other = threading.Thread(target=download)
-    with checkpoint.locked(source):
-        other.start()
-        assert waiting.wait(60)
-    other.join(60)
-    assert held == [[".lock"]]
-    assert sorted(os.listdir(source.folder)) == [".lock", "file"]
-
-
 def test_importing_the_module_loads_numpy_and_the_standard_library_only():
-    root = pathlib.Path(checkpoint.__file__).parent
+    root = pathlib.Path(gpt2_np.__file__).parent
     program = (
-        "import checkpoint, sys; "
+        "import gpt2_np.checkpoint, sys; "
         "print([m for m in ('requests', 'urllib3', 'tqdm', 'regex', 'cupy') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# Modules that are loaded by then: by Python itself, by NumPy, or by the reference.
+LOADED_ANYWAY = {"__future__", "collections", "contextlib", "functools", "math", "numpy", "os",
+                 "re", "stat", "struct", "sys", "time", "typing"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file", sorted(pathlib.Path(checkpoint.__file__).parent.glob("*.py")), ids=lambda f: f.name
+)
+def test_no_file_imports_a_module_before_it_is_needed(file):
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            assert {name.name.partition(".")[0] for name in node.names} <= LOADED_ANYWAY
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert node.module.partition(".")[0] in LOADED_ANYWAY
 
 
 def test_errors_are_of_the_projects_family():

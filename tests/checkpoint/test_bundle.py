@@ -1,4 +1,4 @@
-"""The reader of TensorFlow bundles: what it reads, what it refuses, and its checksum."""
+"""Bundles of TensorFlow: the reader returns their arrays, and refuses every other file."""
 import contextlib
 import os
 import shutil
@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
-from checkpoint import CheckpointError
+from gpt2_np import checkpoint
+from gpt2_np.checkpoint import CheckpointError, bundle
+from gpt2_np.checkpoint.downloading import check_crcs
+from gpt2_np.checkpoint.files import Malformed
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 fuzz = settings(
@@ -27,7 +29,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A checkpoint, its parameters, and a place where its files are copied to be damaged."""
+    """The folder of a checkpoint, its parameters, and a copy of the folder to damage."""
     folder = tmp_path_factory.mktemp("sound")
     params = make.write_tensorflow(folder, tokenizer=False)
     damaged = folder / "damaged"
@@ -35,62 +37,7 @@ def sound(tmp_path_factory):
     return folder, params, damaged
 
 
-# --- CRC-32C ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "crc"),
-    [
-        (b"", 0),
-        (b"123456789", 0xE3069283),
-        (bytes(32), 0x8A9136AA),  # this and the next three: RFC 3720, appendix B.4
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (bytes(reversed(range(32))), 0x113FDB5C),
-    ],
-)
-def test_crc32c_gives_the_published_values(content, crc):
-    assert checkpoint.crc32c(content) == crc
-
-
-@pytest.mark.parametrize(
-    "size", [1, 3, 4, 5, 7, 8, 9, 205, 208, 209, 210, 1671, 1672, 1673, 13379, 20001]
-)
-def test_crc32c_of_any_length_is_that_of_a_loop_over_bytes(size):
-    content = np.random.default_rng(size).bytes(size)
-    assert checkpoint.crc32c(content) == make.crc(content)
-
-
-def test_crc32c_does_not_depend_on_how_the_message_is_cut(monkeypatch):
-    content = np.random.default_rng(0).bytes(70_000)
-    expected = make.crc(content)
-    for unit, chunk in ((8, 8), (8, 4096), (64, 1024), (64, 2**15), (512, 2**14), (512, 2**16)):
-        monkeypatch.setattr(checkpoint, "UNIT", unit)
-        monkeypatch.setattr(checkpoint, "CHUNK", chunk)
-        assert checkpoint.crc32c(content) == expected
-        for size in (chunk - 1, chunk, chunk + 1, 2 * chunk):
-            assert checkpoint.crc32c(content[:size]) == make.crc(content[:size])
-
-
-def test_folding_distances_are_a_multiple_of_the_polynomial():
-    polynomial = 0x11EDC6F41  # Castagnoli's, with the coefficient of x^32 as the highest bit
-    last = checkpoint.FOLD[-1]
-    remainder = sum(1 << (last - distance) for distance in (0, *checkpoint.FOLD))
-    while remainder >> 32:
-        remainder ^= polynomial << (remainder.bit_length() - 33)
-    assert remainder == 0
-
-
-def test_any_changed_bit_changes_the_crc():
-    content = bytearray(np.random.default_rng(1).bytes(3000))
-    crc = checkpoint.crc32c(content)
-    for bit in range(0, 24000, 41):
-        content[bit // 8] ^= 1 << bit % 8
-        assert checkpoint.crc32c(content) != crc
-        content[bit // 8] ^= 1 << bit % 8
-
-
-# --- what is read ----------------------------------------------------------------------------
+# --- sound bundles ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block_bytes", [0, 300, 10**6])  # one entry a block, several, all in one
@@ -100,24 +47,24 @@ def test_bundle_gives_the_arrays_that_were_written(tmp_path, block_bytes):
 
 
 def test_tensors_have_the_checksums_of_their_bytes(folder):
-    checkpoint.check_crcs(checkpoint.open_checkpoint(folder))
+    check_crcs(checkpoint.open_checkpoint(folder))
 
 
 def test_a_flipped_bit_in_the_data_is_found_by_its_tensors_checksum(folder):
-    tensor = checkpoint.read_index(folder / INDEX)["model/h1/mlp/c_fc/w"]
+    tensor = bundle.read_index(folder / INDEX)["model/h1/mlp/c_fc/w"]
     content = bytearray((folder / DATA).read_bytes())
     content[tensor.start + 5] ^= 4
     (folder / DATA).write_bytes(content)
     opened = checkpoint.open_checkpoint(folder)
     with pytest.raises(CheckpointError, match=r"h1/mlp/c_fc/w.*CRC-32C [0-9a-f]{8}, expected"):
-        checkpoint.check_crcs(opened)
+        check_crcs(opened)
 
 
-# --- what is refused -------------------------------------------------------------------------
+# --- refused bundles -------------------------------------------------------------------------
 
 
 def entry_with(wanted, **fields):
-    """A change of one tensor's entry: field1=3 sets field 1, field7=None leaves it out."""
+    """Return a change of one tensor's entry: field1=3 sets field 1."""
 
     def change(name, entry):
         if name == wanted:
@@ -155,7 +102,7 @@ def test_a_wrong_entry_is_refused_with_the_name_of_its_tensor(tmp_path, fields, 
 
 
 @pytest.mark.parametrize("start", [0, 4, 7000, 2**40, 2**64 - 4])
-def test_tensors_that_overlap_or_leave_the_file_or_a_hole_are_refused(tmp_path, start):
+def test_tensors_that_overlap_or_leave_a_hole_or_the_file_are_refused(tmp_path, start):
     change = entry_with("model/wte", field4=start)
     make.write_tensorflow(tmp_path, tokenizer=False, change=change)
     with pytest.raises(CheckpointError, match=r"model/.* begins at byte \d+, expected \d+"):
@@ -166,7 +113,7 @@ HEADERS = [
     ({1: 2}, "number of shards is 2, expected 1"),
     ({}, "number of shards is 0"),
     ({1: 1, 2: 1}, "byte order is 1, expected 0"),
-    ({1: 1, 3: [make.proto({1: 9, 2: 5})]}, "version that reads it is 5"),
+    ({1: 1, 3: [make.proto({1: 9, 2: 5})]}, "minimum version of a reader is 5, expected 0"),
 ]
 
 
@@ -175,12 +122,6 @@ def test_a_header_of_another_kind_is_refused(tmp_path, header, message):
     make.write_tensorflow(tmp_path, tokenizer=False, header=header)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(tmp_path)
-
-
-def flip(content, at):
-    content = bytearray(content)
-    content[at] ^= 1
-    return bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +149,7 @@ def test_a_restart_inside_an_entry_is_refused(tmp_path):
         return block[:-8] + struct.pack("<III", 0, 1, 2)
 
     make.write_tensorflow(tmp_path, tokenizer=False, damage=restart_at_1)
-    with pytest.raises(CheckpointError, match="restarts of a block are not where"):
+    with pytest.raises(CheckpointError, match="restarts of a block do not point to keys in full"):
         checkpoint.load(tmp_path)
 
 
@@ -226,7 +167,7 @@ ENTRY = make.proto({1: 1, 5: 4})
         ([], "does not begin with a header"),
         ([HEADER, (b"a" * 300, ENTRY)], "does not fit"),
         ([(b"", b"\x0b\x00")], "wire type 3"),
-        ([(b"", b"\x1a\x7f")], "field 3 leaves its message"),
+        ([(b"", b"\x1a\x7f")], "field 3 is longer than its message"),
     ],
 )
 @pytest.mark.parametrize("block_bytes", [0, 10**6])
@@ -236,12 +177,53 @@ def test_keys_and_header_must_be_in_order(folder, entries, message, block_bytes)
         checkpoint.load(folder)
 
 
-def test_a_footer_that_points_out_of_the_file_is_refused(folder):
+def metaindex_of(content):
+    """Return start and end of the metaindex block, as the footer gives them."""
+    start, size, _ = bundle.handle(content[-48:], 0)
+    return start, start + size
+
+
+@pytest.mark.parametrize("which", ["metaindex", "index"])
+def test_a_footer_that_points_out_of_the_file_is_refused(folder, which):
     content = (folder / INDEX).read_bytes()
-    handles = make.varint(0) + make.varint(0) + make.varint(2**50) + make.varint(10)
+    start, end = metaindex_of(content)
+    sound, outside = make.varint(start) + make.varint(end - start), make.varint(2**50) + b"\x0a"
+    handles = outside + sound if which == "metaindex" else sound + outside
     (folder / INDEX).write_bytes(content[:-48] + handles.ljust(40, b"\0") + content[-8:])
-    with pytest.raises(CheckpointError, match="a block of 10 bytes at 1125899906842624 leaves"):
+    message = "a block of 10 bytes at 1125899906842624 lies outside the file"
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(folder)
+
+
+def test_any_flipped_bit_of_the_metaindex_its_compression_and_its_crc_is_refused(sound):
+    folder, _, damaged = sound
+    content = (folder / INDEX).read_bytes()
+    start, end = metaindex_of(content)
+    for bit in range(8 * start, 8 * (end + 5)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (damaged / INDEX).write_bytes(flipped)
+        problem = "compression" if bit // 8 == end else "CRC-32C"
+        with pytest.raises(CheckpointError, match=f"the block at {start} has {problem}"):
+            bundle.read_index(damaged / INDEX)
+
+
+@pytest.mark.parametrize(
+    ("metaindex", "message"),
+    [
+        (b"", "cut off"),
+        (struct.pack("<I", 0), "restarts of a block"),
+        (struct.pack("<II", 3, 1), "restarts of a block"),
+        (struct.pack("<II", 0, 2), "has 2 restarts, more than fit"),
+        (b"\x01" + struct.pack("<II", 0, 1), "cut off|does not fit"),
+    ],
+)
+def test_a_metaindex_that_is_not_a_block_is_refused_though_its_checksum_is_right(
+    tmp_path, metaindex, message
+):
+    make.write_tensorflow(tmp_path, tokenizer=False, metaindex=metaindex)
+    with pytest.raises(CheckpointError, match=f"{INDEX} is not a whole .*({message})"):
+        checkpoint.load(tmp_path)
 
 
 def test_blocks_that_are_the_same_bytes_are_refused(folder):
@@ -251,7 +233,7 @@ def test_blocks_that_are_the_same_bytes_are_refused(folder):
     index = make.write_block([(b"a", handle), (b"b", handle)], 1) + b"\0"
     footer = handle + make.varint(len(table)) + make.varint(len(index) - 1)
     table += index + struct.pack("<I", make.mask(make.crc(index)))
-    (folder / INDEX).write_bytes(table + footer.ljust(40, b"\0") + checkpoint.MAGIC)
+    (folder / INDEX).write_bytes(table + footer.ljust(40, b"\0") + bundle.MAGIC)
     with pytest.raises(CheckpointError, match="a block begins at 0, inside"):
         checkpoint.load(folder)
 
@@ -295,7 +277,7 @@ def test_a_missing_tensor_is_named_with_its_shape(folder):
         checkpoint.load(folder)
 
 
-def test_a_tensor_that_is_no_part_of_the_model_is_named(folder):
+def test_a_tensor_that_does_not_belong_to_the_model_is_named(folder):
     rewrite(folder, lambda tensors: tensors.update({"model/h2/ln_1/g": np.zeros(8)}))
     with pytest.raises(CheckpointError, match=r"model/h2/ln_1/g.*n_layer=2"):
         checkpoint.load(folder)
@@ -330,7 +312,7 @@ def test_an_index_cut_anywhere_is_refused(sound):
     for size in reversed(range(len(content))):
         os.truncate(damaged / INDEX, size)
         with pytest.raises(CheckpointError, match=INDEX):
-            checkpoint.read_index(damaged / INDEX)
+            bundle.read_index(damaged / INDEX)
 
 
 @fuzz
@@ -365,13 +347,13 @@ def test_blocks_with_changed_bytes_and_right_checksums_are_read_right_or_refused
 
 @fuzz
 @given(st.binary(max_size=200))
-@example(bytes(40) + checkpoint.MAGIC)
+@example(bytes(40) + bundle.MAGIC)
 def test_any_bytes_as_a_message_are_parsed_or_refused(content):
     for parse in (
-        lambda: checkpoint.bundle_tensor("x", content, None),
-        lambda: checkpoint.check_header("", content),
-        lambda: list(checkpoint.block_entries(content)),
-        lambda: list(checkpoint.table_entries(content)),
+        lambda: bundle.bundle_tensor("x", content, None),
+        lambda: bundle.check_header("", content),
+        lambda: list(bundle.block_entries(content)),
+        lambda: list(bundle.table_entries(content)),
     ):
-        with contextlib.suppress(checkpoint.Malformed):
+        with contextlib.suppress(Malformed):
             parse()

@@ -1,4 +1,4 @@
-"""The reader of safetensors files: what it reads and what it refuses."""
+"""safetensors files: the reader returns their tensors, and refuses every other file."""
 import json
 import os
 import struct
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import checkpoint
-from checkpoint import CheckpointError
+from gpt2_np import checkpoint
+from gpt2_np.checkpoint import CheckpointError, Tensor
+from gpt2_np.checkpoint.safetensors import read_safetensors
 
 fuzz = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -18,7 +19,7 @@ A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 def write(file, header, data=bytes(8)):
-    """A file of any header: bytes as they are, anything else as JSON."""
+    """Write a file with any header: bytes as they are, anything else as JSON."""
     head = header if isinstance(header, bytes) else json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(head)) + head + data)
 
@@ -28,29 +29,29 @@ def file(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-def test_a_tensor_is_found_where_it_lies(file):
+def test_a_tensor_is_found_at_its_position(file):
     write(file, {"a": A, "__metadata__": {"format": "np"}})
     size = file.stat().st_size
-    expected = checkpoint.Tensor(file, "F32", (2,), size - 8, 8)
-    assert checkpoint.read_safetensors(file) == {"a": expected}
+    expected = Tensor(file, "F32", (2,), size - 8, 8)
+    assert read_safetensors(file) == {"a": expected}
 
 
 def test_scalars_and_empty_tensors_are_tensors(file):
     scalar = {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}
     empty = {"dtype": "F32", "shape": [3, 0], "data_offsets": [1, 1]}
     write(file, {"e": empty, "s": scalar}, data=b"x")
-    assert checkpoint.read_safetensors(file).keys() == {"s", "e"}
+    assert read_safetensors(file).keys() == {"s", "e"}
 
 
 def test_the_order_of_the_header_need_not_be_that_of_the_data(file):
     write(file, {"b": {**A, "data_offsets": [8, 16]}, "a": A}, bytes(16))
-    found = checkpoint.read_safetensors(file)
+    found = read_safetensors(file)
     assert found["b"].start == found["a"].start + 8
 
 
 def test_blanks_after_the_header_are_allowed(file):
     write(file, json.dumps({"a": A}).encode() + b"   ")
-    assert checkpoint.read_safetensors(file).keys() == {"a"}
+    assert read_safetensors(file).keys() == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -81,10 +82,10 @@ def test_blanks_after_the_header_are_allowed(file):
         ({}, r"has \d+ bytes, expected"),  # data of no tensor
         ({"a": A, "__metadata__": {"x": 1}}, "__metadata__"),
         ({"a": A, "__metadata__": ["x"]}, "__metadata__"),
-        (b'{"a":1,"a":2}', "the key 'a' is there twice"),
-        (b'{"a":{"shape":1,"shape":2}}', "the key 'shape' is there twice"),
-        (b'{"a":NaN}', "NaN is no number"),
-        (b'{"a":-Infinity}', "-Infinity is no number"),
+        (b'{"a":1,"a":2}', "the key 'a' appears twice"),
+        (b'{"a":{"shape":1,"shape":2}}', "the key 'shape' appears twice"),
+        (b'{"a":NaN}', "NaN, which JSON does not allow"),
+        (b'{"a":-Infinity}', "-Infinity, which JSON does not allow"),
         (b'{"a":' + b"9" * 5000 + b"}", "is not a whole safetensors file"),
         (b'{"a":' * 100_000, "is not a whole safetensors file"),
         (b'{"a":' + b"[" * 100_000, "is not a whole safetensors file"),
@@ -101,7 +102,7 @@ def test_blanks_after_the_header_are_allowed(file):
 def test_a_header_against_the_rules_is_refused(file, header, message):
     write(file, header)
     with pytest.raises(CheckpointError, match=message) as caught:
-        checkpoint.read_safetensors(file)
+        read_safetensors(file)
     assert str(file) in str(caught.value)
     assert len(str(caught.value)) < 1000
 
@@ -112,13 +113,13 @@ def test_an_absurd_header_length_is_refused_before_anything_is_read(file, length
         opened.write(struct.pack("<Q", length) + b"{}")
         opened.truncate(10**8 + 10**6)  # a sparse file
     with pytest.raises(CheckpointError, match=f"header has {length} bytes, expected at most"):
-        checkpoint.read_safetensors(file)
+        read_safetensors(file)
 
 
 def test_a_name_that_cannot_be_printed_is_still_a_printable_error(file):
     write(file, b'{"\\ud800\\u001b[31m' + b"x" * 10**5 + b'":1}')
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.read_safetensors(file)
+        read_safetensors(file)
     assert str(caught.value).isascii() and str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
 
@@ -137,7 +138,7 @@ def test_a_file_cut_anywhere_is_refused(sound):
     for size in [len(content) - 1, *range(len(content) - 37, 30, -37), *range(30, -1, -1)]:
         os.truncate(cut, size)
         with pytest.raises(CheckpointError, match=r"cut\.safetensors is not a whole"):
-            checkpoint.read_safetensors(cut)
+            read_safetensors(cut)
 
 
 @fuzz
@@ -179,7 +180,7 @@ def test_any_json_as_header_gives_tensors_inside_the_file_or_an_error(sound, hea
     file = sound[0] / "any.safetensors"
     write(file, header, data)
     try:
-        tensors = checkpoint.read_safetensors(file)
+        tensors = read_safetensors(file)
     except CheckpointError:
         return
     assert sum(tensor.size for tensor in tensors.values()) == len(data)

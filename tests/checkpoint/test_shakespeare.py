@@ -1,13 +1,14 @@
-"""The embedded model: its files, what it has learned, and the head that copies."""
+"""The embedded model: its files, its predictions, and the heads that copy."""
 import math
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-import checkpoint
 import gpt2_np
+from gpt2_np.checkpoint import SHAKESPEARE
 
 # From Macbeth, one of the two plays that were held out.
 PASSAGE = """MACBETH:
@@ -37,8 +38,7 @@ def bits_per_byte(model, text):
 
 
 def test_its_files_are_at_most_8_mb_together():
-    folder = checkpoint.SHAKESPEARE
-    files = [path for path in folder.iterdir() if path.is_file()]
+    files = [path for path in Path(SHAKESPEARE).iterdir() if path.is_file()]
     assert {"config.json", "model.safetensors", "merges.txt", "vocab.json"} <= {
         path.name for path in files
     }
@@ -61,7 +61,7 @@ def test_a_play_that_it_has_not_seen_costs_it_few_bits(model):
 
 
 def test_its_greedy_text_is_the_same_everywhere(model):
-    """No choice on the way is a near tie, so that no library of matrix products decides it."""
+    """Each choice is clear, so no library of matrix products decides it by its rounding."""
     prompt = "ROMEO:\n"
     tokens = model.tokenizer.encode(prompt)
     chosen = list(gpt2_np.generate(model, tokens, 24))
@@ -82,10 +82,11 @@ def test_it_writes_speeches(model):
 
 
 def copying_scores(model, n_tokens=50, n_rows=8):
-    """Mean attention [layer, head] on random tokens given twice, from the second copy.
+    """Return mean attention [layer, head] from the second copy of random tokens to the first.
 
-    The first array: to the token after the first occurrence, which is induction (Olsson et al.
-    2022, "In-context Learning and Induction Heads"). The second: to the token before.
+    The first array is attention to the token after the first occurrence, which is induction
+    (Olsson et al. 2022, "In-context Learning and Induction Heads"). The second is attention to
+    the token before.
     """
     once = np.random.default_rng(0).integers(0, 2047, (n_rows, n_tokens))
     seconds = np.arange(n_tokens, 2 * n_tokens)
@@ -102,7 +103,7 @@ def copying_scores(model, n_tokens=50, n_rows=8):
 
 
 def test_heads_copy_what_followed_before(model):
-    """As the card says: three induction heads in layer 1, a previous-token head in layer 0."""
+    """The card names three induction heads in layer 1, and a previous-token head in layer 0."""
     induction, previous = copying_scores(model)
     assert np.argwhere(induction > 0.5).tolist() == [[1, 1], [1, 2], [1, 3]]
     assert np.argwhere(previous > 0.5).tolist() == [[0, 0]]
@@ -115,7 +116,7 @@ def test_repeats_are_predicted_from_their_second_occurrence(model):
 
 
 def test_its_card_shows_what_its_command_prints(model, capsys):
-    card = (checkpoint.SHAKESPEARE / "README.md").read_text(encoding="utf-8")
+    card = Path(SHAKESPEARE, "README.md").read_text(encoding="utf-8")
     assert f"{gpt2_np.describe(model.config)['parameters']['total'] / 1e6:.2f} million" in card
     found = re.search(r"    python gpt2_np.py (.+?)\n\n```\n(.+?)```", card, re.DOTALL)
     command, sample = found.groups()
