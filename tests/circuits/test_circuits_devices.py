@@ -4,9 +4,7 @@ import pytest
 import strict_arrays
 from random_model import TINY, map_params, random_model
 
-import backend
-import circuits
-from gpt2_np import Model
+from gpt2_np import Model, backend, circuits
 
 HOST = random_model()
 TOKENS = np.random.default_rng(0).integers(0, TINY.n_vocab, (2, 10))
@@ -27,7 +25,7 @@ def device(request, monkeypatch):
 
 
 def concatenate(arrays, axis=0):
-    """What CuPy has too."""
+    """Join arrays as CuPy does."""
     return strict_arrays._wrap(np.concatenate([strict_arrays._open(a) for a in arrays], axis))
 
 

@@ -3,10 +3,10 @@
 Figures: TransformerLens's demos/Exploratory_Analysis_Demo.ipynb, and Wang et al. 2022,
 "Interpretability in the Wild". Both put <|endoftext|> before every prompt.
 
-None of this has been run with the real weights yet. The figures are the published ones, but how
-close ours come (0.002 for logits and shares, 0.06 for scores on other random tokens) and that the
-search keeps at least 14 of the paper's 26 heads are guesses, to be replaced by what the first run
-shows. The search takes a sweep over every head and MLP a round: minutes.
+None of this has been run with the real weights yet. The figures are the published ones. The
+tolerances are guesses until the first run: 0.002 for logits and shares, 0.06 for scores on other
+random tokens, and 14 of the paper's 26 heads for the search. The search takes minutes: each round
+is a sweep over every head and MLP.
 """
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import circuits
 import gpt2_np
+from gpt2_np import circuits
 
 pytestmark = pytest.mark.official
 PUBLISHED = json.loads((Path(__file__).parent / "ioi_published.json").read_text())

@@ -1,12 +1,12 @@
-"""Every tool must find what was planted; and the story of the induction head, end to end."""
+"""Every tool finds the heads that were planted, and the induction head's story holds in full."""
 from pathlib import Path
 
 import numpy as np
 import pytest
 from planted import CONFIG, INDUCTION, NEGATIVE, PREVIOUS, planted_model, subspaces
 
-import circuits
 import gpt2_np
+from gpt2_np import circuits
 
 MODEL = planted_model()
 TASK = circuits.repeated_tokens(MODEL, 9, 6)
@@ -122,10 +122,11 @@ def test_the_search_finds_exactly_the_planted_edges():
 
 
 def tell_the_story(model, task, threshold):
-    """What an induction head is said to be and do, each sentence checked. Returns its heads.
+    """Check each sentence that is said about induction heads, and return the heads.
 
-    It attends from a token to what followed that token before; raises the logit of what it attends
-    to; finds it through keys that a previous-token head wrote; and predicts repeats.
+    They attend from a token to the token that followed it before. They raise the logit of the
+    token that they attend to. They find it through keys that a previous-token head wrote. Without
+    them repeats are not predicted.
     """
     scores = circuits.heads(model)
     found = [tuple(map(int, i)) for i in np.argwhere(scores.induction > threshold)]
