@@ -1,12 +1,34 @@
 """GPT-2 in NumPy: run it, read it, copy it."""
-from typing import TYPE_CHECKING
+import os
+import signal
+import sys
 
-from .gpt2_np import *  # noqa: F403
-from .gpt2_np import __version__ as __version__
+COMMANDS = ("gpt2-np", "gpt2-np-circuits")
+if sys.orig_argv[1:3] in (["-m", __name__], ["-m", f"{__name__}.circuits"]) or (
+    os.path.basename(*sys.argv[:1] or [""]).removesuffix(".exe") in COMMANDS
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while NumPy loads is no traceback
 
-if TYPE_CHECKING:
-    from . import backend, bpe, checkpoint, circuits, circuits_show, cuda_step, drafts  # noqa: F401
-    from .checkpoint import CheckpointError as CheckpointError
-    from .checkpoint import DownloadError as DownloadError
-else:  # what the file has besides, the modules beside it, and those two errors
-    from .gpt2_np import __getattr__ as __getattr__
+from .checkpoint import CheckpointError, DownloadError, load
+from .command_line import main
+from .gpt2_np import (
+    SIZES,
+    Config,
+    Error,
+    KVCache,
+    Model,
+    Sampling,
+    __version__,
+    forward,
+    parameter_shapes,
+    sample,
+)
+from .inference.costs import describe
+from .inference.generation import complete, generate, generate_batch, stream
+from .inference.scoring import score, score_batch
+
+__all__ = [
+    "SIZES", "CheckpointError", "Config", "DownloadError", "Error", "KVCache", "Model", "Sampling",
+    "__version__", "complete", "describe", "forward", "generate", "generate_batch", "load",
+    "main", "parameter_shapes", "sample", "score", "score_batch", "stream",
+]  # fmt: skip

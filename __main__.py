@@ -1,7 +1,4 @@
-"""The command line as python -m gpt2_np, where it is installed."""
-if __package__:
-    from .gpt2_np import main
-else:
-    from gpt2_np import main
+"""The command line as python -m gpt2_np."""
+from .command_line import main
 
 raise SystemExit(main())

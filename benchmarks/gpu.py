@@ -1,15 +1,16 @@
 """Everything on one GPU in one call: correctness, decoding, prefill, scoring, a circuits sweep.
 
-    pip install "cupy-cuda13x[ctk]" torch transformers       # what is missing is left out and said
+    pip install "cupy-cuda13x[ctk]" torch transformers    # a part whose library is missing fails
     python benchmarks/gpu.py [--output gpu.json] [--minutes 9]
 
-Random weights of 124M's shape; no network. Each part runs in a process of its own with a time
-limit, so that one that fails or hangs loses no other; rows are printed as they come and written to
-the JSON file after every part. What matters most comes first, and WRONG in place of a unit marks a
-result that differs by more than rounding. `--rehearse` runs every part on the CPU at a tiny shape.
+The weights are random, of 124M's shape; no network is needed. Each part runs in a process of its
+own with a time limit, so that the others survive its failure. Rows are printed as they come and
+written to the JSON file after every part. The most important parts come first. WRONG in place of a
+unit marks a result that differs by more than rounding. `--rehearse` runs every part on the CPU at
+a tiny shape.
 
 The roofline of decoding is the measured copy bandwidth over the bytes that a step must read
-(weights, and the cache at its mean length); that of scoring is the measured gemm rate.
+(weights, and the cache at its mean length). That of scoring is the measured gemm rate.
 """
 import argparse
 import contextlib
@@ -26,6 +27,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -34,8 +36,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from random_model import map_params, random_params  # noqa: E402
 
-import backend  # noqa: E402
 import gpt2_np  # noqa: E402
+from gpt2_np import backend, circuits  # noqa: E402
+from gpt2_np.inference.decoders import captured_decoder  # noqa: E402
 
 PROMPT, NEW = 32, 128
 BATCHES = (1, 8, 64)
@@ -56,7 +59,7 @@ class Setting:
         self.rng = np.random.default_rng(0)
 
     @functools.cached_property
-    def xp(self):  # the parts of PyTorch do without
+    def xp(self):  # PyTorch's parts need no CuPy
         return np if self.rehearse else backend.pick("cuda")
 
     @functools.cached_property
@@ -64,14 +67,14 @@ class Setting:
         return random_params(self.config, scale=0.02)
 
     def model(self, dtype="float32", fast=True):
-        """Ours on the device; without `fast` the plain pass on the device decodes."""
+        """Return our model on the device. Without `fast` the forward pass decodes."""
         params = map_params(
             lambda array: backend.to_device(array.astype(dtype, copy=False), self.xp),
             self.host_params,
         )
         model = gpt2_np.Model(self.config, params)
         if not fast:
-            vars(model)["_decoder"] = Nothing()
+            vars(model)["_decoder"] = NoDecoder()
         return model
 
     @property
@@ -79,7 +82,7 @@ class Setting:
         return BATCHES[:2] if self.rehearse else BATCHES
 
     def random(self, *shape):
-        """Random numbers on the device: zeros and ones are faster to multiply than real data."""
+        """Return random numbers on the device: zeros would be faster to multiply."""
         return self.xp.asarray(self.rng.standard_normal(shape, np.float32))
 
     def prompts(self, batch, length=PROMPT):
@@ -90,7 +93,7 @@ class Setting:
             self.xp.cuda.Device().synchronize()
 
     def median(self, work, repeats=5, wait=None):
-        """Median seconds of `work`, after one run that does not count."""
+        """Return the median seconds of `work`, after one run that does not count."""
         wait = wait or self.wait
         work(), wait()
         times = []
@@ -101,10 +104,10 @@ class Setting:
         return statistics.median(times)
 
 
-class Nothing:
-    """A decoder that leaves everything to the plain pass."""
+class NoDecoder:
+    """A decoder that leaves everything to the forward pass."""
 
-    def is_for(self, params):
+    def is_for(self, arrays):
         return True
 
     def start(self, *_):
@@ -112,7 +115,7 @@ class Nothing:
 
 
 def common(a, b):
-    """How many tokens two rows begin with alike."""
+    """Return the number of tokens that two rows have in common at their beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
@@ -124,7 +127,7 @@ def relative(a, b):
 
 
 def part_device(setting):
-    """What the card can do: a copy's bandwidth and gemm rates, as measured."""
+    """The card: the bandwidth of a copy and gemm rates, as measured."""
     xp = setting.xp
     yield "device", "", backend.about(xp)
     source = setting.random(1 << (16 if setting.rehearse else 27))
@@ -136,7 +139,7 @@ def part_device(setting):
 
 
 def gemm_rate(setting, name):
-    """Of our own einsum on large square matrices, in 1e12 operations a second."""
+    """Return the rate of our own einsum on large square matrices, in 1e12 operations a second."""
     size = 64 if setting.rehearse else 8192
     square = setting.random(size, size).astype("float32" if name == "tf32" else name)
     backend.allow_tf32(name == "tf32")
@@ -146,13 +149,13 @@ def gemm_rate(setting, name):
 
 
 def error(quantity, dtype, a, b):
-    """A row with the relative error, marked where it is more than rounding."""
+    """Return a row with the relative error, marked if that is more than rounding."""
     value = relative(backend.to_host(a), backend.to_host(b))
     return quantity, "" if value < ROUNDING[dtype] else "WRONG", value
 
 
 def part_correct(setting):
-    """Logits beside the CPU's, and the captured step beside the plain pass."""
+    """Logits beside the CPU's, and the captured step beside the forward pass."""
     config = setting.config
     tokens = setting.prompts(2, 40)
     expected = gpt2_np.forward(setting.host_params, config, tokens)
@@ -179,27 +182,28 @@ def part_correct(setting):
             alike = min(map(common, fast_rows, plain_rows))
             yield f"{dtype}, {batch} rows: tokens alike, of {setting.new}", "", alike
         decoder = vars(model).get("_decoder")
-        used = decoder is not None and not decoder.unfit
+        used = decoder is not None and not decoder.unusable
         fine = used or setting.xp is np
         yield f"{dtype}: captured step in use", "" if fine else "WRONG", used
 
 
-def step_and_pass(model, texts):
-    """Logits [row, n_vocab] of texts' last tokens, by the captured step and by a whole pass."""
-    texts, config = np.array(texts), model.config
-    cache = gpt2_np.KVCache(config, len(texts), texts.shape[1] + 1)
-    last = gpt2_np.forward(model.params, config, texts, cache, last_only=True)[:, 0].argmax(-1)
-    tokens = backend.to_host(last)
+def step_and_pass(model, prompts):
+    """Return the logits [row, n_vocab] of the prompts' next tokens, by the step and by a pass."""
+    prompts, config = np.array(prompts), model.config
+    cache = gpt2_np.KVCache(config, len(prompts), prompts.shape[1] + 1)
+    logits = gpt2_np.forward(model.params, config, prompts, cache, last_only=True)[:, 0]
+    tokens = np.concatenate([prompts, backend.to_host(logits.argmax(-1))[:, None]], 1)
     told = gpt2_np.Sampling(repetition_penalty=2)  # has the step return logits, not tokens
-    run = backend.start_decoding(model, cache, tokens, told, config.n_vocab, [None] * len(texts))
-    if run is None:
-        raise RuntimeError("there is no captured step: the line on stderr says why")
-    whole = np.concatenate([texts, tokens[:, None]], 1)
-    return run.logits(tokens), gpt2_np.forward(model.params, config, whole, last_only=True)[:, 0]
+    texts = [SimpleNamespace(tokens=row, rng=None) for row in tokens]
+    decoder = captured_decoder(model, cache, texts, told)
+    if decoder is None:
+        raise RuntimeError("there is no captured step: the line on stderr gives the reason")
+    by_step = decoder.run.logits(tokens[:, -1])
+    return by_step, gpt2_np.forward(model.params, config, tokens, last_only=True)[:, 0]
 
 
 def part_decode(setting):
-    """Greedy tokens/s, 128 after 32: the prefill's share is taken off by a run of one token."""
+    """Greedy tokens/s, 128 after 32. A run of one token is subtracted, for the prefill."""
     for dtype in setting.dtypes:
         for fast in (True, False):
             model = setting.model(dtype, fast)
@@ -212,7 +216,7 @@ def part_decode(setting):
                 repeats = 5 if fast else 3
                 whole = setting.median(lambda: run(setting.new), repeats)
                 seconds = whole - setting.median(lambda: run(1), repeats)
-                name = "captured step" if fast else "plain pass"
+                name = "captured step" if fast else "forward pass"
                 rate = batch * (setting.new - 1) / seconds
                 yield f"gpt2_np {name}, {dtype}, batch {batch}", "tokens/s", rate
                 if fast:
@@ -226,7 +230,7 @@ def part_decode(setting):
 
 
 def torch_model(setting, dtype):
-    """The same random weights in transformers, with SDPA."""
+    """Return the same random weights as a model of transformers, with SDPA."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -264,7 +268,7 @@ def torch_wait(setting):
 
 
 def part_transformers(setting):
-    """transformers generate as it comes: eager, dynamic cache, SDPA."""
+    """The generate of transformers with its defaults: eager, dynamic cache, SDPA."""
     import torch
 
     wait = torch_wait(setting)
@@ -285,10 +289,10 @@ def part_transformers(setting):
 
 
 def torch_step(setting, dtype, batch):
-    """GPT-2's decode step as one writes it for torch.compile: a static cache and SDPA.
+    """Return GPT-2's decode step as one writes it for torch.compile: a static cache and SDPA.
 
-    Weights and cache are buffers of a module: only of those a CUDA graph reuses the addresses,
-    other tensors are copied at every step.
+    Weights and cache are buffers of a module. A CUDA graph reuses the addresses of those alone, and
+    copies other tensors at every step.
     """
     import torch
     from torch.nn import Module, ModuleList
@@ -407,7 +411,7 @@ def part_torch_prefill(setting):
 
 
 def part_score(setting):
-    """Scoring a long text, with the share of the operations in the measured gemm rate."""
+    """Scoring of a long text, and its operations as a share of the measured gemm rate."""
     length = 4 * setting.config.n_ctx
     tokens = setting.prompts(1, length)[0]
     for name in (*setting.dtypes, "tf32"):
@@ -426,8 +430,6 @@ def part_score(setting):
 
 def part_circuits(setting):
     """Patching every head's z, 4 prompts of 15 tokens, on the device and on the CPU."""
-    import circuits
-
     clean = np.array(setting.prompts(4, 15))
     corrupted = clean.copy()
     corrupted[:, 10] = (clean[:, 10] + 1) % setting.config.n_vocab
@@ -445,10 +447,10 @@ def part_circuits(setting):
 
 
 def part_tests(setting):
-    """The project's own tests on the device, of the files that hold such tests alone."""
+    """The project's own tests on the device, of the files that have such tests."""
     marker = "gpu" if not setting.rehearse else "gpu and not gpu"
-    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))
-             if "pytest.mark.gpu" in path.read_text(encoding="utf-8")]  # fmt: skip
+    files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))
+             if path.parent.name == "cuda" or "mark.gpu" in path.read_text("utf-8")]  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-v", "-m", marker, "--maxfail=20", "-p",
                "no:cacheprovider", "-W", "default", "--tb=short", "-c", "setup.cfg",
                "--rootdir=tests", "--confcutdir=tests", *files]  # fmt: skip
@@ -466,7 +468,7 @@ def part_tests(setting):
         yield "pytest -m gpu", "failed", "\n".join(lines)[-8000:]
 
 
-# The seconds that each may take at most; what is left decides about the last.
+# The seconds that each part may take at most. The last ones get what is left.
 PARTS = {"device": 60, "correct": 120, "decode": 90, "transformers": 70, "prefill": 40, "score": 40,
          "torch_prefill": 40, "tests": 170, "pytorch": 240, "circuits": 40}  # fmt: skip
 
@@ -475,7 +477,7 @@ PARTS = {"device": 60, "correct": 120, "decode": 90, "transformers": 70, "prefil
 
 
 def run_part(name, rehearse):
-    """In the part's own process: a line of JSON for each row."""
+    """Print a line of JSON for each row, in the part's own process."""
     try:
         for quantity, unit, value in globals()[f"part_{name}"](Setting(rehearse)):
             value = value.item() if isinstance(value, np.generic) else value
@@ -491,7 +493,7 @@ def show(quantity, unit, value):
 
 
 def start_part(name, seconds, rehearse):
-    """The rows of a part, printed as they come; one that took too long ends with those it made."""
+    """Return the rows of a part, printed as they come, also of one that is stopped half-way."""
     command = [sys.executable, "-u", __file__, "--part", name] + ["--rehearse"] * rehearse
     rows, late = [], threading.Event()
 
@@ -514,20 +516,20 @@ def start_part(name, seconds, rehearse):
             process.wait()
         finally:
             timer.cancel()
-            stop(process)  # compilers that it started may still be at work
+            stop(process)  # and compilers that it started
             process.stdout.close()
             process.wait()
         errors.seek(0)
         said = errors.read()[-3000:]
     reason = f"stopped after {seconds:.0f} s. " if late.is_set() else ""
-    if reason or process.returncode or "gpt2_np: " in said:  # it says what it went on without
+    if reason or process.returncode or "gpt2_np: " in said:  # it went on without something
         rows.append([f"part {name}", "failed", reason + said])
         show(*rows[-1])
     return rows
 
 
 def stop(process):
-    """End a part and whatever it has started."""
+    """End a part and every process that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

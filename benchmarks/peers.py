@@ -1,9 +1,9 @@
-"""The peers: each wraps one library in the same few methods, and runs in a process of its own.
+"""Peers: each wraps one library in the same few methods and runs in a process of its own.
 
-`python peers.py NAME FOLDER THREADS` loads a model and then answers requests, a line of JSON each,
-such as {"do": "decode", "prompt": [...], "n": 128}, until its input ends. So a model is loaded once
-and the peers take turns, one at a time. Prompts are token ids; everything is greedy. An answer has
-the seconds, measured here around the library's own call, and what came out, to be compared.
+`python peers.py serve NAME FOLDER THREADS` loads a model once and answers requests until its input
+ends. A request is a line of JSON, such as {"do": "decode", "prompt": [...], "n": 128}. Prompts are
+token ids; decoding is greedy. An answer holds the output, for comparison, and the seconds, measured
+around the library's own call.
 """
 import gc
 import itertools
@@ -21,7 +21,7 @@ now = time.perf_counter
 
 
 class Peer:
-    """What run.py may ask for. A peer that lacks a method is left out of that measurement."""
+    """The requests of run.py. A peer that lacks a method is left out of that measurement."""
 
     precision = "float32"  # of the weights and the products; other precisions are marked in tables
 
@@ -30,40 +30,40 @@ class Peer:
 
     @staticmethod
     def prepare(folder: Path) -> None:
-        """Write the weights in the peer's own format beside the others, if it has one."""
+        """Write the weights in the peer's own format, if it has one, into the same folder."""
 
     def generate(self, prompt, n, tick, draft=False):
-        """n token ids that continue the prompt; tick() as each becomes known."""
+        """Return n token ids that continue the prompt. Call tick() as each becomes known."""
         raise NotImplementedError
 
     def logits(self, tokens):
-        """All logits of a text, [position, n_vocab], as the library returns them."""
+        """Return all logits of a text, [position, n_vocab], in the library's own type."""
         raise NotImplementedError("its interface has no such call")
 
-    way = None  # texts in a batch to score: the quickest, found in the untimed turn
+    batch_size = None  # for scoring: the quickest, found in the untimed turn
 
     def scores(self, texts):
-        """For each text log p of every token but the first, given those before it: the sums."""
-        if self.way is None:
-            self.scores_by(texts, 1)
-            self.way = min((1, 2, 4, 8), key=lambda size: self.timed_scores(texts, size))
-        return self.scores_by(texts, self.way)
+        """Return for each text the sum of log p of its tokens but the first."""
+        if self.batch_size is None:
+            self.scores_in_batches(texts, 1)
+            self.batch_size = min((1, 2, 4, 8), key=lambda size: self.scoring_time(texts, size))
+        return self.scores_in_batches(texts, self.batch_size)
 
-    def timed_scores(self, texts, size):
+    def scoring_time(self, texts, size):
         start = now()
-        self.scores_by(texts, size)
+        self.scores_in_batches(texts, size)
         return now() - start
 
-    def scores_by(self, texts, size):
-        """Scores in padded batches of `size` texts of similar length."""
+    def scores_in_batches(self, texts, size):
+        """Return the scores, computed in padded batches of `size` texts of similar length."""
         raise NotImplementedError("its interface has no such call")
 
     def generate_batch(self, prompts, n):
-        """n token ids for each of several prompts of one length."""
+        """Return n token ids for each of several prompts of the same length."""
         raise NotImplementedError("its interface has no such call")
 
-    def host(self, logits):
-        """The library's array as NumPy's."""
+    def to_host(self, logits):
+        """Return the library's array as a NumPy array."""
         import numpy as np
 
         return np.asarray(logits)
@@ -86,7 +86,7 @@ class Peer:
         start = now()
         logits = self.logits(tokens)
         seconds = now() - start
-        rows = self.host(logits)[:: max(1, len(tokens) // 8), ::997]
+        rows = self.to_host(logits)[:: max(1, len(tokens) // 8), ::997]
         return {"seconds": seconds, "values": rows.astype(float).ravel().tolist()}
 
     def score(self, texts):
@@ -99,23 +99,22 @@ class Peer:
         rows = self.generate_batch(prompts, n)
         return {"seconds": now() - start, "tokens": [token for row in rows for token in row]}
 
-    def know_by_heart(self, tokens, scale=300.0):
+    def memorize(self, tokens, scale=300.0):
         """Make the model continue any beginning of this text with this text.
 
-        Random weights cannot continue code. So the position embedding of place p becomes the
-        embedding of token p + 1, many times larger than all that the blocks add: the products are
-        the same, and what is written is the text.
+        Random weights cannot continue code. So the embedding of position p becomes that of token
+        p + 1, scaled until it outweighs all that the blocks add. The products stay the same.
         """
         import numpy as np
 
         wte, wpe = self.embeddings()
-        ahead = wte[np.asarray(tokens[1:])]
-        wpe[: len(ahead)] = ahead * np.float32(scale / ahead.std())
+        following = wte[np.asarray(tokens[1:])]
+        wpe[: len(following)] = following * np.float32(scale / following.std())
         self.set_positions(wpe)
         return {}
 
     def memory(self):
-        """Peak of this process in MiB, and how much of it was files that others can share."""
+        """Return the peak of this process in MiB, and the part that is mapped, shareable files."""
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -156,18 +155,16 @@ class Ours(Peer):
         self.model = self.library.Model(self.model.config, params, self.model.tokenizer)
 
     def matrices(self):
-        """Every matrix of a step as a product reads it: [in, out], the embedding [out, in]."""
+        """Return the matrices of the layers, [in, out], and the embedding, [out, in]."""
         parts = (("attn", "c_attn"), ("attn", "c_proj"), ("mlp", "c_fc"), ("mlp", "c_proj"))
         blocks = self.model.params["blocks"]
         layers = [block[part][name]["w"] for block in blocks for part, name in parts]
         return layers, self.model.params["wte"]
 
     def products(self, n_rows, repeat):
-        """The products of one step or prefill and nothing else: the time that cannot be beaten.
-
-        For one row that is a matrix-vector product with each weight matrix of the model where it
-        lies in memory, by the BLAS that NumPy calls with the threads it has; results go to arrays
-        that exist already.
+        """Time the products of one step or prefill alone: a lower bound with this BLAS.
+        Each weight matrix is multiplied from its own place in memory, by NumPy's BLAS with its
+        threads. The results go to arrays that exist already.
         """
         import numpy as np
 
@@ -184,26 +181,26 @@ class Ours(Peer):
             for row, w, out in pairs:
                 np.dot(row, w, out=out)
 
-        numbers = sum(w.size for _, w, _ in pairs)
-        return {"seconds": median_time(step, repeat), "operations": 2 * n_rows * numbers,
-                "bytes": 4 * numbers}
+        n_weights = sum(w.size for _, w, _ in pairs)
+        return {"seconds": median_time(step, repeat), "operations": 2 * n_rows * n_weights,
+                "bytes": 4 * n_weights}
 
     def stream(self, repeat):
-        """Bytes a second of one matrix-vector product with the whole checkpoint as one matrix.
+        """Return the bytes a second of one product with the whole checkpoint as a single matrix.
 
-        The memory's speed with this BLAS, free of the model's shapes.
+        That is the speed of memory with this BLAS, free of the model's shapes.
         """
         import numpy as np
 
-        file, width = self.folder / "model.safetensors", self.model.config.n_embd
-        with file.open("rb") as opened:
-            header = 8 + struct.unpack("<Q", opened.read(8))[0]
-        whole = np.memmap(file, np.float32, "r", header).reshape(-1, width)
+        path, width = self.folder / "model.safetensors", self.model.config.n_embd
+        with path.open("rb") as file:
+            header = 8 + struct.unpack("<Q", file.read(8))[0]
+        whole = np.memmap(path, np.float32, "r", header).reshape(-1, width)
         row, out = np.ones(width, np.float32), np.empty(len(whole), np.float32)
         return whole.nbytes / median_time(lambda: np.dot(whole, row, out=out), repeat)
 
     def decode(self, prompt, n, draft=False, limit=False):
-        """With `limit`, the products alone immediately before and immediately after."""
+        """Decode. With `limit`, time the products alone immediately before and after."""
         before = self.products(1, 12) if limit else {}
         answer = super().decode(prompt, n, draft)
         if limit:
@@ -249,10 +246,10 @@ class Transformers(Peer):
 
     def continued(self, prompts, n, **options):
         ids = self.torch.tensor(prompts)
-        made = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n,
+        rows = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=n,
                                    do_sample=False, eos_token_id=None,
                                    pad_token_id=0, **options)
-        return made[:, len(prompts[0]) :].tolist()
+        return rows[:, len(prompts[0]) :].tolist()
 
     def logits(self, tokens):
         return self.model(self.torch.tensor([tokens]), use_cache=False).logits[0]
@@ -260,17 +257,17 @@ class Transformers(Peer):
     def generate_batch(self, prompts, n):
         return self.continued(prompts, n)
 
-    def scores_by(self, texts, size):
+    def scores_in_batches(self, texts, size):
         torch, sums = self.torch, [0.0] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for at in range(0, len(order), size):
-            chosen = order[at : at + size]
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             longest = len(texts[chosen[-1]])
             ids = torch.zeros(len(chosen), longest, dtype=torch.long)
             labels = torch.full_like(ids, -100)
             for row, i in enumerate(chosen):
                 ids[row, : len(texts[i])] = labels[row, : len(texts[i])] = torch.tensor(texts[i])
-            # Padded on the right, a causal model needs no mask: nobody looks at what comes later.
+            # A causal model needs no mask for padding on the right: no position attends to it.
             logits = self.model(ids[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(
                 logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none", ignore_index=-100)
@@ -287,15 +284,15 @@ class Transformers(Peer):
 
 
 class Ticker:
-    """A transformers streamer that keeps the time and nothing else."""
+    """A streamer for transformers that calls tick() for every new token."""
 
     def __init__(self, tick):
-        self.tick, self.begun = tick, False
+        self.tick, self.has_prompt = tick, False
 
-    def put(self, tokens):  # the prompt, then what is new: several tokens after a draft
-        for _ in range(tokens.numel() if self.begun else 0):
+    def put(self, tokens):  # the prompt first, then new tokens: several after a draft
+        for _ in range(tokens.numel() if self.has_prompt else 0):
             self.tick()
-        self.begun = True
+        self.has_prompt = True
 
     def end(self):
         pass
@@ -329,10 +326,10 @@ class CTranslate2(Peer):
         return self.continued([prompt], n, callback=lambda _: tick())[0]
 
     def continued(self, prompts, n, **options):
-        found = self.model.generate_batch(
+        results = self.model.generate_batch(
             [[self.words[token] for token in prompt] for prompt in prompts], max_length=n,
             min_length=n, sampling_topk=1, include_prompt_in_result=False, **options)
-        return [row.sequences_ids[0] for row in found]
+        return [result.sequences_ids[0] for result in results]
 
     def generate_batch(self, prompts, n):
         return self.continued(prompts, n)
@@ -340,10 +337,10 @@ class CTranslate2(Peer):
     def logits(self, tokens):
         return self.model.forward_batch([tokens])
 
-    def host(self, logits):
-        return super().host(logits)[0]
+    def to_host(self, logits):
+        return super().to_host(logits)[0]
 
-    def scores_by(self, texts, size):  # it sorts them by length itself
+    def scores_in_batches(self, texts, size):  # the library sorts them by length itself
         rows = self.model.score_batch(
             [[self.words[token] for token in text] for text in texts], max_batch_size=size)
         return [math.fsum(row.log_probs) for row in rows]
@@ -354,16 +351,16 @@ class CTranslate2Int8(CTranslate2):
 
 
 class OnnxRuntime(Peer):
-    """ONNX Runtime on what torch.onnx.export makes of transformers' GPT-2.
+    """ONNX Runtime on transformers' GPT-2 as exported by torch.onnx.export.
 
-    Two graphs, each with the weights: all logits of a text; and the last position's logits with
-    the keys and values so far going in and, longer, coming out.
+    Two graphs, each with the weights. One gives all logits of a text. The other takes the keys and
+    values so far, and returns them extended, with the logits of the last position.
     """
 
     def __init__(self, folder, threads):
         import onnxruntime
 
-        self.library, self.folder, self.for_logits = onnxruntime, folder, None
+        self.library, self.folder, self.logits_model = onnxruntime, folder, None
         self.options = onnxruntime.SessionOptions()
         self.options.intra_op_num_threads, self.options.inter_op_num_threads = threads, 1
         self.model = self.session("step")
@@ -390,15 +387,15 @@ class OnnxRuntime(Peer):
         class Step(Logits):
             def forward(self, tokens, past):
                 cache = DynamicCache(list(past))
-                found = self.gpt2(input_ids=tokens, past_key_values=cache, use_cache=True)
-                return found.logits[:, -1], [(layer.keys, layer.values) for layer in cache.layers]
+                output = self.gpt2(input_ids=tokens, past_key_values=cache, use_cache=True)
+                return output.logits[:, -1], [(layer.keys, layer.values) for layer in cache.layers]
 
         torch.set_grad_enabled(False)
         model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
         layers, heads = range(model.config.n_layer), model.config.n_head
         (folder / "onnx").mkdir(exist_ok=True)
-        tokens, some = torch.zeros(2, 3, dtype=torch.long), torch.export.Dim.DYNAMIC
-        # Every input is an array of its own, or the export takes them for one.
+        tokens, any_size = torch.zeros(2, 3, dtype=torch.long), torch.export.Dim.DYNAMIC
+        # Every input is an array of its own, or the export merges them into one.
         past = [tuple(torch.randn(2, 2, heads, 7, model.config.n_embd // heads)) for _ in layers]
 
         def export(kind, name, inputs, names, outputs, shapes):
@@ -406,24 +403,25 @@ class OnnxRuntime(Peer):
                               input_names=names, output_names=outputs, dynamic_shapes=shapes,
                               dynamo=True, external_data=True, verbose=False)
 
-        export(Logits, "logits", (tokens,), ["tokens"], ["logits"], {"tokens": {0: some, 1: some}})
-        given, found = ([f"{place}.{i}.{which}" for i in layers for which in "kv"]
-                        for place in ("past", "new"))  # fmt: skip
-        grows = {0: some, 2: some}
-        export(Step, "step", (tokens, past), ["tokens", *given], ["logits", *found],
-               {"tokens": {0: some, 1: some}, "past": [(grows, grows) for _ in layers]})
+        both = {0: any_size, 1: any_size}  # batch, position
+        export(Logits, "logits", (tokens,), ["tokens"], ["logits"], {"tokens": both})
+        inputs, outputs = ([f"{kind}.{i}.{array}" for i in layers for array in "kv"]
+                           for kind in ("past", "new"))  # fmt: skip
+        growing = {0: any_size, 2: any_size}
+        export(Step, "step", (tokens, past), ["tokens", *inputs], ["logits", *outputs],
+               {"tokens": both, "past": [(growing, growing) for _ in layers]})
 
     def continued(self, prompts, n, tick):
         import numpy as np
 
         value = self.library.OrtValue.ortvalue_from_numpy
         heads, width = self.head
-        names = [given.name for given in self.model.get_inputs()][1:]
+        names = [graph_input.name for graph_input in self.model.get_inputs()][1:]
         past = [value(np.zeros((len(prompts), heads, 0, width), np.float32)) for _ in names]
         tokens, columns = np.array(prompts, np.int64), []
         for _ in range(n):
-            given = {"tokens": value(tokens), **dict(zip(names, past, strict=True))}
-            logits, *past = self.model.run_with_ort_values(None, given)
+            inputs = {"tokens": value(tokens), **dict(zip(names, past, strict=True))}
+            logits, *past = self.model.run_with_ort_values(None, inputs)
             tokens = logits.numpy().argmax(-1)[:, None]
             tick()
             columns.append(tokens[:, 0].tolist())
@@ -438,23 +436,23 @@ class OnnxRuntime(Peer):
     def logits(self, tokens):
         import numpy as np
 
-        self.for_logits = self.for_logits or self.session("logits")
-        return self.for_logits.run(None, {"tokens": np.array([tokens])})[0][0]
+        self.logits_model = self.logits_model or self.session("logits")
+        return self.logits_model.run(None, {"tokens": np.array([tokens])})[0][0]
 
 
 class LlamaCpp(Peer):
-    """llama.cpp by way of llama-cpp-python, compiled here for this processor."""
+    """llama.cpp through llama-cpp-python, compiled here for this processor."""
 
     kind = "F32"
 
     def __init__(self, folder, threads):
         import llama_cpp
 
-        half = {} if self.kind != "F32" else {"type_k": 0, "type_v": 0}  # the cache in float32 too
+        cache = {} if self.kind != "F32" else {"type_k": 0, "type_v": 0}  # in float32 as well
         self.options = {"model_path": str(folder / f"{self.kind}.gguf"), "n_ctx": 1024,
                         "n_batch": 1024, "n_ubatch": 1024, "n_threads": threads,
-                        "n_threads_batch": threads, "verbose": False, **half}
-        self.library, self.for_logits = llama_cpp, None
+                        "n_threads_batch": threads, "verbose": False, **cache}
+        self.library, self.logits_model = llama_cpp, None
         self.model = llama_cpp.Llama(**self.options)
 
     @classmethod
@@ -462,7 +460,7 @@ class LlamaCpp(Peer):
         write_gguf(folder, cls.kind)
 
     def generate(self, prompt, n, tick, draft=False):
-        self.model.reset()  # or it would remember the prompt from last time
+        self.model.reset()  # else it reuses the cached prompt of the last request
         tokens = []
         for token in self.model.generate(prompt, temp=0.0):
             tick()
@@ -472,11 +470,11 @@ class LlamaCpp(Peer):
         return tokens
 
     def logits(self, tokens):
-        if self.for_logits is None:  # only a model made for it keeps all rows
-            self.for_logits = self.library.Llama(**self.options, logits_all=True)
-        self.for_logits.reset()
-        self.for_logits.eval(tokens)
-        return self.for_logits.scores[: len(tokens)]
+        if self.logits_model is None:  # only a model with logits_all keeps the rows
+            self.logits_model = self.library.Llama(**self.options, logits_all=True)
+        self.logits_model.reset()
+        self.logits_model.eval(tokens)
+        return self.logits_model.scores[: len(tokens)]
 
 
 class LlamaCppF16(LlamaCpp):
@@ -488,18 +486,18 @@ class LlamaCppQ8(LlamaCpp):
 
 
 def read_weights(folder):
-    """(name, float32 array) of every tensor of model.safetensors, memory-mapped."""
+    """Yield (name, float32 array) of every tensor of model.safetensors, memory-mapped."""
     import numpy as np
 
-    file = folder / "model.safetensors"
-    with file.open("rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
+    path = folder / "model.safetensors"
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
     header.pop("__metadata__", None)
-    for name, about in header.items():
-        start, end = about["data_offsets"]
-        flat = np.memmap(file, np.float32, "r", 8 + size + start, (end - start) // 4)
-        yield name, flat.reshape(about["shape"])
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        flat = np.memmap(path, np.float32, "r", 8 + size + start, (end - start) // 4)
+        yield name, flat.reshape(entry["shape"])
 
 
 GGUF_NAMES = {
@@ -510,7 +508,7 @@ GGUF_NAMES = {
 
 
 def write_gguf(folder, kind):
-    """The weights as llama.cpp's own converter lays them out: matrices [out, in]."""
+    """Write the weights as llama.cpp's own converter lays them out: matrices are [out, in]."""
     import gguf
     import numpy as np
 
@@ -529,16 +527,16 @@ def write_gguf(folder, kind):
     writer.add_token_list(sorted(ids, key=ids.get))
     writer.add_token_types([1] * (len(ids) - 1) + [3])  # <|endoftext|> is a control token
     writer.add_token_merges([line for line in merges if line])
-    stored = gguf.GGMLQuantizationType[kind]
+    dtype = gguf.GGMLQuantizationType[kind]
     for name, array in read_weights(folder):
-        *place, ending = name.split(".")
-        prefix = f"blk.{place[1]}." if place[0] == "h" else ""
-        place = ".".join(place[2:] if prefix else place)
-        is_matrix = array.ndim == 2 and place != "wpe"
-        array = np.ascontiguousarray(array.T if is_matrix and place != "wte" else array)
-        target = f"{prefix}{GGUF_NAMES[place]}.{ending}"
+        *path, leaf = name.split(".")
+        prefix = f"blk.{path[1]}." if path[0] == "h" else ""
+        layer = ".".join(path[2:] if prefix else path)
+        is_matrix = array.ndim == 2 and layer != "wpe"
+        array = np.ascontiguousarray(array.T if is_matrix and layer != "wte" else array)
+        target = f"{prefix}{GGUF_NAMES[layer]}.{leaf}"
         if is_matrix and kind != "F32":
-            writer.add_tensor(target, gguf.quants.quantize(array, stored), raw_dtype=stored)
+            writer.add_tensor(target, gguf.quants.quantize(array, dtype), raw_dtype=dtype)
         else:
             writer.add_tensor(target, array)
     writer.write_header_to_file()
@@ -563,9 +561,9 @@ PEERS = {
 
 
 def serve(peer, requests, answers):
-    rested = time.process_time()
+    cpu_at_rest = time.process_time()
     for line in requests:
-        idle = time.process_time() - rested  # a peer that spins while others work would show here
+        idle = time.process_time() - cpu_at_rest  # grows if threads spin while others work
         request = json.loads(line)
         gc.collect()
         try:
@@ -575,20 +573,20 @@ def serve(peer, requests, answers):
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)
-        rested = time.process_time()
+        cpu_at_rest = time.process_time()
 
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print does not mix with the answers
-    what, name, folder, threads = sys.argv[1:]
-    kind, folder = PEERS[name], Path(folder)
-    if what == "prepare":
-        kind.prepare(folder)
+    os.dup2(2, 1)  # libraries print to standard error, apart from the answers
+    job, name, folder, threads = sys.argv[1:]
+    peer_class, folder = PEERS[name], Path(folder)
+    if job == "prepare":
+        peer_class.prepare(folder)
         return
     start = now()
-    peer = kind(folder, int(threads))
-    if what == "cold":  # a line as each token is known, and no more
+    peer = peer_class(folder, int(threads))
+    if job == "cold":  # print an empty line as each token becomes known
         request = json.loads(sys.stdin.readline())
         peer.generate(request["prompt"], request["n"], lambda: print(file=answers, flush=True))
         return

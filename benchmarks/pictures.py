@@ -1,6 +1,6 @@
-"""The pictures of README.md, from the result file: `python pictures.py results.json FOLDER`.
+"""Pictures of README.md from the result file: `python pictures.py results.json FOLDER`.
 
-Transparent, with greys and colours that are legible on white and on dark pages.
+They are transparent, with greys and colours that are legible on white and on dark pages.
 """
 import json
 import statistics
@@ -25,23 +25,22 @@ mpl.rcParams |= {
 
 
 def colour(label):
-    """A library's colour, in whatever precision it runs."""
-    found = [shade for name, shade in COLOURS.items() if label.startswith(name)]
-    return OURS if label == report.OURS else (found or ["#9aa0a6"])[0]
+    """Return the colour of a library, the same in every precision."""
+    matching = [shade for name, shade in COLOURS.items() if label.startswith(name)]
+    return OURS if label == report.OURS else (matching or ["#9aa0a6"])[0]
 
 
-def shown(label):
-    kind = report.precision(label)
-    return label if kind == "float32" else f"{label}*"
+def starred(label):
+    return label if report.precision(label) == "float32" else f"{label}*"
 
 
-def beside(x, line, room):
-    """Where the number of a bar that ends at x begins, so that no vertical line crosses it."""
+def number_position(x, line, room):
+    """Return the x of the number of a bar that ends at x, clear of the vertical line."""
     return line if line - room < x < line else x
 
 
 def bars(axes, part, case, rate, line):
-    """One bar a peer, best on top, with a whisker from the slowest to the quickest round.
+    """Draw a bar for each peer, best on top, with a whisker from the slowest to the quickest round.
 
     A dashed line marks a limit.
     """
@@ -54,36 +53,36 @@ def bars(axes, part, case, rate, line):
         axes.barh(y, middle, color=colour(label), height=0.7,
                   alpha=1 if report.precision(label) == "float32" else 0.45)
         axes.plot([low, high], [y, y], color=GREY, lw=1.5)
-        axes.text(beside(high, line, room), y, f"  {middle:.0f}", va="center")
+        axes.text(number_position(high, line, room), y, f"  {middle:.0f}", va="center")
     axes.axvline(line, color=GREY, ls="--", lw=1, zorder=0)
-    axes.set_yticks(range(len(order)), [shown(label) for label in order])
+    axes.set_yticks(range(len(order)), [starred(label) for label in order])
     axes.tick_params(axis="y", length=0)
     for text, label in zip(axes.get_yticklabels(), order, strict=True):
         text.set_fontweight("bold" if label == report.OURS else "normal")
 
 
-def note_lower(axes, part, case, mark="* pale:", at=0.0):
+def note_lower_precision(axes, part, case, mark="* pale:", y=0.0):
     if any(report.precision(label) != "float32" for label in report.labels(part, case)):
-        axes.text(1, at, f"{mark} weights in fewer bits than float32", transform=axes.transAxes,
+        axes.text(1, y, f"{mark} weights in fewer bits than float32", transform=axes.transAxes,
                   ha="right", va="bottom", fontsize=8)
 
 
 def decode(results):
-    found = [size for size in report.sizes(results, "decode")
+    sizes = [size for size in report.sizes(results, "decode")
              if len(report.labels(results["parts"][f"decode/{size}"])) > 2] or (
                  report.sizes(results, "decode")[:1])
-    figure, panels = plt.subplots(1, len(found), figsize=(4.6 * len(found), 3.4), squeeze=False)
-    for axes, size in zip(panels[0], found, strict=True):
+    figure, panels = plt.subplots(1, len(sizes), figsize=(4.6 * len(sizes), 3.4), squeeze=False)
+    for axes, size in zip(panels[0], sizes, strict=True):
         part = results["parts"][f"decode/{size}"]
         case = report.cases(part)[0]
         n = int(case.split()[0])
         ours = report.select(part, case, report.OURS)
         limit = statistics.median(1 / s["limit_seconds"] for s in ours)
         bars(axes, part, case, lambda s, n=n: n / s["seconds"], limit)
-        axes.set_title(f"{size}: tokens a second, one text\ndashed: NumPy's products alone")
+        axes.set_title(f"{size}: tokens per second, one text\ndashed: NumPy's products alone")
         axes.margins(x=0.12)
-    part = results["parts"][f"decode/{found[0]}"]
-    note_lower(panels[0][0], part, report.cases(part)[0])
+    part = results["parts"][f"decode/{sizes[0]}"]
+    note_lower_precision(panels[0][0], part, report.cases(part)[0])
     return figure
 
 
@@ -93,7 +92,7 @@ def context(results):
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
     lengths = sorted(map(int, report.cases(part)))
     lines(axes, part, lengths, lambda s: 1000 * s["step"])
-    axes.set(xlabel="tokens before", title=f"{size}: milliseconds a token")
+    axes.set(xlabel="cached tokens", title=f"{size}: milliseconds per token")
     return figure
 
 
@@ -103,12 +102,12 @@ def prefill(results):
     figure, axes = plt.subplots(figsize=(5.6, 3.4))
     lengths = sorted(map(int, report.cases(part)))
     lines(axes, part, lengths, lambda s: int(s["case"]) / s["seconds"])
-    axes.set(xlabel="tokens in the text", title=f"{size}: tokens read a second, all logits")
+    axes.set(xlabel="tokens in the text", title=f"{size}: tokens read per second, all logits")
     return figure
 
 
 def lines(axes, part, lengths, rate):
-    """A line a peer in float32, named at its right end, with the rounds' range behind it."""
+    """Draw a line for each peer in float32, named at its right end, with the range of rounds."""
     ends = []
     for label in report.labels(part):
         found = [report.spread([rate(s) for s in report.select(part, str(n), label)])
@@ -121,10 +120,10 @@ def lines(axes, part, lengths, rate):
                   lw=2.5 if label == report.OURS else 1.5)
         ends.append((found[-1].median, label))
     axes.set_ylim(bottom=0)
-    gap, at = axes.get_ylim()[1] * 0.07, -1e9
-    for y, label in sorted(ends):  # names keep clear of each other
-        at = max(y, at + gap)
-        axes.annotate(label, (lengths[-1], at), (6, 0), textcoords="offset points", va="center",
+    gap, name_y = axes.get_ylim()[1] * 0.07, -1e9
+    for y, label in sorted(ends):
+        name_y = max(y, name_y + gap)  # names do not overlap
+        axes.annotate(label, (lengths[-1], name_y), (6, 0), textcoords="offset points", va="center",
                       color=colour(label), annotation_clip=False,
                       fontweight="bold" if label == report.OURS else "normal")
 
@@ -143,10 +142,10 @@ def cold(results):
         axes.barh(y, end - first, left=first, color=colour(label), height=0.7)
         axes.text(end, y, f"  {first:.2f} / {end:.2f} s", va="center",
                   fontweight="bold" if label == report.OURS else "normal")
-    axes.set_yticks(range(len(order)), [shown(label) for label in order])
+    axes.set_yticks(range(len(order)), [starred(label) for label in order])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.2)
-    note_lower(axes, part, "40 tokens", "*", 0.9)
+    note_lower_precision(axes, part, "40 tokens", "*", 0.9)
     axes.set_title(f"{size}: seconds from the command to the first token (pale)\n"
                    "and to the end of 40 tokens")
     return figure
@@ -163,7 +162,7 @@ def drafts(results):
                 report.ratios(part, case, label, f"{label} with drafts", "step"))
             if found:
                 axes.barh(y + shift, found.median, 0.36, color=colour(label), label=label)
-                axes.text(beside(found.high, 1, 0.4), y + shift, f"  {found.median:.2f}",
+                axes.text(number_position(found.high, 1, 0.4), y + shift, f"  {found.median:.2f}",
                           va="center", fontsize=9)
     axes.axvline(1, color=GREY, ls="--", lw=1, zorder=0)
     axes.set_yticks(range(len(order)), order)

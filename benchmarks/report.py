@@ -1,6 +1,6 @@
-"""What the samples say: medians with their spread, ratios run by run, tables, and promises kept.
+"""Report of the samples: medians with their spread, ratios round by round, tables, promises.
 
-Pure functions of the result file that run.py writes; nothing here measures or needs a package.
+These are pure functions of the result file that run.py writes. They need the standard library only.
 """
 import json
 import math
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 OURS = "gpt2_np"
-LOWER = {"int8": "int8", "F16": "float16", "Q8_0": "8-bit blocks"}
-TIE = 1e-4  # relative error up to which two float32 libraries' numbers are the same
+LOWER_PRECISION = {"int8": "int8", "F16": "float16", "Q8_0": "8-bit blocks"}
+TOLERANCE = 1e-4  # the relative error up to which float32 outputs count as the same
 
 
 # --- statistics -------------------------------------------------------------------------------
@@ -25,12 +25,12 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Median, lowest and highest; None where there is nothing."""
+    """Return the median, the lowest and the highest value, or None if there are no values."""
     return Spread(statistics.median(values), min(values), max(values)) if values else None
 
 
 def agreement(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """How far an answer equals the expected one: leading tokens, or the relative error."""
+    """Compare an answer with the expected one: by leading tokens, or by relative error."""
     if "tokens" in expected:
         ours, theirs = expected["tokens"], found["tokens"]
         pairs = zip(ours, theirs, strict=False)
@@ -54,13 +54,14 @@ def values(part: dict[str, Any], case: str, label: str, key: str) -> list[float]
 
 
 def ratios(part: dict[str, Any], case: str, above: str, below: str, key: str) -> list[float]:
-    """`above` divided by `below`, each with its neighbour of the same round."""
+    """Return `above` divided by `below`, each with its neighbour of the same round."""
+
     def by_turn(label):
         return {(s["round"], s["group"]): s[key] for s in select(part, case, label)
                 if s.get(key) is not None}  # fmt: skip
 
-    over, under = by_turn(above), by_turn(below)
-    return [over[turn] / under[turn] for turn in over if under.get(turn)]
+    numerators, denominators = by_turn(above), by_turn(below)
+    return [numerators[turn] / denominators[turn] for turn in numerators if denominators.get(turn)]
 
 
 def cases(part: dict[str, Any]) -> list[str]:
@@ -74,17 +75,17 @@ def labels(part: dict[str, Any], case: str | None = None) -> list[str]:
 
 
 def sizes(results: dict[str, Any], scenario: str) -> list[str]:
-    """The sizes at which a scenario was measured, smallest first."""
+    """Return the sizes at which a scenario was measured, smallest first."""
     found = [key.partition("/")[2] for key in results["parts"] if key.startswith(scenario + "/")]
     return sorted(found, key=lambda size: int(size.rstrip("M")))
 
 
 def precision(label: str) -> str:
-    return next((name for mark, name in LOWER.items() if mark in label), "float32")
+    return next((kind for mark, kind in LOWER_PRECISION.items() if mark in label), "float32")
 
 
 def growth(part: dict[str, Any], label: str) -> dict[tuple[int, int], float]:
-    """Seconds that a step takes more after the most cached tokens than after the fewest."""
+    """Return the extra seconds of a step after the most cached tokens compared with the fewest."""
     lengths = sorted(map(int, cases(part)))
     if len(lengths) < 2:
         return {}
@@ -100,7 +101,7 @@ def growth(part: dict[str, Any], label: str) -> dict[tuple[int, int], float]:
 
 
 class Promise(NamedTuple):
-    """A claim, what was found for it run by run, and the bound it is held to."""
+    """A claim, its figure with the spread over rounds, and its bound. The median decides."""
 
     claim: str
     found: Spread | None
@@ -118,13 +119,13 @@ class Promise(NamedTuple):
 
 
 def promises(results: dict[str, Any]) -> list[Promise]:
-    """Every threshold of the project beside what was measured; a median decides."""
+    """Return every promise of the project with its measured figure."""
     parts, found = results["parts"], []
 
     def add(claim, numbers, bound, at_least=True, unit="x"):
         found.append(Promise(claim, spread(list(numbers)), bound, at_least, unit))
 
-    def faster(part, case, peer, key):
+    def peer_over_ours(part, case, peer, key):
         return ratios(part, case, peer, OURS, key)
 
     empty = {"samples": []}
@@ -132,17 +133,18 @@ def promises(results: dict[str, Any]) -> list[Promise]:
         part = parts.get(f"decode/{size}", empty)
         case = next(iter(cases(part)), "")
         fractions = [s["limit_seconds"] / s["median_step"] for s in select(part, case, OURS)]
-        add(f"decode at {size}: of the one-row limit", fractions, 0.85 if size == "124M" else 0.90)
+        add(f"decode at {size}: fraction of the one-row limit", fractions,
+            0.85 if size == "124M" else 0.90)
         add(f"decode at {size}: transformers' time / ours",
-            faster(part, case, "transformers", "seconds"), 1.35)
-        add(f"decode at {size}: CTranslate2 float32's time / ours",
-            faster(part, case, "CTranslate2", "seconds"), 1.6)
+            peer_over_ours(part, case, "transformers", "seconds"), 1.35)
+        add(f"decode at {size}: CTranslate2's time in float32 / ours",
+            peer_over_ours(part, case, "CTranslate2", "seconds"), 1.6)
     for size in sizes(results, "context") or ["124M"]:
         part = parts.get(f"context/{size}", empty)
         ours = growth(part, OURS)
         for peer in ("transformers", "CTranslate2"):
             theirs = growth(part, peer)
-            add(f"growth with context at {size}: our extra time a token / {peer}'s",
+            add(f"growth with context at {size}: our extra time per token / {possessive(peer)}",
                 [ours[t] / theirs[t] for t in ours if theirs.get(t, 0) > 0], 1.0, False)
     for size in sizes(results, "prefill") or ["124M"]:
         add(f"prefill of 1,024 at {size}: our time / transformers'",
@@ -151,14 +153,14 @@ def promises(results: dict[str, Any]) -> list[Promise]:
     for size in sizes(results, "score") or ["124M"]:
         part = parts.get(f"score/{size}", empty)
         add(f"scoring at {size}: transformers' time / ours",
-            faster(part, next(iter(cases(part)), ""), "transformers", "seconds"), 1.3)
+            peer_over_ours(part, next(iter(cases(part)), ""), "transformers", "seconds"), 1.3)
     for size in sizes(results, "drafts") or ["124M"]:
         part = parts.get(f"drafts/{size}", empty)
         for case in cases(part) or ["code", "prose"]:
-            repeats = case in ("code", "a table", "a list", "a loop")
+            repeats_itself = case in ("code", "a table", "a list", "a loop")
             add(f"drafts at {size}, {case}: plain time / time with drafts",
                 ratios(part, case, OURS, f"{OURS} with drafts", "step"),
-                2.5 if repeats else 0.97)
+                2.5 if repeats_itself else 0.97)
     for size in sizes(results, "tokenizer")[:1] or ["124M"]:
         part = parts.get(f"tokenizer/{size}", empty)
         for peer, key, text, bound in (
@@ -166,7 +168,7 @@ def promises(results: dict[str, Any]) -> list[Promise]:
             ("tokenizers", "warm", "English", 5),
             ("tokenizers", "warm", "English in one piece", 5),
         ):
-            add(f"tokenizer, {key} {text}: our speed / {peer}'s",
+            add(f"tokenizer, {key} {text}: our speed / {possessive(peer)}",
                 ratios(part, text, OURS, peer, key), bound)
         times = [1000 * t for t in values(part, "construct", OURS, "construct")]
         add("tokenizer: import and construction", times, 60, False, " ms")
@@ -175,28 +177,32 @@ def promises(results: dict[str, Any]) -> list[Promise]:
         add("process start to the first token at 124M",
             values(part, "40 tokens", OURS, "first"), 0.35, False, " s")
         add("process with 40 tokens at 124M: transformers' time / ours",
-            faster(part, "40 tokens", "transformers", "seconds"), 5)
+            peer_over_ours(part, "40 tokens", "transformers", "seconds"), 5)
         add("--help", values(part, "--help", OURS, "seconds"), 0.15, False, " s")
     return found
 
 
+def possessive(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
+
+
 def check(results: dict[str, Any]) -> tuple[str, int]:
-    """Which promises hold, with the figures, and the exit status: 0 if none fails."""
+    """Return a line for every promise, and the exit status: 0 if one holds and none fails."""
     found = promises(results)
     words = {True: "holds", False: "FAILS", None: "not measured"}
     lines = []
     for promise in found:
-        sign = "at least" if promise.at_least else "at most"
-        bound = f"{sign} {promise.bound:g}{promise.unit}"
+        relation = "at least" if promise.at_least else "at most"
+        bound = f"{relation} {promise.bound:g}{promise.unit}"
         lines.append(f"{words[promise.holds]:13s} {promise.claim}: "
-                     f"{measured(promise.found, promise.unit)}; {bound}")
+                     f"{figure(promise.found, promise.unit)}; {bound}")
     outcomes = [promise.holds for promise in found]
     lines.append(f"{outcomes.count(True)} hold, {outcomes.count(False)} do not, "
                  f"{outcomes.count(None)} were not measured")
     return "\n".join(lines), int(False in outcomes or True not in outcomes)
 
 
-def measured(found: Spread | None, unit: str) -> str:
+def figure(found: Spread | None, unit: str = "") -> str:
     if found is None:
         return "-"
     return f"{digits(found.median)}{unit} ({digits(found.low)} to {digits(found.high)})"
@@ -206,7 +212,7 @@ def measured(found: Spread | None, unit: str) -> str:
 
 
 def digits(x: float | None) -> str:
-    """Three digits that mean something: 0.0123, 1.23, 12.3, 1,234."""
+    """Show a number with at least three significant digits: 0.0123, 1.23, 12.3, 1,234."""
     if x is None:
         return "-"
     if x == 0:
@@ -220,13 +226,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def with_spread(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    return f"{digits(found.median)} ({digits(found.low)} to {digits(found.high)})"
-
-
 def name(label: str) -> str:
+    """Show a label in a table: ours is bold, and fewer bits than float32 are named."""
     text = "**gpt2_np**" if label == OURS else label
     kind = precision(label)
     return text if kind == "float32" else f"{text} ({kind})"
@@ -235,30 +236,30 @@ def name(label: str) -> str:
 def same_output(part, case, label) -> str:
     found = select(part, case, label)
     if found and "of" in found[0]:
-        same, of = min(s["same"] for s in found), found[0]["of"]
-        return "yes" if same == of else f"first {same} of {of} tokens"
+        same, total = min(s["same"] for s in found), found[0]["of"]
+        return "yes" if same == total else f"first {same} of {total} tokens"
     errors = [s["error_of_values"] for s in found if "error_of_values" in s]
     if not errors:
         return "-"
-    return "yes" if max(errors) <= TIE else f"to {max(errors):.0e}"
+    return "yes" if max(errors) <= TOLERANCE else f"to {max(errors):.0e}"
 
 
 def comparison(part, case, column: str, rate: Callable[[dict], float | None], key="seconds",
                output=True) -> str:
-    """One row a peer: its figure, how many times as fast we are, and whether outputs agree."""
+    """Return a table with a row for each peer: its figure, its time over ours, its output."""
     rows = []
     for label in labels(part, case):
         figures = [rate(s) for s in select(part, case, label)]
         times = spread(ratios(part, case, label, OURS, key))
-        row = [name(label), with_spread(spread([f for f in figures if f is not None])),
-               "" if label == OURS else with_spread(times)]
+        row = [name(label), figure(spread([f for f in figures if f is not None])),
+               "" if label == OURS else figure(times)]
         rows.append(row + ([same_output(part, case, label)] if output else []))
     head = ["", column, "its time / ours"] + (["same output"] if output else [])
     return table(head, rows)
 
 
 def grid(part, key: str, scale: float, unit: str) -> str:
-    """Peers down, cases across: medians."""
+    """Return a table of medians with a row for each peer and a column for each case."""
     columns = cases(part)
     rows = [
         [name(label)] + [digits(scaled(spread(values(part, case, label, key)), scale))
@@ -284,23 +285,22 @@ def decode_tables(results, size, part):
                 for s in ours]  # fmt: skip
     of_limit = spread([100 * s["limit_seconds"] / s["median_step"] for s in ours])
     return (
-        f"{text}\n\nA step's products alone, one row each: {with_spread(spread(limits))} tokens/s, "
-        f"{with_spread(bandwidth)} GB/s. A step of ours takes them {digits(of_limit.median)}% "
-        f"({digits(of_limit.low)} to {digits(of_limit.high)}) of its time. One product with all "
-        f"weights as a single matrix: {with_spread(stream)} GB/s; at that speed the weights alone "
-        f"would take {digits(100 * statistics.median(streamed))}% of our step."
+        f"{text}\n\nThe products of a step alone, one row each: {figure(spread(limits))} tokens/s, "
+        f"{figure(bandwidth)} GB/s. They take {figure(of_limit, '%')} of the time of our step. "
+        f"One product with all weights as a single matrix: {figure(stream)} GB/s. At that speed "
+        f"the weights alone would take {digits(100 * statistics.median(streamed))}% of our step."
     )
 
 
 def context_tables(results, size, part):
-    text = grid(part, "step", 1000, "ms a token after")
+    text = grid(part, "step", 1000, "ms per token after")
     lengths = sorted(map(int, cases(part)))
-    added = [
+    extra = [
         f"{name(label)} {digits(1000 * statistics.median(growth(part, label).values()))}"
         for label in labels(part) if growth(part, label)
     ]  # fmt: skip
-    return f"{text}\n\nMore ms a token after {lengths[-1]:,} than after {lengths[0]}: " + (
-        ", ".join(added) + ".")
+    return (f"{text}\n\nExtra ms per token after {lengths[-1]:,} tokens compared with "
+            f"{lengths[0]}: {', '.join(extra)}.")
 
 
 def prefill_tables(results, size, part):
@@ -310,7 +310,7 @@ def prefill_tables(results, size, part):
     rate = spread([s["limit_operations"] / s["limit_seconds"] / 1e9 for s in ours])
     share = spread([100 * s["limit_seconds"] / s["seconds"] for s in ours])
     return (f"{text}\n\n{comparison(part, longest, f's for {longest}', lambda s: s['seconds'])}"
-            f"\n\nThe products of {longest} rows alone: {with_spread(rate)} GFLOP/s, "
+            f"\n\nThe products of {longest} rows alone: {figure(rate)} GFLOP/s, "
             f"{digits(share.median)}% of our time.")
 
 
@@ -339,11 +339,11 @@ def drafts_tables(results, size, part):
     for case in cases(part):
         row = [case]
         for label in (OURS, "transformers"):
-            drafted = f"{label} with drafts"
-            for which in (label, drafted):
-                found = spread([1 / t for t in values(part, case, which, "step")])
+            drafting = f"{label} with drafts"
+            for either in (label, drafting):
+                found = spread([1 / t for t in values(part, case, either, "step")])
                 row.append(digits(found and found.median))
-            row.append(with_spread(spread(ratios(part, case, label, drafted, "step"))))
+            row.append(figure(spread(ratios(part, case, label, drafting, "step"))))
         outputs = {same_output(part, case, label) for label in labels(part, case)}
         rows.append([*row, ", ".join(sorted(outputs))])
     return table(head, rows)
@@ -351,23 +351,23 @@ def drafts_tables(results, size, part):
 
 def cold_tables(results, size, part):
     rows = [
-        [name(label), with_spread(spread(values(part, "40 tokens", label, "first"))),
-         with_spread(spread(values(part, "40 tokens", label, "seconds"))),
+        [name(label), figure(spread(values(part, "40 tokens", label, "first"))),
+         figure(spread(values(part, "40 tokens", label, "seconds"))),
          "" if label == OURS else
-         with_spread(spread(ratios(part, "40 tokens", label, OURS, "seconds")))]
+         figure(spread(ratios(part, "40 tokens", label, OURS, "seconds")))]
         for label in labels(part, "40 tokens")
     ]  # fmt: skip
     text = table(["a new process", "s to the first token", "s to its end, 40 tokens",
                   "its time / ours"], rows)  # fmt: skip
     usage = spread(values(part, "--help", OURS, "seconds"))
     alone = spread(values(part, "import numpy", "NumPy alone", "seconds"))
-    return (f"{text}\n\n`python gpt2_np.py --help`: {with_spread(usage)} s, of which Python and "
-            f"`import numpy` are {with_spread(alone)} s.")
+    return (f"{text}\n\n`python gpt2_np.py --help`: {figure(usage)} s, of which Python and "
+            f"`import numpy` are {figure(alone)} s.")
 
 
 def load_tables(results, size, part):
     def ms(label, key):
-        return with_spread(spread([1000 * t for t in values(part, "load", label, key)]))
+        return figure(spread([1000 * t for t in values(part, "load", label, key)]))
 
     rows = [[name(label), ms(label, "load"), ms(label, "first_token")] for label in labels(part)]
     return table(["a new process, with imports", "ms to load", "ms to the first token after"], rows)
@@ -412,21 +412,21 @@ def tokenizer_tables(results, size, part):
 
 
 def same_ids(part) -> str:
-    """Whether all tokenizers gave the same ids in every case."""
+    """Return a sentence that names the cases in which the ids of the tokenizers differ."""
     found = {}
     for sample in part["samples"]:
-        marks = {k: v["ids"] for k, v in sample.items() if isinstance(v, dict)}
-        marks |= {sample["case"]: sample["ids"]} if "ids" in sample else {}
-        for where, ids in marks.items():
-            found.setdefault(where, set()).add(ids)
-    different = [where for where, ids in found.items() if len(ids) > 1]
-    return ("The ids differ: " + ", ".join(different) if different
-            else f"All gave the same ids in all {len(found)} cases.")
+        hashes = {k: v["ids"] for k, v in sample.items() if isinstance(v, dict)}
+        hashes |= {sample["case"]: sample["ids"]} if "ids" in sample else {}
+        for case, ids in hashes.items():
+            found.setdefault(case, set()).add(ids)
+    different = [case for case, ids in found.items() if len(ids) > 1]
+    return (f"The ids differ in: {', '.join(different)}." if different
+            else f"All tokenizers gave the same ids in all {len(found)} cases.")
 
 
 SECTIONS = {
-    "decode": ("Decoding: 32 tokens given, the rest made one by one", decode_tables),
-    "context": ("How a token's time grows with the context", context_tables),
+    "decode": ("Decoding after a prompt of 32 tokens", decode_tables),
+    "context": ("Time per token as the context grows", context_tables),
     "prefill": ("Prefill: all logits of a text", prefill_tables),
     "score": ("Scoring: log-probabilities of ragged texts", score_tables),
     "batch": ("Decoding several texts at once", batch_tables),
@@ -439,7 +439,7 @@ SECTIONS = {
 
 
 def section(results: dict[str, Any], scenario: str) -> str:
-    """The tables of one scenario, a size after the other, with what was left out."""
+    """Return the tables of one scenario at every size, with the peers that were left out."""
     texts = []
     for size in sizes(results, scenario):
         part = results["parts"][f"{scenario}/{size}"]
@@ -451,40 +451,41 @@ def section(results: dict[str, Any], scenario: str) -> str:
         missing = {}
         for label, reason in part["left out"].items():
             missing.setdefault(reason, []).append(label)
-        texts += [f"Left out: {', '.join(who)}: {why}." for why, who in missing.items()]
+        texts += [f"Left out: {'; '.join(peers)}: {reason}." for reason, peers in missing.items()]
     return "\n\n".join(texts)
 
 
 def losses(results: dict[str, Any]) -> str:
-    """Every comparison of time, memory or tokenizer speed that a peer wins."""
+    """Return tables of every comparison of time, memory or tokenizer speed that a peer wins."""
     rows = {True: [], False: []}
     compared = {"context": ["step"], "memory": ["peak_mib"], "load": ["load"],
                 "cold": ["first", "seconds"], "tokenizer": ["cold", "warm"],
                 "drafts": []}  # fmt: skip
     names = {"first": "first token", "step": "", "seconds": "", "peak_mib": "", "load": ""}
-    for place, part in results["parts"].items():
-        scenario, _, size = place.partition("/")
-        every = [
+    for part_name, part in results["parts"].items():
+        scenario, _, size = part_name.partition("/")
+        comparisons = [
             (case, label, key) for case in cases(part) for label in labels(part, case)
             for key in compared.get(scenario, ["seconds"]) if label != OURS
         ]  # fmt: skip
-        for case, label, key in every:
-            rates = scenario == "tokenizer"
-            pair = (OURS, label) if rates else (label, OURS)
+        for case, label, key in comparisons:
+            is_speed = scenario == "tokenizer"
+            pair = (OURS, label) if is_speed else (label, OURS)
             found = spread(ratios(part, case, *pair, key))
             if found and found.median < 1:
-                what = [scenario, "" if rates else size, names.get(key, key)]
-                row = [" ".join(filter(None, what)), case, name(label), with_spread(found)]
+                words = [scenario, "" if is_speed else size, names.get(key, key)]
+                row = [" ".join(filter(None, words)), case, name(label), figure(found)]
                 rows[precision(label) == "float32"].append((found.median, row))
     texts = []
-    for exact, head in ((True, "quicker or smaller"), (False, "with fewer bits")):
-        lost = [row for _, row in sorted(rows[exact])]
+    for is_float32, head in ((True, "quicker or smaller"), (False, "with fewer bits")):
+        lost = [row for _, row in sorted(rows[is_float32])]
         if lost:
             texts.append(table(["", "case", head, "its time or memory / ours"], lost))
-    return "\n\n".join(texts) or "In nothing that was measured."
+    return "\n\n".join(texts) or "No peer wins a case that was measured."
 
 
 def setting(results: dict[str, Any]) -> str:
+    """Describe the machine, the versions, the commits and the peers that were left out."""
     machine, versions = results["machine"], results["versions"]
     commits = sorted({part["commit"] for part in results["parts"].values()})
     days = sorted({part["when"][:10] for part in results["parts"].values()})
@@ -495,12 +496,12 @@ def setting(results: dict[str, Any]) -> str:
         "- " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"- commit {', '.join(commits)} (+: with changes); {', '.join(days)}",
     ]
-    lines += [f"- left out: {who}: {why}" for who, why in results["left out"].items()]
+    lines += [f"- left out: {peer}: {reason}" for peer, reason in results["left out"].items()]
     return "\n".join(lines)
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Everything as text, for the terminal."""
+    """Return the whole report as text for the terminal."""
     texts = [setting(results)]
     texts += [f"## {SECTIONS[scenario][0]}\n\n{found}"
               for scenario in SECTIONS if (found := section(results, scenario))]
@@ -511,7 +512,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def fill(readme: str, blocks: dict[str, str]) -> str:
-    """The text between `<!-- name -->` and `<!-- /name -->` replaced, for every name."""
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` for every name."""
     for name, text in blocks.items():
         pattern = re.compile(f"(<!-- {name} -->).*?(<!-- /{name} -->)", re.DOTALL)
         readme, n = pattern.subn(lambda m, text=text: f"{m[1]}\n{text}\n{m[2]}", readme)
@@ -521,6 +522,7 @@ def fill(readme: str, blocks: dict[str, str]) -> str:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
+    """Fill the tables of README.md in that folder."""
     blocks = {scenario: section(results, scenario) or "Not measured." for scenario in SECTIONS}
     blocks |= {"setting": setting(results), "losses": losses(results),
                "promises": "```\n" + check(results)[0] + "\n```"}

@@ -4,14 +4,14 @@
     python benchmarks/run.py                      # every peer; less of the larger sizes
     python benchmarks/run.py --quick              # 124M, the main peers, 3 to 4 minutes
     python benchmarks/run.py --only decode,score --sizes 124M
-    python benchmarks/run.py --check              # judge what the result file holds; status 1 if
-                                                  # a promise does not hold
-    python benchmarks/run.py --report             # tables of README.md and pictures from the file
+    python benchmarks/run.py --check              # judge the result file; status 1 if a promise
+                                                  # does not hold
+    python benchmarks/run.py --report             # fill README.md's tables and draw the pictures
 
-A part is a scenario at a size. Its samples replace that part in the result file and leave the
-others, so a run can be made in pieces; --resume skips the parts that are there. Every peer is a
-process of its own that loads the model once; they take turns, one at a time, so that the ratio of
-two neighbours means something even where the machine's speed drifts.
+A part is a scenario at a size. A new part replaces the old one in the result file and leaves the
+others, so measuring can be split into several runs. Every peer is a process that loads the model
+once. The peers take turns, one at a time, so that ratios of neighbours hold although the machine's
+speed drifts.
 """
 import argparse
 import contextlib
@@ -35,8 +35,10 @@ import environment
 import report
 import texts
 
+import bpe  # the file alone: this interpreter may have no NumPy
+
 OURS = "gpt2_np"
-# Name in peers.py, the package it needs, and GiB: so much times the weights, and so much besides.
+# Name in peers.py: the package it needs, its memory in sizes of the weights, and GiB besides.
 PEERS = {
     OURS: ("numpy", 1.0, 0.5),
     "transformers": ("transformers", 1.3, 0.8),
@@ -51,25 +53,25 @@ QUICK_PEERS = (OURS, "transformers", "CTranslate2", "CTranslate2 int8")
 TOKENIZERS = ("gpt2_np", "tiktoken", "tokenizers")
 WEIGHTS_GIB = {"124M": 0.47, "355M": 1.33, "774M": 2.89, "1558M": 5.81}
 ROUNDS = {"124M": 5, "355M": 3, "774M": 2, "1558M": 2}
-MOST_ROUNDS = {"context": 3, "prefill": 3, "score": 3, "drafts": 3, "batch": 3, "cold": 4,
+MAX_ROUNDS = {"context": 3, "prefill": 3, "score": 3, "drafts": 3, "batch": 3, "cold": 4,
                "load": 2, "tokenizer": 2}  # fmt: skip
 QUICK_PARTS = ("decode", "prefill", "score", "drafts", "cold", "tokenizer")
-# What is measured unless --only says it: less of the larger sizes, where minutes go.
+# The parts of the larger sizes, unless --only says more: they take most of the time.
 PARTS = {"355M": ("decode", "context", "prefill", "load"), "774M": ("decode", "load"),
          "1558M": ("decode", "load")}  # fmt: skip
-# And fewer peers, unless --peers says more: those in float32, then one.
+# The peers of the larger sizes, unless --peers says more.
 PEERS_AT = {"355M": ("transformers", "CTranslate2", "ONNX Runtime", "llama.cpp"),
             "774M": ("transformers",), "1558M": ("transformers",)}  # fmt: skip
 NOT_RUN = {"transformers with torch.compile": "58 s of compiling made 32 tokens 11% quicker, "
            "measured once"}  # fmt: skip
 PROMPT = "In the beginning there was a small machine that could"
-PATIENCE = 900  # seconds until a peer that does not answer is given up
+TIMEOUT = 900  # seconds until a peer that does not answer is killed
 
 
 class Turn(NamedTuple):
     """One peer's part in a round, under the label that tables show.
 
-    `case` names what it is a sample of where one round holds several lengths.
+    `case` is the name of its samples if one round holds several lengths.
     """
 
     label: str
@@ -79,7 +81,7 @@ class Turn(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What all peers do by turns. `setup` and `warm_up` are asked of each once, untimed."""
+    """The turns of a round. Each peer first answers `setup` and `warm_up` once, untimed."""
 
     name: str
     turns: list[Turn]
@@ -87,7 +89,7 @@ class Case(NamedTuple):
     setup: dict[str, Any] | None = None
 
 
-# --- the scenarios: what is asked -------------------------------------------------------------
+# --- scenarios: the requests to the peers -----------------------------------------------------
 
 
 def random_tokens(n: int, seed: int = 0) -> list[int]:
@@ -95,23 +97,23 @@ def random_tokens(n: int, seed: int = 0) -> list[int]:
 
 
 def is_short(args, folder):
-    """Whether fewer lengths are measured: the folder is named after the model's size."""
+    """Return True if fewer lengths are measured. The folder is named after the model's size."""
     return args.quick or folder.name != "124M"
 
 
-def everyone(peers, request, ours=()):
-    """The same request to each; ours may carry more, such as measuring the limit beside it."""
+def same_turns(peers, request, ours=()):
+    """Return a turn with the same request for each peer. `ours` is added to our own request."""
     return [Turn(p, p, request | (dict(ours) if p == OURS else {})) for p in peers]
 
 
 def decode(peers, args, folder) -> Iterator[Case]:
     n = 64 if args.quick else 128
     request = {"do": "decode", "prompt": random_tokens(32), "n": n}
-    yield Case(f"{n} after 32", everyone(peers, request, {"limit": True}), {"n": 8})
+    yield Case(f"{n} after 32", same_turns(peers, request, {"limit": True}), {"n": 8})
 
 
 def context(peers, args, folder) -> Iterator[Case]:
-    """All lengths in one round, a peer's one after the other: growth is their difference."""
+    """Yield one case with all lengths, a peer's one after another: growth is their difference."""
     lengths = (32, 1000) if is_short(args, folder) else (32, 384, 1000)
     turns = [
         Turn(peer, peer, {"do": "decode", "prompt": random_tokens(cached), "n": 21}, str(cached))
@@ -123,32 +125,30 @@ def context(peers, args, folder) -> Iterator[Case]:
 def prefill(peers, args, folder) -> Iterator[Case]:
     for length in (64, 1024) if is_short(args, folder) else (64, 256, 1024):
         request = {"do": "prefill", "tokens": random_tokens(length)}
-        yield Case(str(length), everyone(peers, request, {"limit": True}), {})
+        yield Case(str(length), same_turns(peers, request, {"limit": True}), {})
 
 
 def score(peers, args, folder) -> Iterator[Case]:
-    chance = random.Random(0)
-    lengths = [chance.randint(20, 400) for _ in range(4 if args.quick else 8)]
+    rng = random.Random(0)
+    lengths = [rng.randint(20, 400) for _ in range(4 if args.quick else 8)]
     rows = [random_tokens(length, seed) for seed, length in enumerate(lengths)]
     name = f"{len(rows)} texts, {sum(lengths) - len(rows)} targets"
-    yield Case(name, everyone(peers, {"do": "score", "texts": rows}), {})
+    yield Case(name, same_turns(peers, {"do": "score", "texts": rows}), {})
 
 
 def batch(peers, args, folder) -> Iterator[Case]:
     n = 16 if args.quick else 32
     for rows in (1, 16) if args.quick else (1, 4, 16):
         prompts = [random_tokens(32, seed) for seed in range(rows)]
-        yield Case(f"{rows} x {n}", everyone(peers, {"do": "batch", "prompts": prompts, "n": n}),
-                   {"n": 2})
+        request = {"do": "batch", "prompts": prompts, "n": n}
+        yield Case(f"{rows} x {n}", same_turns(peers, request), {"n": 2})
 
 
 def drafts(peers, args, folder) -> Iterator[Case]:
-    """Texts that the model knows by heart (peers.py says how), with and without drafts."""
-    import bpe
-
+    """Yield texts that the model has memorized (see peers.py), with and without drafts."""
     tokenizer = bpe.Tokenizer.from_files(str(folder / "merges.txt"), str(folder / "vocab.json"))
-    written = {**texts.REPEATING, **texts.NOT_REPEATING}
-    encoded = {name: tokenizer.encode(text) for name, text in written.items()}
+    all_texts = {**texts.REPEATING, **texts.NOT_REPEATING}
+    encoded = {name: tokenizer.encode(text) for name, text in all_texts.items()}
     encoded["random tokens"] = random_tokens(600)
     if args.quick:
         encoded = {name: encoded[name] for name in ("code", "prose")}
@@ -159,7 +159,7 @@ def drafts(peers, args, folder) -> Iterator[Case]:
                  {"do": "decode", "prompt": tokens[:prompt], "n": n, "draft": draft})
             for label in (OURS, "transformers") if label in peers for draft in (False, True)
         ]  # fmt: skip
-        setup = {"do": "know_by_heart", "tokens": tokens[: prompt + n + 1]}
+        setup = {"do": "memorize", "tokens": tokens[: prompt + n + 1]}
         yield Case(name, turns, {"n": 4}, setup)
 
 
@@ -171,14 +171,14 @@ SERVED = {"decode": decode, "context": context, "prefill": prefill, "score": sco
 
 
 class Worker:
-    """A peer's process: loaded once, asked line by line."""
+    """A peer's process. It loads the model once and answers requests line by line."""
 
     def __init__(self, args, name, folder):
         self.name = name
         command = [args.python, str(HERE / "peers.py"), "serve", name, str(folder),
                    str(args.threads)]
         self.process = subprocess.Popen(
-            command, env=surroundings(args), text=True, cwd=HERE,
+            command, env=process_environment(args), text=True, cwd=HERE,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file(args, name))
         self.loaded = self.answer()
 
@@ -190,7 +190,7 @@ class Worker:
         return self.answer()
 
     def answer(self):
-        timer = threading.Timer(PATIENCE, self.process.kill)
+        timer = threading.Timer(TIMEOUT, self.process.kill)
         timer.start()
         line = self.process.stdout.readline()
         timer.cancel()
@@ -198,10 +198,11 @@ class Worker:
             return json.loads(line)
         self.process.wait()
         return {"error": f"the process ended with status {self.process.returncode}: "
-                         f"{last_words(log_name(self.name))}"}
+                         f"{last_line(log_name(self.name))}"}
 
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # the process has ended already
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -221,13 +222,13 @@ def log_file(args, name):
     return log_name(name).open("w", encoding="utf-8")
 
 
-def last_words(log):
+def last_line(log):
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "its log is empty"
 
 
-def surroundings(args) -> dict[str, str]:
-    """The same threads for every library, no network, and this checkout as gpt2_np."""
+def process_environment(args) -> dict[str, str]:
+    """Give every library the same threads and no network, and import gpt2_np from this checkout."""
     threads = str(args.threads)
     return os.environ | {
         "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads,
@@ -237,12 +238,16 @@ def surroundings(args) -> dict[str, str]:
 
 
 def groups(peers, size, budget) -> tuple[list[list[str]], dict[str, str]]:
-    """Peers that fit into memory together, ours in every group; and why others are left out."""
+    """Return groups of peers that fit into memory together, each with ours, and the refused.
+
+    The refused peers come with the reason.
+    """
+
     def need(peer):
         _, times, besides = PEERS[peer]
         return times * WEIGHTS_GIB[size] + besides
 
-    found, refused = [[OURS]], {}
+    grouped, refused = [[OURS]], {}
     if need(OURS) > budget:
         return [], {OURS: f"{size} needs {need(OURS):.1f} GiB, {budget:.1f} are free"}
     for peer in peers:
@@ -251,11 +256,11 @@ def groups(peers, size, budget) -> tuple[list[list[str]], dict[str, str]]:
         if need(OURS) + need(peer) > budget:
             refused[peer] = (f"{size} beside ours needs {need(OURS) + need(peer):.1f} GiB, "
                              f"{budget:.1f} are free")
-        elif sum(map(need, [*found[-1], peer])) > budget:
-            found.append([OURS, peer])
+        elif sum(map(need, [*grouped[-1], peer])) > budget:
+            grouped.append([OURS, peer])
         else:
-            found[-1].append(peer)
-    return found, refused
+            grouped[-1].append(peer)
+    return grouped, refused
 
 
 def parts_of(args, size):
@@ -263,7 +268,7 @@ def parts_of(args, size):
 
 
 def rounds_of(args, size, name):
-    return args.rounds or min(ROUNDS[size], MOST_ROUNDS.get(name, 99))
+    return args.rounds or min(ROUNDS[size], MAX_ROUNDS.get(name, 99))
 
 
 def peers_of(args, size):
@@ -273,19 +278,19 @@ def peers_of(args, size):
 
 
 def run_served(args, size, results):
-    """All scenarios of one size that talk to loaded peers."""
-    # In this order: drafts come last, for they change the weights.
+    """Run all scenarios of one size that talk to loaded peers."""
+    # The order matters: drafts come last because they change the weights.
     wanted = [name for name in SERVED if name in parts_of(args, size)
               and not skipped(args, results, f"{name}/{size}")]  # fmt: skip
     if not wanted:
         return
     folder = environment.weights(args.python, args.cache, size)
-    able = [peer for peer in peers_of(args, size) if prepared(args, results, peer, folder, size)]
-    chosen, refused = groups(able, size, args.memory)
+    usable = [peer for peer in peers_of(args, size) if prepare(args, results, peer, folder, size)]
+    grouped, refused = groups(usable, size, args.memory)
     for peer, reason in refused.items():
         leave_out(results, f"{peer} at {size}", reason)
     parts = {f"{name}/{size}": new_part(args) for name in wanted}
-    for group, names in enumerate(chosen):
+    for group, names in enumerate(grouped):
         workers = {}
         for name in names:
             worker = Worker(args, name, folder)
@@ -295,48 +300,49 @@ def run_served(args, size, results):
             else:
                 workers[name] = worker
         if OURS not in workers:
-            raise SystemExit(f"gpt2_np itself does not run: see {LOGS}")
+            raise SystemExit(f"gpt2_np itself does not start: see {LOGS}")
         for name in wanted:
             part, start = parts[f"{name}/{size}"], time.time()
             for case in SERVED[name](list(workers), args, folder):
                 rounds = rounds_of(args, size, name)
                 take_turns(args, part, case, workers, group, rounds)
             part["minutes"] = part.get("minutes", 0) + (time.time() - start) / 60
-            if group == len(chosen) - 1:
+            if group == len(grouped) - 1:
                 save_part(args, results, f"{name}/{size}", part)
         for worker in workers.values():
             worker.close()
 
 
 def take_turns(args, part, case, workers, group, rounds):
-    """Warm-up, then rounds in alternating order; answers are compared with ours."""
-    out = set()
+    """Warm up, then run rounds in alternating order and compare the answers with ours."""
+    failed = set()
     for peer in {turn.peer: 0 for turn in case.turns} if case.setup else ():
         if "error" in workers[peer].ask(case.setup):
-            out.add(peer)
+            failed.add(peer)
     turns = []
     for turn in case.turns:
-        found = workers[turn.peer].ask(turn.request | case.warm_up) if turn.peer not in out else {}
-        if not found or "error" in found:
-            reason = found.get("error", "it cannot be prepared for this")
-            part["left out"][turn.label] = reason
-            print(f"    {turn.label}: left out of {case.name}: {reason}", flush=True)
+        answer = {"error": "it cannot be prepared for this"}
+        if turn.peer not in failed:
+            answer = workers[turn.peer].ask(turn.request | case.warm_up)
+        if "error" in answer:
+            part["left out"][turn.label] = answer["error"]
+            print(f"    {turn.label}: left out of {case.name}: {answer['error']}", flush=True)
         else:
             turns.append(turn)
-    expected = {}  # of each case
+    expected = {}  # by case: the first answer, which is ours
     for i in range(rounds):
         for turn in turns if i % 2 == 0 else turns[::-1]:
-            time.sleep(args.pause)  # until the last peer's threads no longer wait actively
-            found = workers[turn.peer].ask(turn.request)
-            if "error" in found:
-                part["left out"][turn.label] = found["error"]
+            time.sleep(args.pause)  # until the threads of the last peer stop spinning
+            answer = workers[turn.peer].ask(turn.request)
+            if "error" in answer:
+                part["left out"][turn.label] = answer["error"]
                 turns = [other for other in turns if other.label != turn.label]
                 continue
             name = turn.case or case.name
             if name not in expected:
-                expected[name] = {key: found[key] for key in ("tokens", "values") if key in found}
-            found |= report.agreement(found, expected[name])
-            sample = {key: value for key, value in found.items() if key not in expected[name]}
+                expected[name] = {key: answer[key] for key in ("tokens", "values") if key in answer}
+            answer |= report.agreement(answer, expected[name])
+            sample = {key: value for key, value in answer.items() if key not in expected[name]}
             part["samples"].append(
                 {"case": name, "label": turn.label, "round": i, "group": group, **sample})
 
@@ -344,14 +350,15 @@ def take_turns(args, part, case, workers, group, rounds):
 # --- fresh processes --------------------------------------------------------------------------
 
 
-def fresh(args, command, stdin) -> dict[str, Any]:
-    """A command from its start to its end: seconds to the first output and in all."""
+def run_process(args, command, stdin) -> dict[str, Any]:
+    """Run a command to its end. Return its output and the seconds to the first of it and in all."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, env=surroundings(args), cwd=HERE, stdout=subprocess.PIPE,
-                               stderr=log_file(args, "fresh"), stdin=subprocess.PIPE)
-    timer = threading.Timer(PATIENCE, process.kill)
+    process = subprocess.Popen(command, env=process_environment(args), cwd=HERE,
+                               stdout=subprocess.PIPE, stderr=log_file(args, "fresh"),
+                               stdin=subprocess.PIPE)
+    timer = threading.Timer(TIMEOUT, process.kill)
     timer.start()
-    with contextlib.suppress(BrokenPipeError):  # one that ended before it read: status says why
+    with contextlib.suppress(BrokenPipeError):  # the process ended early: its status says why
         process.stdin.write(stdin.encode())
         process.stdin.close()
     head = process.stdout.read1(1)
@@ -362,19 +369,18 @@ def fresh(args, command, stdin) -> dict[str, Any]:
     timer.cancel()
     process.stdout.close()
     if process.returncode:
-        return {"error": f"status {process.returncode}: {last_words(log_name('fresh'))}"}
+        return {"error": f"status {process.returncode}: {last_line(log_name('fresh'))}"}
     return {"first": first, "seconds": seconds, "output": output.decode(errors="replace")}
 
 
-def peer_command(args, what, peer, folder):
-    return [args.python, str(HERE / "peers.py"), what, peer, str(folder), str(args.threads)]
+def peer_command(args, job, peer, folder):
+    return [args.python, str(HERE / "peers.py"), job, peer, str(folder), str(args.threads)]
 
 
 def cold(args, size, folder, peers):
-    """Process start to the first token and to 40 tokens.
+    """Yield new processes that make 40 tokens, timed to the first token and to the end.
 
-    Ours is the command that a user types, tokenizer, text and drafts (its default) included; the
-    others get token ids.
+    Ours is the command that a user types, with tokenizer and drafts. The others get token ids.
     """
     tokens = random_tokens(12)
     for label in peers:
@@ -385,7 +391,7 @@ def cold(args, size, folder, peers):
             request = {"do": "decode", "prompt": tokens, "n": 40}
             yield "40 tokens", label, peer_command(args, "cold", label, folder), request
     yield "--help", OURS, [args.python, str(ROOT / "gpt2_np.py"), "--help"], None
-    # What --help cannot go below.
+    # The lower bound of --help.
     yield "import numpy", "NumPy alone", [args.python, "-c", "import numpy"], None
 
 
@@ -420,7 +426,7 @@ def tokenizer(args, size, folder, peers):
 
 
 FRESH = {"cold": cold, "load": load, "memory": memory, "tokenizer": tokenizer}
-ONCE = ("tokenizer",)  # at the first size only: it has nothing to do with the weights
+ONCE = ("tokenizer",)  # at the first size only: it does not depend on the weights
 ONE_ROUND = ("memory",)  # it varies by less than a percent
 
 
@@ -428,9 +434,9 @@ def run_fresh(args, size, name, results):
     if skipped(args, results, f"{name}/{size}"):
         return
     folder = environment.weights(args.python, args.cache, size)
-    able = [peer for peer in peers_of(args, size) if prepared(args, results, peer, folder, size)]
+    usable = [peer for peer in peers_of(args, size) if prepare(args, results, peer, folder, size)]
     fits = []
-    for peer in able:
+    for peer in usable:
         need = PEERS[peer][1] * WEIGHTS_GIB[size] + PEERS[peer][2]
         if need > args.memory:
             leave_out(results, f"{peer} at {size}", f"needs {need:.1f} GiB, "
@@ -439,7 +445,7 @@ def run_fresh(args, size, name, results):
             fits.append(peer)
     part, start = new_part(args), time.time()
     rounds = 1 if name in ONE_ROUND else rounds_of(args, size, name)
-    if name not in ONE_ROUND:  # once for nothing: the files come into the page cache
+    if name not in ONE_ROUND:  # an untimed round first, to bring the files into the page cache
         rounds += 1
     turns = list(FRESH[name](args, size, folder, fits))
     for i in range(rounds):
@@ -447,8 +453,8 @@ def run_fresh(args, size, name, results):
             if f"{label}, {case}" in part["left out"]:
                 continue
             lines = [request, {"do": "memory"}] if request else []
-            found = fresh(args, command, "".join(json.dumps(line) + "\n" for line in lines))
-            sample = read_fresh(name, found)
+            stdin = "".join(json.dumps(line) + "\n" for line in lines)
+            sample = read_sample(name, run_process(args, command, stdin))
             if "error" in sample:
                 part["left out"][f"{label}, {case}"] = sample["error"]
                 print(f"    {label}, {case}: left out: {sample['error']}", flush=True)
@@ -461,15 +467,15 @@ def run_fresh(args, size, name, results):
     save_part(args, results, f"{name}/{size}", part)
 
 
-def read_fresh(name, found):
-    """What is kept of what a fresh process printed."""
-    output = found.pop("output", "")
-    if "error" in found or name == "cold":
-        return found
+def read_sample(name, outcome):
+    """Return the sample that a process printed, without its output."""
+    output = outcome.pop("output", "")
+    if "error" in outcome or name == "cold":
+        return outcome
     answers = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    wrong = [answer for answer in answers if "error" in answer]
-    if wrong or not answers:
-        return wrong[0] if wrong else {"error": "it printed no result"}
+    errors = [answer for answer in answers if "error" in answer]
+    if errors or not answers:
+        return errors[0] if errors else {"error": "it printed no result"}
     if name == "tokenizer":
         return answers[-1]
     loaded, answer, peak = answers
@@ -485,7 +491,7 @@ def new_part(args):
 
 
 def commit() -> str:
-    """The checkout that was measured; + says that files were changed since."""
+    """Return the commit of this checkout, with + if files of the package differ from it."""
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
 
@@ -504,30 +510,30 @@ def leave_out(results, name, reason):
     results["left out"][name] = reason
 
 
-def prepared(args, results, peer, folder, size):
-    """Whether the peer can be used at this size: installed, and its own files written."""
+def prepare(args, results, peer, folder, size):
+    """Write the peer's own files. Return False if that failed or if it is not installed."""
     package = PEERS[peer][0]
     if package in args.absent:
         leave_out(results, peer, args.absent[package])
         return False
-    done = folder / f"prepared-{peer.replace(' ', '-')}"
-    if not done.exists():
+    marker = folder / f"prepared-{peer.replace(' ', '-')}"
+    if not marker.exists():
         command = peer_command(args, "prepare", peer, folder)
         with log_file(args, f"prepare {peer}") as log:
-            status = subprocess.run(command, env=surroundings(args), cwd=HERE, stdout=log,
+            status = subprocess.run(command, env=process_environment(args), cwd=HERE, stdout=log,
                                     stderr=log).returncode
         if status:
             leave_out(results, f"{peer} at {size}",
-                      "its files could not be written: " + last_words(log_name(f"prepare {peer}")))
+                      "its files could not be written: " + last_line(log_name(f"prepare {peer}")))
             return False
-        done.touch()
+        marker.touch()
     return True
 
 
 def save_part(args, results, key, part):
     results["parts"][key] = part
-    spin = max((s.get("idle_cpu", 0) for s in part["samples"]), default=0)
-    note = f", an idle peer used {spin:.2f} s of CPU" if spin > 0.2 else ""
+    idle_cpu = max((s.get("idle_cpu", 0) for s in part["samples"]), default=0)
+    note = f", an idle peer used {idle_cpu:.2f} s of CPU" if idle_cpu > 0.2 else ""
     print(f"  {key}: {len(part['samples'])} samples, "
           f"{part['minutes']:.1f} minutes{note}", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -548,36 +554,39 @@ def command_line():
                                      epilog=__doc__.split("\n\n", 1)[1])
     add = parser.add_argument
     names = ", ".join([*SERVED, *FRESH])
-    add("--only", type=listed, metavar="A,B", help=f"parts, at every size: {names}")
-    add("--sizes", type=listed, metavar="A,B", help="default 124M,355M,774M,1558M")
-    add("--peers", type=listed, metavar="A,B", help=f"of {', '.join(PEERS)}; ours always")
+    add("--only", type=split_list, metavar="A,B", help=f"measure these parts only: {names}")
+    add("--sizes", type=split_list, metavar="A,B", help="default 124M,355M,774M,1558M")
+    add("--peers", type=split_list, metavar="A,B",
+        help=f"measure these only, and ours: {', '.join(PEERS)}")
     add("--rounds", type=int, metavar="N", help="rounds of turns (default 2 to 5)")
     add("--threads", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
-        help="of every library (default: the machine's cores, at most 4)")
-    add("--memory", type=float, metavar="GIB", help="to fill with peers (default: 80%% of free)")
-    add("--pause", type=float, default=0.2, metavar="S", help="between turns (default 0.2)")
+        help="threads of every library (default: the machine's cores, at most 4)")
+    add("--memory", type=float, metavar="GIB",
+        help="memory for all loaded peers (default: 80%% of what is free)")
+    add("--pause", type=float, default=0.2, metavar="S",
+        help="seconds between turns (default 0.2)")
     add("--quick", action="store_true", help="fewer parts and rounds, main peers, 124M")
-    add("--resume", action="store_true", help="leave out the parts that the file already holds")
+    add("--resume", action="store_true", help="skip the parts that the file already holds")
     add("--output", type=Path, metavar="FILE", help="default results.json beside this script; "
         "with --quick a file in the cache folder")
     add("--cache", type=Path, default=environment.cache_folder(), metavar="DIR",
-        help="environment and weights (default %(default)s)")
-    add("--python", metavar="EXE", help="an interpreter that has the peers: install nothing")
+        help="folder of the environment and the weights (default %(default)s)")
+    add("--python", metavar="EXE", help="use this interpreter, which has the peers")
     add("--fresh-environment", action="store_true", help="make the environment again")
-    add("--check", action="store_true", help="judge the result file; with --only or --quick, "
-        "after measuring that")
-    add("--report", action="store_true", help="write README.md's tables and the pictures")
+    add("--check", action="store_true", help="judge the result file; with --only or --quick "
+        "measure first")
+    add("--report", action="store_true", help="fill README.md's tables and draw the pictures")
     return parser
 
 
 def draw(args):
-    """The pictures, by an interpreter that has matplotlib."""
+    """Draw the pictures with an interpreter that has matplotlib."""
     python = args.python or environment.python_with_peers(args.cache)[0]
     command = [python, str(HERE / "pictures.py"), str(args.output), str(HERE / "pictures")]
-    subprocess.run(command, check=True, env=surroundings(args))
+    subprocess.run(command, check=True, env=process_environment(args))
 
 
-def listed(text):
+def split_list(text):
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
@@ -587,12 +596,12 @@ def main():
     args = parser.parse_args()
     measure = args.quick or args.only or not (args.check or args.report)
     args.sizes = args.sizes or (["124M"] if args.quick else list(WEIGHTS_GIB))
-    for what, given, known in (("--only", args.only, [*SERVED, *FRESH]),
-                               ("--sizes", args.sizes, WEIGHTS_GIB),
-                               ("--peers", args.peers, PEERS)):  # fmt: skip
-        for item in given or ():
+    for option, chosen, known in (("--only", args.only, [*SERVED, *FRESH]),
+                                  ("--sizes", args.sizes, WEIGHTS_GIB),
+                                  ("--peers", args.peers, PEERS)):  # fmt: skip
+        for item in chosen or ():
             if item not in known:
-                parser.error(f"{what} {item}: choose from {', '.join(known)}")
+                parser.error(f"{option} {item} is unknown: choose from {', '.join(known)}")
     args.rounds = args.rounds or (2 if args.quick else None)
     args.output = args.output or (
         args.cache / "quick.json" if args.quick else HERE / "results.json")
@@ -609,7 +618,7 @@ def main():
         measure_all(args, results)
         print(report.tables(results))
     elif not results["parts"]:
-        parser.error(f"{args.output} holds no results: measure first")
+        parser.error(f"{args.output} holds no results: measure first, without --check or --report")
     if args.report:
         report.write(results, HERE)
         draw(args)

@@ -1,20 +1,19 @@
 # ruff: noqa: SIM905  lists of words are easier to read as text
-"""The texts that are measured on: the same on every machine with the same Python.
+"""Texts to measure on, the same on every machine with the same Python.
 
-English and code come from Python's own standard library, mixed scripts from a generator: words
-drawn by Zipf's law from a lexicon for each script, as many distinct ones as real text of that
-length has.
+English and code come from Python's standard library, mixed scripts from a generator. It draws words
+by Zipf's law from a lexicon for each script, with as many distinct words as real text has.
 """
 import itertools
 import random
 import sysconfig
 from pathlib import Path
 
-DOCUMENT = 4096  # characters; tokenizers are given a list of texts of about this length
+DOCUMENT = 4096  # characters of one text in the lists that tokenizers get
 
 
 def english(n_chars: int) -> str:
-    """The reference pages of Python's `help()`: paragraphs with single spaces, no layout."""
+    """Return the reference pages of Python's `help()` as paragraphs with single spaces."""
     from pydoc_data.topics import topics
 
     paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
@@ -23,13 +22,13 @@ def english(n_chars: int) -> str:
 
 
 def code(n_chars: int) -> str:
-    """Modules of the standard library, one after the other."""
+    """Return modules of the standard library, one after another."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
     return text[:n_chars]
 
 
-# First and last letters of what words are made of, letters in a word, and what parts two words.
+# Ranges of letters (first, last), shortest and longest word, and the separator of words.
 SCRIPTS = (
     ("azßö", (2, 9), " "),
     ("ая", (2, 10), " "),
@@ -47,22 +46,22 @@ SCRIPTS = (
 
 
 def mixed_scripts(n_chars: int, seed: int = 0) -> str:
-    """Sentences of Latin, Cyrillic, Greek, Hebrew, Arabic, Devanagari, Thai, Hangul, kana, Han."""
-    chance = random.Random(seed)
+    """Return sentences in ten scripts, from Latin to Han, with emoji and digits."""
+    rng = random.Random(seed)
     lexicons = []
     for ends, (shortest, longest), _ in SCRIPTS:
         pairs = zip(ends[::2], ends[1::2], strict=True)
         letters = [chr(c) for a, b in pairs for c in range(ord(a), ord(b) + 1)]
-        chance.shuffle(letters)
+        rng.shuffle(letters)
         zipf = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(letters))))
-        sizes = (chance.randint(shortest, longest) for _ in range(4000))
-        lexicons.append(["".join(chance.choices(letters, cum_weights=zipf, k=k)) for k in sizes])
+        sizes = (rng.randint(shortest, longest) for _ in range(4000))
+        lexicons.append(["".join(rng.choices(letters, cum_weights=zipf, k=k)) for k in sizes])
     zipf = list(itertools.accumulate(1 / (rank + 2) for rank in range(4000)))
     pieces, size = [], 0
     while size < n_chars:
-        which = chance.randrange(len(SCRIPTS))
-        words = chance.choices(lexicons[which], cum_weights=zipf, k=chance.randint(4, 20))
-        pieces.append(SCRIPTS[which][2].join(words) + chance.choice((". ", ", ", "\n", "。")))
+        script = rng.randrange(len(SCRIPTS))
+        words = rng.choices(lexicons[script], cum_weights=zipf, k=rng.randint(4, 20))
+        pieces.append(SCRIPTS[script][2].join(words) + rng.choice((". ", ", ", "\n", "。")))
         size += len(pieces[-1])
     return "".join(pieces)[:n_chars]
 
@@ -71,29 +70,29 @@ KINDS = {"English": english, "code": code, "mixed scripts": mixed_scripts}
 
 
 def documents(kind: str, n_chars: int) -> list[str]:
-    """A text of that kind in parts of about DOCUMENT characters."""
+    """Return a text of that kind in parts of DOCUMENT characters, the last one shorter."""
     text = KINDS[kind](n_chars)
     return [text[i : i + DOCUMENT] for i in range(0, len(text), DOCUMENT)]
 
 
 def worst_cases(n_chars: int) -> dict[str, str]:
-    """One word each, or one run of white space: nothing may be cut, everything may be joined."""
-    chance = random.Random(0)
+    """Return texts of a single word or run of white space, in which all bytes might merge."""
+    rng = random.Random(0)
     return {
         "one letter": "a" * n_chars,
         "spaces": " " * n_chars,
         "letters without a space": "".join(
-            chance.choices("etaoinshrdlucmfwypvbgkjqxz", k=n_chars)
+            rng.choices("etaoinshrdlucmfwypvbgkjqxz", k=n_chars)
         ),
         "one Han character": "字" * n_chars,
     }
 
 
-# --- texts to continue: each is a prompt and what the model is made to write after it ----------
+# --- texts to continue: a prompt and the continuation that the model has memorized -------------
 
 
 def records(n: int) -> str:
-    """Code as it is written by hand: alike, and never quite the same."""
+    """Return code as if written by hand: methods that are alike and never quite the same."""
     fields = "name size owner colour weight height length status parent label origin target".split()
     lines = ["class Record:", '    """One row of the table."""', ""]
     for field in itertools.islice(itertools.cycle(fields), n):
@@ -110,43 +109,43 @@ def records(n: int) -> str:
 
 
 def table(n: int) -> str:
-    chance = random.Random(1)
+    rng = random.Random(1)
     cities = "Oslo Lima Cairo Delhi Quito Seoul Paris Accra Hanoi Sofia".split()
     rows = ["| city | month | temperature | rain | wind |", "| --- | --- | --- | --- | --- |"]
     rows += [
-        f"| {chance.choice(cities)} | {month % 12 + 1} | {chance.randint(-9, 38)} °C | "
-        f"{chance.randint(0, 200)} mm | {chance.randint(0, 60)} km/h |"
+        f"| {rng.choice(cities)} | {month % 12 + 1} | {rng.randint(-9, 38)} °C | "
+        f"{rng.randint(0, 200)} mm | {rng.randint(0, 60)} km/h |"
         for month in range(n)
     ]
     return "\n".join(rows)
 
 
 def numbered_list(n: int) -> str:
-    chance = random.Random(2)
+    rng = random.Random(2)
     things = "lamp chair table shelf mirror carpet drawer curtain kettle blanket".split()
-    places = "kitchen hall cellar attic garden office bedroom".split()
+    rooms = "kitchen hall cellar attic garden office bedroom".split()
     return "\n".join(
-        f"{i}. Move the {chance.choice(things)} from the {chance.choice(places)} to the "
-        f"{chance.choice(places)}."
+        f"{i}. Move the {rng.choice(things)} from the {rng.choice(rooms)} to the "
+        f"{rng.choice(rooms)}."
         for i in range(1, n + 1)
     )
 
 
 def loop(n: int) -> str:
-    """What greedy decoding of a small GPT-2 falls into sooner or later."""
+    """Return a loop such as greedy decoding of a small GPT-2 falls into."""
     return "It began slowly." + " I'm not sure if I'm going to be able to do it again." * n
 
 
 def prose(n: int) -> str:
-    """English whose words repeat as English words do, and whose phrases do not."""
+    """Return English, in which words repeat and phrases do not."""
     return english(400_000)[5000 : 5000 + 60 * n]
 
 
 def shuffled_words(n: int) -> str:
-    """A trap for drafts: every word was there before, and nothing tells which one follows."""
-    chance = random.Random(3)
+    """Return a trap for drafts: every word occurred before and none predicts the next."""
+    rng = random.Random(3)
     words = "red green blue old new warm cold small large quiet river stone field cloud".split()
-    return " ".join(chance.choices(words, k=20 * n))
+    return " ".join(rng.choices(words, k=20 * n))
 
 
 REPEATING = {

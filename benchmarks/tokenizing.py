@@ -1,9 +1,10 @@
 """One tokenizer in a fresh process: `python tokenizing.py NAME FOLDER KIND` prints one JSON line.
 
-KIND is a kind of text (texts.KINDS), which may be followed by " in one piece", "worst cases", or
-"construct". Speeds are bytes of UTF-8 a
-second, one thread. Cold is the first pass of a new tokenizer over a text, warm the median of three
-more passes over the same text: ours and tokenizers remember words, tiktoken does not.
+KIND is a kind of text (texts.KINDS), perhaps followed by " in one piece", or "worst cases", or
+"construct". Speeds are bytes of UTF-8 a second, in one thread. Cold is the first pass of a new
+tokenizer over a text. Warm is the median of three more passes over the same text: ours and
+tokenizers remember words, tiktoken does not. Ours is bpe.py alone, without the package around it,
+so NumPy is not imported.
 """
 import hashlib
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 now = time.perf_counter
 N_CHARS = 1_000_000
-WHOLE = " in one piece"  # at the end of a kind: all of it in one call
+WHOLE = " in one piece"  # the suffix of a kind: the whole text in one call
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -30,7 +31,7 @@ def tiktoken(merges, ids):
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    # tiktoken would download its tables: it gets the same ones from these files.
+    # tiktoken would download its tables. These files hold the same ones.
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     ranks = data_gym_to_mergeable_bpe_ranks(vocab_bpe_file=merges, encoder_json_file=ids)
     encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks,

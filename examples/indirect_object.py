@@ -1,11 +1,11 @@
-"""Who receives? The circuit of Wang et al. 2022 in GPT-2 small, with the figures beside it.
+"""Follow the indirect-object circuit of Wang et al. 2022, with published figures beside ours.
 
     python examples/indirect_object.py [model]
 
 "When John and Mary went to the shops, John gave the bag to" is followed by " Mary". With 124M
-(downloaded on first use) every step prints the published figure beside its own. A model whose
-vocabulary lacks the names as single tokens, such as the default, shakespeare, gets invented names
-that repeat instead.
+(downloaded on first use) every step prints the published figure beside its own. If the names are
+no single tokens of the vocabulary, as with the default model, shakespeare, invented names that
+repeat take their place.
 """
 import argparse
 import sys
@@ -32,7 +32,7 @@ PATCHING = {"L10H7": -0.480, "L5H5": 0.344, "L8H6": 0.319, "L11H10": -0.278, "L8
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Who receives? The circuit of Wang et al. 2022.")
+    parser = argparse.ArgumentParser(description="The indirect-object task, on arrays and figures.")
     parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
     args = parser.parse_args()
 
@@ -52,7 +52,7 @@ def main():
     metric = circuits.logit_difference(model, answers, wrongs)
 
     def show(title, values, figures=None):
-        """The strongest heads of a map [layer, head], or those with published figures."""
+        """Print the strongest heads of a map [layer, head], or those with published figures."""
         print(f"\n{title}")
         names, flat = circuits.head_names(config), values.ravel()
         strongest = [names[i] for i in np.argsort(-np.abs(flat))[:5]]

@@ -1,10 +1,10 @@
-"""Find a model's induction heads, see how they work, and what is left without them.
+"""Find a model's induction heads, see their mechanism, and measure the loss without them.
 
     python examples/induction_heads.py [model]
 
-An induction head attends from a token to what followed that token before, and predicts it again
-(Elhage et al. 2021; Olsson et al. 2022). It needs an earlier head that tells every position which
-token came before it. All of this shows in random tokens that repeat. Default model: shakespeare.
+An induction head attends from a token to the token that followed it before, and predicts that one
+again (Elhage et al. 2021; Olsson et al. 2022). It needs an earlier head that writes into every
+position the token before it. Random tokens that repeat show all of this. Default: shakespeare.
 """
 import argparse
 import sys
@@ -23,7 +23,7 @@ def name(layer, head):
 
 
 def ranked(scores):
-    """(layer, head) from the highest score to the lowest."""
+    """Return every (layer, head) from the highest score to the lowest."""
     return [tuple(map(int, np.unravel_index(i, scores.shape))) for i in np.argsort(-scores.ravel())]
 
 

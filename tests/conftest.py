@@ -1,30 +1,30 @@
 import os
 
-# The default tests use tiny matrices: BLAS threads would only fight with their neighbours.
+# The default tests use tiny matrices, for which BLAS threads only cost time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from copies import copy_repository, install
 from hypothesis import HealthCheck, settings
 
-# A busy machine is no reason to fail: tests say nothing about seconds.
+# Tests do not depend on time, so a busy machine must not fail them.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
-    """The folder where pip has installed the repository."""
+    """The folder into which pip has installed the repository."""
     source = copy_repository(tmp_path_factory.mktemp("source") / "checkout")
     target = tmp_path_factory.mktemp("site-packages")
     install(source, target)
     return target
 
 
-class RootIsNoPackageOfTests:
-    """The root's __init__.py is the package's: pytest must not import it by its folder's name.
+class RootIsNotATestPackage:
+    """A plugin that keeps pytest from importing the root's __init__.py by the folder's name.
 
-    That fails where the folder's name is no Python name, as in an unpacked gpt2_np-main.zip.
+    A folder such as gpt2_np-main, unpacked from a zip file, is not a valid name in Python.
     """
 
     @staticmethod
@@ -34,4 +34,4 @@ class RootIsNoPackageOfTests:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(RootIsNoPackageOfTests)
+    config.pluginmanager.register(RootIsNotATestPackage)

@@ -1,23 +1,30 @@
-"""The project as others get it: a copy of the repository, and an installation."""
+"""Copies of the repository and installations of it, as its users have them."""
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ["", "checkpoint", "circuits", "cuda", "inference"]  # folders whose files are installed
+
+
+def product_files() -> list[Path]:
+    """Return the Python files of the package, relative to the root."""
+    return sorted(path.relative_to(ROOT) for folder in PACKAGES
+                  for path in (ROOT / folder).glob("*.py"))
 
 
 def copy_repository(folder):
-    """What a subtree or submodule brings: the tracked files, the embedded model among them."""
-    caches = shutil.ignore_patterns(
+    """Copy the repository as a subtree or submodule brings it, but for the tests."""
+    left_out = shutil.ignore_patterns(
         ".*", "__pycache__", "build", "dist", "*.egg-info", "work", "tests"
     )
-    shutil.copytree(ROOT, folder, ignore=caches)
+    shutil.copytree(ROOT, folder, ignore=left_out)
     return folder
 
 
 def install(source, target):
-    """pip install into a folder, without a network, built with the setuptools at hand."""
+    """Install into a folder without a network, with the setuptools of this environment."""
     options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", *options, "--target", target, source],

@@ -1,8 +1,8 @@
 """The part of CuPy that launches and captures kernels, on the strict stand-in's arrays.
 
 `install(monkeypatch)` gives `strict_arrays` streams, graphs and RawModule. Every launch is checked
-against the kernel's own parameters. With `compiler` the very CUDA source is compiled for the CPU
-(cuda_on_cpu.h says how) and run; without it nothing is computed.
+against the kernel's own parameters. With `compiler` the CUDA source itself is compiled for the CPU,
+with cuda_on_cpu.h in place of CUDA, and run. Without it nothing is computed.
 """
 import ctypes
 import functools
@@ -15,16 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import strict_arrays
 
-import backend
+from gpt2_np.cuda import elementwise
 
-HERE = Path(__file__).parent
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 TYPES = {"float": np.float32, "int": np.int32, "double": np.float64,
          "unsigned long long": np.uint64}  # fmt: skip
+FORTIFIED = ("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0")  # it takes a change of stacks for a fault
+
 
 def signatures(source):
-    """The parameters of every kernel as they are written: "const float*" or "int" each."""
+    """Return the parameters of every kernel as they are written: "const float*" or "int" each."""
     found = re.findall(
-        r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\)', source
+        r'extern "C" __global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(([^)]*)\)', source
     )
     return {name: [re.sub(r"\w+$", "", text.strip()).strip() for text in inside.split(",")]
             for name, inside in found}  # fmt: skip
@@ -32,7 +34,7 @@ def signatures(source):
 
 @functools.cache
 def compiled(compiler, source, options):
-    """The kernels as functions of a shared library."""
+    """Return a shared library with a function for every kernel."""
     glue = []
     for name, types in signatures(source).items():
         arguments = ", ".join(f"*({kind}*)a[{i}]" for i, kind in enumerate(types))
@@ -43,8 +45,9 @@ def compiled(compiler, source, options):
         )
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
-        file.write_text(f'#include "{HERE / "cuda_on_cpu.h"}"\n{source}\n{"".join(glue)}')
-        command = [compiler, "-O2", "-shared", "-fPIC", *options, str(file), "-o", str(library)]
+        file.write_text(f'#include "{HEADER}"\n{source}\n{"".join(glue)}')
+        command = [compiler, "-O2", *FORTIFIED, "-shared", "-fPIC", *options, str(file), "-o",
+                   str(library)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(library))
@@ -93,8 +96,8 @@ class RawModule:
             *(ctypes.cast(ctypes.pointer(v), ctypes.c_void_p) for v in values)
         )
         sizes = [(ctypes.c_uint * 3)(*(*n, 1, 1)[:3]) for n in (grid, block)]
-        odd = getattr(self.library, f"launch_{name}")(pointers, *sizes)
-        assert not odd, f"{name}: some threads of a block missed a barrier"
+        missed = getattr(self.library, f"launch_{name}")(pointers, *sizes)
+        assert not missed, f"{name}: some threads of a block missed a barrier"
 
 
 class Graph:
@@ -140,9 +143,9 @@ class Stream:
 
 
 def install(monkeypatch, compiler=None):
-    # Without a compiler launches compute nothing; with it, nothing is remembered between tests.
-    fresh = functools.cache(backend.fused_kernels.__wrapped__) if compiler else lambda xp: None
-    monkeypatch.setattr(backend, "fused_kernels", fresh)
+    # Without a compiler launches compute nothing. With it nothing is remembered between tests.
+    fresh = functools.cache(elementwise.compiled.__wrapped__) if compiler else lambda xp: None
+    monkeypatch.setattr(elementwise, "compiled", fresh)
     module = type("RawModule", (RawModule,), {"compiler": compiler})
     monkeypatch.setattr(strict_arrays, "RawModule", module, raising=False)
     cuda = {

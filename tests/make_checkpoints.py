@@ -1,4 +1,4 @@
-"""Small checkpoints in every layout, written independently of the readers in checkpoint.py."""
+"""Small checkpoints in every layout, written independently of the readers in checkpoint/."""
 import functools
 import json
 import struct
@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 from random_model import random_params
 
-import bpe
-from gpt2_np import Config
+from gpt2_np import Config, bpe
 
 SMALL = Config(n_vocab=280, n_ctx=8, n_embd=8, n_head=2, n_layer=2)
 TEXT = "to be or not to be that is the question whether it is nobler in the mind " * 4
 
 
 def walk(params, path=()):
-    """(path, array) of every parameter."""
+    """Yield (path, array) of every parameter."""
     if isinstance(params, dict):
         for key, value in params.items():
             yield from walk(value, (*path, key))
@@ -38,7 +37,7 @@ def assert_same_params(found, expected):
 
 
 def tensorflow_tensors(params):
-    """Names and arrays as the official checkpoints have them."""
+    """Return arrays by the names of the official checkpoints."""
     tensors = {}
     for path, array in walk(params):
         if path[0] == "blocks":
@@ -48,7 +47,7 @@ def tensorflow_tensors(params):
 
 
 def write_tensorflow(folder, config=SMALL, seed=0, tokenizer=True, **bundle):
-    """A checkpoint as OpenAI's; the parameters in it. `bundle` goes to write_bundle."""
+    """Write a checkpoint in OpenAI's layout, and return its parameters."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = random_params(config, seed)
@@ -60,7 +59,7 @@ def write_tensorflow(folder, config=SMALL, seed=0, tokenizer=True, **bundle):
 
 
 def write_bundle(folder, tensors, header=None, change=None, **table):
-    """Index and data; change(name, entry) may alter an entry's fields, a dict by field number."""
+    """Write index and data. change(name, entry) may alter an entry, a dict by field number."""
     header = {1: 1, 3: [proto({1: 1})]} if header is None else header
     entries, data = [(b"", proto(header))], b""
     for name, array in sorted(tensors.items()):
@@ -75,8 +74,12 @@ def write_bundle(folder, tensors, header=None, change=None, **table):
     (folder / "model.ckpt.index").write_bytes(write_table(entries, **table))
 
 
-def write_table(entries, block_bytes=300, compression=0, damage=lambda block: block):
-    """A LevelDB table; damage(block) may alter a block of entries before its CRC is made."""
+NO_ENTRIES = struct.pack("<II", 0, 1)  # TensorFlow's metaindex block: one restart, at 0
+
+
+def write_table(entries, block_bytes=300, compression=0, damage=lambda block: block,
+                metaindex=NO_ENTRIES):
+    """Return a LevelDB table. damage(block) may alter a block of entries before its CRC is made."""
     table, index, pending = b"", [], []
 
     def add(content):
@@ -90,7 +93,7 @@ def write_table(entries, block_bytes=300, compression=0, damage=lambda block: bl
         if i + 1 == len(entries) or sum(map(len, sum(pending, ()))) > block_bytes:
             index.append((key, add(damage(write_block(pending, 16)))))
             pending = []
-    handles = add(write_block([], 16)) + add(write_block(index, 1))
+    handles = add(metaindex) + add(write_block(index, 1))
     return table + handles.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
 
 
@@ -115,7 +118,7 @@ class fixed(int):
 
 
 def proto(fields):
-    """A protocol buffer message: numbers, four-byte numbers and lists of bytes by field."""
+    """Return a protocol buffer message of numbers, four-byte numbers and lists of bytes."""
     content = b""
     for number, value in fields.items():
         for one in value if isinstance(value, list) else [value]:
@@ -138,7 +141,7 @@ def varint(value):
 
 @functools.cache
 def crc(content):
-    """CRC-32C, one byte after the other."""
+    """Return the CRC-32C, computed one byte after the other."""
     register = 0xFFFFFFFF
     for byte in content:
         register = register >> 8 ^ TABLE[(register ^ byte) & 255]
@@ -162,7 +165,7 @@ def mask(value):
 
 
 def hugging_face_tensors(params, prefix=""):
-    """Names and arrays as in model.safetensors."""
+    """Return arrays by their names in model.safetensors."""
     kinds = {"w": "weight", "g": "weight", "b": "bias", "wte": "wte.weight", "wpe": "wpe.weight"}
     tensors = {}
     for path, array in walk(params):
@@ -175,7 +178,7 @@ def write_hugging_face(
     folder, config=SMALL, seed=0, tokenizer=True, dtype="F32", prefix="", shards=1, extra=(),
     **settings,
 ):  # fmt: skip
-    """A checkpoint as transformers saves it; the parameters that its bytes stand for."""
+    """Write a checkpoint in Hugging Face's layout, and return its parameters in float32."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     params = random_params(config, seed)
@@ -204,7 +207,7 @@ def write_hugging_face(
 
 
 def write_safetensors(file, tensors, header=None, pad=0):
-    """Tensors of (dtype, shape, bytes) by name; `pad` blanks shift the data that follow."""
+    """Write tensors, (dtype, shape, bytes) by name. `pad` blanks at the header shift the data."""
     entries, data = {}, b""
     for name, (dtype, shape, content) in tensors.items():
         offsets = [len(data), len(data) + len(content)]
@@ -216,14 +219,14 @@ def write_safetensors(file, tensors, header=None, pad=0):
 
 
 def encode(array, dtype):
-    """float32 as the bytes of another type; BF16 keeps the upper half, cutting off the rest."""
+    """Return float32 as the bytes of another type. BF16 is cut off to the upper half."""
     if dtype == "BF16":
         return (array.view(np.uint32) >> 16).astype("<u2").tobytes()
     return array.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
 
 
 def decoded(array, dtype):
-    """What encode leaves of an array, as float32."""
+    """Return an array as float32 after `encode` has rounded it."""
     if dtype == "BF16":
         return (array.view(np.uint32) & 0xFFFF0000).view(np.float32)
     return array.astype(np.float16).astype(np.float32) if dtype == "F16" else array

@@ -1,11 +1,11 @@
-"""Weights built by hand, so that it is known which head does what.
+"""Weights built by hand, so that the work of every head is known.
 
-The stream has three subspaces: which token is here, which token was before, which position this
-is. Every direction comes with its opposite, so that layer norm has no mean to subtract.
+The stream has three subspaces: the token here, the token before, the position. Every direction
+comes with its opposite, so that layer norm has no mean to subtract.
 
 L0H1 attends to the previous position and notes its token ("before"). L1H2 is an induction head:
-it looks for positions before which the current token stood, and raises the logits of what is
-there. L1H0 attends to copies of the current token and lowers their logits. All else is noise.
+it looks for positions that follow the current token, and raises the logits of their tokens. L1H0
+attends to copies of the current token and lowers their logits. All else is noise.
 """
 import numpy as np
 from random_model import random_params
@@ -33,7 +33,7 @@ def planted_model(seed=0):
     for block in params["blocks"]:
         for leaf in (block["mlp"]["c_fc"], block["mlp"]["c_proj"]):
             leaf["w"] *= 0.1
-    following = np.roll(position, -1, axis=0)  # what stands at p reads as the key of p - 1
+    following = np.roll(position, -1, axis=0)  # position p reads as the key of p - 1
     plant(params, PREVIOUS, following.T, position.T, token.T, before, 0.15)
     plant(params, INDUCTION, token.T, before.T, token.T, token, 0.6)
     plant(params, NEGATIVE, token.T, token.T, token.T, -token, 0.1)

@@ -1,4 +1,4 @@
-"""GPT-2 in float64, one position and one head at a time: slow, and obviously right."""
+"""GPT-2 in float64, one position and one head at a time: slow and obviously right."""
 import numpy as np
 
 
@@ -11,7 +11,7 @@ def gelu(x):
 
 
 def logits(params, config, tokens):
-    """[position, n_vocab] in float64."""
+    """Return the logits [position, n_vocab] in float64."""
     width = config.n_embd // config.n_head
     stream = [params["wte"][t] + params["wpe"][i] for i, t in enumerate(tokens)]
     for block in params["blocks"]:

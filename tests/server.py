@@ -1,4 +1,4 @@
-"""A file server on 127.0.0.1 that can be told to misbehave; `python server.py FOLDER` serves one.
+"""A file server on 127.0.0.1 that misbehaves on demand; `python server.py FOLDER` starts one.
 
 It answers ranges and gives ETags, as object stores do.
 """
@@ -19,19 +19,19 @@ class QuietServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        if not isinstance(sys.exception(), ConnectionError):  # that is a client that has gone
+        if not isinstance(sys.exception(), ConnectionError):  # the client has gone
             super().handle_error(request, client_address)
 
 
 class Server:
-    """Serves a folder from start to stop; `with Server(folder) as server` does both.
+    """A server of a folder: `with Server(folder) as server` starts and stops it.
 
-    Behaviour, which may be changed while it runs: `cut` ends every connection after so many bytes
-    of a body; `ranges` False answers ranges with the whole file; `etag` False leaves the
-    ETag out; `slow` waits so many seconds for each 64 kB; `first` are the statuses of the next
-    answers (500, ...) before all is well; `instead` gives other bytes by path; `soft_404` answers
-    what is not there with a page and status 200; `headers` are added to every answer or, with
-    None, left out. `log` has (path, Range header or None, status) of every request.
+    Its behaviour may be changed while it runs. `cut` ends every connection after that many bytes
+    of a body. `ranges` False answers ranges with the whole file. `etag` False leaves the ETag out.
+    `slow` waits that many seconds for each 64 kB. `first` holds the statuses of the next answers
+    (500, ...), after which the server answers normally. `instead` replaces files: bytes by path.
+    `soft_404` answers a missing file with a page and status 200. `headers` are added to every
+    answer; None removes one. `log` has (path, Range header or None, status) of every request.
     """
 
     def __init__(self, folder, port=0):
@@ -51,7 +51,7 @@ class Server:
         self.http.server_close()
 
     def paths(self):
-        """The paths asked for, in order."""
+        """Return the requested paths, in order."""
         return [path for path, _, _ in self.log]
 
     def _handler(server):
@@ -67,7 +67,7 @@ class Server:
         return Handler
 
     def answer(self, request):
-        path, asked = request.path, request.headers.get("Range")
+        path, requested_range = request.path, request.headers.get("Range")
         file = self.folder / path.lstrip("/")
         if self.first:
             return self.send(request, self.first.pop(0), b"not now", {})
@@ -85,10 +85,10 @@ class Server:
             headers["ETag"] = tag
         with content:
             version = request.headers.get("If-Range", tag)
-            same = version in (tag, self.headers.get("Last-Modified"))
-            if not (asked and self.ranges and same):
+            is_same = version in (tag, self.headers.get("Last-Modified"))
+            if not (requested_range and self.ranges and is_same):
                 return self.send(request, 200, content, headers)
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            start = int(re.fullmatch(r"bytes=(\d+)-", requested_range)[1])
             if start >= size:
                 return self.send(request, 416, b"", {"Content-Range": f"bytes */{size}"})
             content.seek(start)
@@ -107,34 +107,34 @@ class Server:
             if value is not None:
                 request.send_header(name, value)
         request.end_headers()
-        left = self.cut
-        request.close_connection = left is not None or headers["Content-Length"] is None
+        n_left = self.cut
+        request.close_connection = n_left is not None or headers["Content-Length"] is None
         try:
-            while piece := body.read(2**16 if left is None else min(left, 2**16)):
+            while piece := body.read(2**16 if n_left is None else min(n_left, 2**16)):
                 time.sleep(self.slow)
                 request.wfile.write(piece)
-                left = None if left is None else left - len(piece)
+                n_left = None if n_left is None else n_left - len(piece)
         except OSError:
             request.close_connection = True  # the client has gone
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="what to serve")
+    parser.add_argument("folder", help="the folder to serve")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--cut", type=int, help="end connections after so many bytes of a body")
+    parser.add_argument("--cut", type=int, help="end connections after that many bytes of a body")
     parser.add_argument("--no-ranges", action="store_true", help="answer ranges with whole files")
     parser.add_argument("--slow", type=float, default=0.0, help="seconds to wait for each 64 kB")
     options = parser.parse_args()
     with Server(options.folder, options.port) as server:
         server.cut, server.ranges, server.slow = options.cut, not options.no_ranges, options.slow
         print(server.url, flush=True)
-        told = 0
+        n_printed = 0
         while True:
             time.sleep(0.1)
-            for entry in server.log[told:]:
+            for entry in server.log[n_printed:]:
                 print(*entry, flush=True)
-            told = len(server.log)
+            n_printed = len(server.log)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A stand-in for CuPy where there is no GPU: arrays that refuse to mix with NumPy's.
+"""A stand-in for CuPy on a machine without a GPU: arrays that refuse to mix with NumPy's.
 
-Each array hides a NumPy array. Like CuPy it has no implicit way back to the host: NumPy
-functions, NumPy operands and NumPy indices raise TypeError; `asarray` and `get` are the only
-doors. What CuPy lacks is left out here too, and what CuPy 14 refuses while a stream is captured
-(copies between host and device, cuBLAS) is refused. `cuda` is the little of CuPy's that the
-project calls: cuBLAS as its manual describes it, on these arrays' memory.
+Each array hides a NumPy array. As in CuPy there is no implicit way back to the host: NumPy
+functions, NumPy operands and NumPy indices raise TypeError, and `asarray` and `get` are the only
+doors. Functions that CuPy lacks are missing. Copies between host and device and calls of cuBLAS
+are refused while a stream is captured, as in CuPy 14. `cuda` is the part of CuPy's that the
+project calls: cuBLAS as its manual describes it, on the memory of these arrays.
 """
 import ctypes
 import operator
@@ -83,7 +83,7 @@ class ndarray:
 
 
 def _open(value):
-    """The host array behind a strict one; plain Python numbers pass, NumPy arrays do not."""
+    """Return the host array behind a strict one. Python numbers pass, NumPy arrays do not."""
     if isinstance(value, ndarray):
         return value._host
     if isinstance(value, np.ndarray | list):
@@ -147,12 +147,12 @@ def _function(name):
 
 
 for _name in ("arange", "ascontiguousarray", "copyto", "einsum", "empty", "exp", "log", "maximum",
-              "multiply", "tanh", "zeros"):
+              "multiply", "tanh", "where", "zeros"):
     setattr(sys.modules[__name__], _name, _function(_name))
 
 
 def asarray(value, dtype=None):
-    """From the host (a NumPy array, a list, a number) or from a strict array."""
+    """Return a strict array of a NumPy array, a list, a number or a strict array."""
     if isinstance(value, ndarray):
         return ndarray(value._host.astype(dtype, copy=False)) if dtype else value
     refuse_capture("H2D transfers")
@@ -163,7 +163,7 @@ def asarray(value, dtype=None):
 
 
 def _columns(pointer, dtype, rows, columns, leading, stride, count):
-    """Matrices in cuBLAS's order, [matrix, row, column]: element (i, j) at i + j * leading."""
+    """Return [matrix, row, column] in cuBLAS's order: element (i, j) is at i + j * leading."""
     assert leading >= max(1, rows)
     size = (count - 1) * stride + (columns - 1) * leading + rows
     memory = (ctypes.c_char * (size * np.dtype(dtype).itemsize)).from_address(pointer)
@@ -199,7 +199,7 @@ def _gemm(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, stride_a, b, type_
                                     (stride_c * item, item, ldc * item))[...] = left @ right
 
 
-calls = []  # what cuBLAS was asked for
+calls = []  # of cuBLAS
 cuda = SimpleNamespace(
     cublas=SimpleNamespace(gemmStridedBatchedEx=_gemm), get_cublas_handle=lambda: 1
 )

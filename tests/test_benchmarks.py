@@ -1,4 +1,4 @@
-"""What the benchmarks make of their samples: statistics, promises, tables. No peers, no timing."""
+"""Statistics, promises and tables of the benchmarks, made from samples without peers or timing."""
 import sys
 from pathlib import Path
 
@@ -17,14 +17,15 @@ def part(*samples, quick=False):
 
 
 def decoding(ours, theirs, limit=0.8):
-    """A decoding part; seconds by round."""
+    """Return a decoding part. `ours` and `theirs` are seconds, one for each round."""
     samples = []
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        here = {"limit_seconds": a * limit, "limit_bytes": 1e9, "step": a, "median_step": a,
-                "limit_stream_bytes_per_second": 3e10}  # fmt: skip
-        for label, seconds, more in (("gpt2_np", a, here), ("transformers", b, {"step": b})):
+        our_figures = {"limit_seconds": a * limit, "limit_bytes": 1e9, "step": a, "median_step": a,
+                       "limit_stream_bytes_per_second": 3e10}  # fmt: skip
+        for label, seconds, figures in (("gpt2_np", a, our_figures),
+                                        ("transformers", b, {"step": b})):
             samples.append({"case": "128 after 32", "label": label, "round": i, "same": 128,
-                            "of": 128, "seconds": seconds, **more})  # fmt: skip
+                            "of": 128, "seconds": seconds, **figures})  # fmt: skip
     return part(*samples)
 
 
@@ -40,7 +41,7 @@ def test_ratios_are_taken_within_a_round_so_that_drift_cancels():
     assert report.ratios(drifting, "128 after 32", "transformers", "gpt2_np", "seconds") == [2, 2]
 
 
-def test_ratios_need_both_neighbours():
+def test_ratios_need_both_neighbours_of_a_round():
     found = decoding([1.0, 1.0], [2.0, 3.0])
     found["samples"] = [s for s in found["samples"]
                         if not (s["label"] == "gpt2_np" and s["round"] == 0)]  # fmt: skip
@@ -57,7 +58,7 @@ def test_agreement_counts_leading_tokens(theirs, same):
     assert report.agreement({"tokens": theirs}, {"tokens": [1, 2, 3]}) == {"same": same, "of": 3}
 
 
-def test_agreement_of_values_is_a_relative_error():
+def test_agreement_of_values_is_the_relative_error():
     found = report.agreement({"values": [3.0, 4.5]}, {"values": [3.0, 4.0]})
     assert found["error_of_values"] == pytest.approx(0.1)
     assert report.agreement({"values": [1.0]}, {"values": [1.0, 2.0]})["error_of_values"] > 1
@@ -76,8 +77,8 @@ def test_a_promise_is_judged_by_the_median(theirs, holds):
 def test_the_one_row_limit_is_stricter_for_larger_models():
     same = decoding([1.0], [1.0], limit=0.87)
     found = results(decode__124M=same, decode__355M=same)
-    assert verdict(found, "decode at 124M: of the one-row") is True
-    assert verdict(found, "decode at 355M: of the one-row") is False
+    assert verdict(found, "decode at 124M: fraction of the one-row") is True
+    assert verdict(found, "decode at 355M: fraction of the one-row") is False
 
 
 def test_check_fails_if_one_promise_fails_or_nothing_was_measured():
@@ -89,13 +90,13 @@ def test_check_fails_if_one_promise_fails_or_nothing_was_measured():
     assert "0 hold" in lines and "holds" not in lines.split()
 
 
-def test_growth_is_the_extra_time_of_a_step_run_by_run():
+def test_growth_is_the_extra_time_of_a_step_round_by_round():
     found = part(*({"case": case, "label": "gpt2_np", "round": i, "step": step}
                    for i in (0, 1) for case, step in (("32", 1.0 + i), ("1000", 1.5 + 2 * i))))
     assert report.growth(found, "gpt2_np") == {(0, 0): 0.5, (1, 0): 1.5}
 
 
-def test_losses_name_what_a_peer_does_faster_and_nothing_else():
+def test_losses_name_only_the_cases_that_a_peer_wins():
     assert "transformers" in report.losses(results(decode__124M=decoding([2.0], [1.0])))
     assert "transformers" not in report.losses(results(decode__124M=decoding([1.0], [2.0])))
 
@@ -108,7 +109,7 @@ def test_tables_show_median_range_and_disagreement():
     assert "first 17 of 128 tokens" in report.tables(found)
 
 
-def test_fill_replaces_what_is_between_the_marks_and_insists_on_them():
+def test_fill_replaces_the_text_between_the_marks_which_it_needs():
     readme = "a\n<!-- x -->\nold\n<!-- /x -->\nb"
     assert report.fill(readme, {"x": r"\1 new"}) == "a\n<!-- x -->\n\\1 new\n<!-- /x -->\nb"
     with pytest.raises(ValueError, match="0 places"):
@@ -121,13 +122,13 @@ def test_the_readme_has_a_place_for_every_table():
         assert readme.count(f"<!-- {name} -->") == readme.count(f"<!-- /{name} -->") == 1
 
 
-@pytest.mark.parametrize("x, shown", [(0.01234, "0.0123"), (1.234, "1.23"), (99.96, "100.0"),
-                                      (1234.5, "1,234"), (0, "0"), (None, "-")])  # fmt: skip
-def test_digits_are_three_that_mean_something(x, shown):
-    assert report.digits(x) == shown
+@pytest.mark.parametrize("x, digits", [(0.01234, "0.0123"), (1.234, "1.23"), (99.96, "100.0"),
+                                       (1234.5, "1,234"), (0, "0"), (None, "-")])  # fmt: skip
+def test_numbers_have_three_significant_digits(x, digits):
+    assert report.digits(x) == digits
 
 
-def test_peers_share_memory_in_groups_and_what_cannot_fit_is_refused():
+def test_peers_are_grouped_to_fit_into_memory_and_the_others_refused():
     peers = ["gpt2_np", "transformers", "CTranslate2"]
     assert run.groups(peers, "124M", 20) == ([peers], {})
     found, refused = run.groups(peers, "1558M", 15)
@@ -138,7 +139,7 @@ def test_peers_share_memory_in_groups_and_what_cannot_fit_is_refused():
     assert run.groups(peers, "1558M", 5)[0] == []
 
 
-def test_texts_are_the_same_every_time_and_long_enough_to_continue():
+def test_texts_are_the_same_every_time_and_long_enough():
     for kind in texts.KINDS:
         found = texts.documents(kind, 20_000)
         assert found == texts.documents(kind, 20_000)

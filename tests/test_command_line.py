@@ -1,4 +1,5 @@
-"""The command line as a person meets it: `gpt2_np.main`, and processes where a process matters."""
+"""The command line as its user meets it: `main` in this process, or a process of its own."""
+import ast
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,14 +19,14 @@ from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
 
-import backend
-import bpe
-import drafts
 import gpt2_np
+from gpt2_np import backend, bpe, checkpoint, command_line
+from gpt2_np import gpt2_np as reference
+from gpt2_np.inference import drafts, generation
 
 ROOT = Path(gpt2_np.__file__).parent
 PROMPT = "The café at the"
-posix = pytest.mark.skipif(os.name != "posix", reason="Windows' pipes and terminals are others")
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has other pipes and terminals")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long_folder(tmp_path_factory):
-    """A model with so much room that its text is not at its end before a test has looked."""
+    """A model with a context so long that a test can look before its text ends."""
     return str(save_small_model(tmp_path_factory.mktemp("models") / "long", n_ctx=40_000))
 
 
@@ -45,7 +47,7 @@ def model(folder):
 
 @pytest.fixture
 def run(capsys):
-    """The exit status, stdout and stderr of a command line."""
+    """A function that runs a command line and returns its exit status, stdout and stderr."""
 
     def run(*arguments):
         try:
@@ -63,8 +65,8 @@ def standard_input(monkeypatch):
 
 
 @contextlib.contextmanager
-def started(*arguments, **options):
-    """A process of `python gpt2_np.py`, which ends with the test, or after a minute."""
+def start(*arguments, **options):
+    """Start `python gpt2_np.py` as a process that is killed at the end or after a minute."""
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, ROOT / "gpt2_np.py", *arguments]
     with subprocess.Popen(command, **{**pipes, **options}) as process:
@@ -77,9 +79,9 @@ def started(*arguments, **options):
             process.kill()
 
 
-def ended(*arguments, data=None, **options):
-    """The exit status, stdout and stderr of a process that has ended, in bytes."""
-    with started(*arguments, **options) as process:
+def run_to_end(*arguments, data=None, **options):
+    """Return the exit status, stdout and stderr of a process, in bytes."""
+    with start(*arguments, **options) as process:
         output = process.communicate(data)
     return process.returncode, *output
 
@@ -87,40 +89,40 @@ def ended(*arguments, data=None, **options):
 # --- generating ------------------------------------------------------------------------
 
 
-def test_it_prints_the_prompt_and_forty_greedy_tokens_and_nothing_else(run, folder, model):
+def test_the_output_is_the_prompt_and_forty_greedy_tokens(run, folder, model):
     continuation = gpt2_np.complete(model, PROMPT, n_tokens=40)
     assert len(model.tokenizer.encode(continuation)) >= 20
     assert run(PROMPT, "-m", folder) == (0, PROMPT + continuation + "\n", "")
 
 
 def test_the_default_model_is_124m_in_float32(run, monkeypatch):
-    asked = []
+    loaded = []
 
     def load(*arguments):
-        asked.extend(arguments)
+        loaded.extend(arguments)
         raise gpt2_np.Error("not here")
 
-    monkeypatch.setattr(gpt2_np, "load", load)
+    monkeypatch.setattr(checkpoint, "load", load)
     assert run("Hello") == (1, "", "gpt2_np: not here\n")
-    assert asked == ["124M", "auto", "float32"]
+    assert loaded == ["124M", "auto", "float32"]
 
 
 def test_device_and_dtype_reach_the_model(run, folder, monkeypatch):
-    asked, load = [], gpt2_np.load
-    monkeypatch.setattr(gpt2_np, "load", lambda *a: asked.extend(a) or load(*a))
+    loaded, load = [], checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", lambda *a: loaded.extend(a) or load(*a))
     assert run(PROMPT, "-m", folder, "--device", "cpu", "--dtype", "float64")[0] == 0
-    assert asked == [folder, "cpu", "float64"]
+    assert loaded == [folder, "cpu", "float64"]
 
 
 def test_no_draft_makes_the_same_text_one_token_at_a_time(run, folder, monkeypatch):
     expected = run("the café the café the", "-m", folder, "-n", 20)
 
     def propose(drafts, room):
-        raise AssertionError("a draft was asked for")
+        raise AssertionError("a draft was proposed")
 
     monkeypatch.setattr(drafts.Drafts, "propose", propose)
     assert run("the café the café the", "-m", folder, "-n", 20, "--no-draft") == expected
-    with pytest.raises(AssertionError, match="a draft was asked for"):
+    with pytest.raises(AssertionError, match="a draft was proposed"):
         run("the café the café the", "-m", folder, "-n", 20)
 
 
@@ -147,7 +149,7 @@ def test_sampling_options_reach_the_generator(run, folder, model, arguments, opt
     assert not options or text(**options) != text()
 
 
-def test_a_seed_repeats_a_text_and_no_seed_does_not(run, folder):
+def test_a_text_is_repeated_only_with_a_seed(run, folder):
     def text(*seed):
         return run(PROMPT, "-m", folder, "--temperature", 2, *seed)[1]
 
@@ -155,7 +157,7 @@ def test_a_seed_repeats_a_text_and_no_seed_does_not(run, folder):
     assert text() != text()
 
 
-def test_samples_are_what_generate_batch_gives(run, folder, model):
+def test_samples_equal_those_of_generate_batch(run, folder, model):
     tokens = model.tokenizer.encode(PROMPT)
     rows = gpt2_np.generate_batch(model, [tokens] * 3, 8, temperature=1.5, seed=7)
     texts = [PROMPT + model.tokenizer.decode(row) for row in rows]
@@ -166,27 +168,27 @@ def test_samples_are_what_generate_batch_gives(run, folder, model):
 
 
 @pytest.mark.parametrize("samples", [[], ["--samples", "2", "--temperature", "1e-9"]])
-def test_a_stop_text_and_what_follows_are_left_out(run, folder, model, samples):
+def test_a_text_ends_before_a_stop_text(run, folder, model, samples):
     continuation = gpt2_np.complete(model, PROMPT)
-    stop = continuation[12:15]  # over the border of tokens
+    stop = continuation[12:15]  # it crosses the border of two tokens
     expected = PROMPT + continuation[: continuation.index(stop)]
     status, out, err = run(PROMPT, "-m", folder, "--stop", "not there", "--stop", stop, *samples)
     assert (status, err) == (0, "")
     assert out == (f"{expected}\n---\n{expected}\n" if samples else f"{expected}\n")
 
 
-def test_end_of_text_in_prompt_and_stop_is_the_token(run, folder, model, monkeypatch):
+def test_end_of_text_in_prompt_and_stop_means_the_special_token(run, folder, model, monkeypatch):
     seen = {}
 
-    def generate(model, tokens, n_tokens, stop, **options):
-        seen.update(tokens=tokens, stop=stop)
-        yield from model.tokenizer.encode("!")
-        return "stop"
+    class Spy(generation.Generation):
+        def __init__(self, model, prompts, n_tokens, stop, *rest):
+            seen.update(tokens=prompts[0], stop=stop)
+            super().__init__(model, prompts, n_tokens, stop, *rest)
 
-    monkeypatch.setattr(gpt2_np, "generate", generate)
+    monkeypatch.setattr(generation, "Generation", Spy)
     end = model.tokenizer.end_of_text
     assert run("<|endoftext|>The", "-m", folder, "--stop", "<|endoftext|>")[0] == 0
-    assert seen == {"tokens": [end, *model.tokenizer.encode("The")], "stop": (end,)}
+    assert seen == {"tokens": [end, *model.tokenizer.encode("The")], "stop": [end]}
 
 
 def test_a_full_context_ends_the_text_with_a_notice(run, folder, model):
@@ -197,48 +199,54 @@ def test_a_full_context_ends_the_text_with_a_notice(run, folder, model):
         assert err == "gpt2_np: stopped at n_ctx = 64 positions\n"
 
 
-def test_no_character_is_ever_printed_half(folder, model, monkeypatch):
-    text = " — naïve 🦙, 你好"
-    tokens = [id for byte in text.encode() for id in one_byte(model, byte)]
-    assert len(tokens) == len(text.encode())
+def replace_generation(monkeypatch, tokens):
+    """Make generation yield the tokens of `tokens()` instead of the model's."""
 
-    def generate(*arguments, **options):
-        yield from tokens
-        return "length"
+    class FixedGeneration(generation.Generation):
+        reasons = ("length",)
+
+        def __init__(self, *arguments):
+            pass
+
+        def __iter__(self):
+            return ((0, token) for token in tokens())
+
+    monkeypatch.setattr(generation, "Generation", FixedGeneration)
+
+
+def test_output_is_written_in_whole_characters(folder, model, monkeypatch):
+    text = " — naïve 🦙, 你好"
+    id_of = {model.tokenizer.token_bytes(id): id for id in range(256)}
+    tokens = [id_of[bytes([byte])] for byte in text.encode()]
 
     class Pieces(io.StringIO):
         def write(self, piece):
             pieces.append(piece)
 
     pieces = []
-    monkeypatch.setattr(gpt2_np, "generate", generate)
+    replace_generation(monkeypatch, lambda: tokens)
     monkeypatch.setattr("sys.stdout", Pieces())
     assert gpt2_np.main([PROMPT, "-m", folder]) == 0
     assert [piece for piece in pieces if piece] == [PROMPT, *text, "\n"]
 
 
-def one_byte(model, byte):
-    return [id for id in range(256) if model.tokenizer.token_bytes(id) == bytes([byte])]
-
-
-def test_what_may_begin_a_stop_text_is_held_back_until_it_is_clear(folder, model, monkeypatch):
-    def generate(*arguments, **options):
+def test_a_possible_beginning_of_a_stop_text_is_held_back(folder, model, monkeypatch):
+    def tokens():
         for character in "one.\ntwo.\n\nthree":
             yield from model.tokenizer.encode(character)
-            made.append(character)
-        return "length"
+            generated.append(character)
 
     class Screen(io.StringIO):
         def write(self, piece):
-            shown.append(("".join(made), piece))
+            shown.append(("".join(generated), piece))
 
-    made, shown = [], []
-    monkeypatch.setattr(gpt2_np, "generate", generate)
+    generated, shown = [], []
+    replace_generation(monkeypatch, tokens)
     monkeypatch.setattr("sys.stdout", Screen())
     assert gpt2_np.main([PROMPT, "-m", folder, "--stop", ".\n\n"]) == 0
     assert "".join(piece for _, piece in shown) == PROMPT + "one.\ntwo\n"
-    assert ("one.\n", ".\nt") in shown  # given as soon as "t" showed that it was no stop
-    assert "three" not in "".join(made)  # and nothing was computed after the stop
+    assert ("one.\n", ".\nt") in shown  # printed as soon as "t" rules out the stop text
+    assert "three" not in "".join(generated)  # nothing is computed after the stop
 
 
 def test_prompts_come_from_a_file_or_standard_input(run, folder, tmp_path, standard_input):
@@ -252,7 +260,7 @@ def test_prompts_come_from_a_file_or_standard_input(run, folder, tmp_path, stand
     assert run("-", "-m", folder) == expected
 
 
-def test_json_says_what_the_plain_text_says(run, folder, model):
+def test_json_holds_the_same_text_as_plain_output(run, folder, model):
     arguments = [PROMPT, "-m", folder, "-n", 9, "--temperature", 2, "--seed", 3]
     status, out, err = run(*arguments, "--json")
     result = json.loads(out)
@@ -265,7 +273,7 @@ def test_json_says_what_the_plain_text_says(run, folder, model):
     assert (result["model"], result["seed"], result["temperature"]) == (folder, 3, 2.0)
 
 
-def test_json_names_the_seed_that_was_drawn_and_why_a_text_ended(run, folder):
+def test_json_names_the_drawn_seed_and_the_reason_for_ending(run, folder):
     arguments = [PROMPT, "-m", folder, "--json", "--temperature", 2, "--samples", 3, "-n", 500]
     first = json.loads(run(*arguments)[1])
     again = json.loads(run(*arguments, "--seed", first["seed"])[1])
@@ -281,7 +289,7 @@ def test_json_names_the_seed_that_was_drawn_and_why_a_text_ended(run, folder):
 
 
 def test_score_is_the_log_probability_of_each_token_after_end_of_text(run, folder, model):
-    """The table and the totals against log-softmax in float64, from the definition."""
+    """The table and the totals are those of log-softmax in float64, by the definition."""
     text = PROMPT + " 🦙 corner"
     tokens = model.tokenizer.encode(text)
     inputs = [model.tokenizer.end_of_text, *tokens]
@@ -290,11 +298,11 @@ def test_score_is_the_log_probability_of_each_token_after_end_of_text(run, folde
     log_p = log_p[np.arange(len(tokens)), tokens]
 
     status, out, err = run(text, "-m", folder, "--score")
-    head, *rows, counts, totals = out.splitlines()
-    assert (status, err, head.split()) == (0, "", ["token", "log", "p", "text"])
+    header, *rows, counts, totals = out.splitlines()
+    assert (status, err, header.split()) == (0, "", ["token", "log", "p", "text"])
     assert [int(row.split()[0]) for row in rows] == tokens
     assert [float(row.split()[1]) for row in rows] == pytest.approx(log_p, abs=1e-4)
-    assert b"".join(eval_bytes(row.split(maxsplit=2)[2]) for row in rows) == text.encode()
+    assert b"".join(unquoted(row.split(maxsplit=2)[2]) for row in rows) == text.encode()
     assert counts.startswith(f"{len(tokens)} tokens")
     assert f"{len(text.encode())} bytes" in counts
 
@@ -312,9 +320,9 @@ def test_score_is_the_log_probability_of_each_token_after_end_of_text(run, folde
     )
 
 
-def eval_bytes(quoted):
-    """What a row of the table shows: text, or bytes where a token is part of a character."""
-    value = eval(quoted, {"__builtins__": {}})
+def unquoted(quoted):
+    """Return the bytes of a token, which is quoted as text, or as bytes of half a character."""
+    value = ast.literal_eval(quoted)
     return value if isinstance(value, bytes) else value.encode()
 
 
@@ -329,14 +337,14 @@ def test_score_reads_a_file_longer_than_the_context(run, folder, model, tmp_path
     assert [row["log_p"] for row in result["tokens"]] == pytest.approx(log_p.tolist())
 
 
-# --- what a model costs ----------------------------------------------------------------
+# --- the cost of a model ---------------------------------------------------------------
 
 PUBLISHED = {"124M": 124439808, "355M": 354823168, "774M": 774030080, "1558M": 1557611200}
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_info_of_every_size_needs_no_files(run, size, monkeypatch):
-    monkeypatch.setattr(gpt2_np, "load", None)
+    monkeypatch.setattr(checkpoint, "load", None)
     status, out, err = run("--info", "-m", size, "--json")
     about = json.loads(out)
     config = gpt2_np.SIZES[size]
@@ -367,23 +375,23 @@ def test_info_in_float64_counts_twice_the_bytes(run):
 
 
 @pytest.mark.parametrize(("key", "before"), [("first", 0), ("at_n_ctx", TINY.n_ctx - 1)])
-def test_operations_are_those_that_a_token_takes(monkeypatch, key, before):
-    """Each product that the forward pass of one token makes, counted as it is made."""
-    params, cache, counted = random_params(TINY), gpt2_np.KVCache(TINY), []
+def test_operations_per_token_are_those_of_the_forward_pass(monkeypatch, key, before):
+    """Every product of the forward pass of one token is counted."""
+    params, cache, operations = random_params(TINY), gpt2_np.KVCache(TINY), []
     if before:
         gpt2_np.forward(params, TINY, [1] * before, cache)
-    einsum = gpt2_np.einsum
+    einsum = reference.einsum
 
     def counting(specification, left, right):
         if specification != "bqd,bqd->bq":  # the variance of a layer norm
             axes = "".join(specification.partition("->")[0].split(","))
             sizes = dict(zip(axes, left.shape + right.shape, strict=True))
-            counted.append(2 * math.prod(sizes.values()))
+            operations.append(2 * math.prod(sizes.values()))
         return einsum(specification, left, right)
 
-    monkeypatch.setattr(gpt2_np, "einsum", counting)
+    monkeypatch.setattr(reference, "einsum", counting)
     gpt2_np.forward(params, TINY, [1], cache)
-    assert gpt2_np.describe(TINY)[f"flops_per_token_{key}"] == sum(counted)
+    assert gpt2_np.describe(TINY)[f"flops_per_token_{key}"] == sum(operations)
 
 
 def test_info_of_a_folder_reads_its_sizes(run, folder, model):
@@ -397,27 +405,27 @@ def test_info_of_a_folder_reads_its_sizes(run, folder, model):
 # --- downloading -----------------------------------------------------------------------
 
 
-def test_download_prints_the_folder_and_the_text_needs_no_network_after_it(
+def test_download_prints_the_folder_and_later_runs_need_no_network(
     run, folder, model, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
     with Server(folder) as server:
         status, out, err = run("--download", "-m", server.url)
         assert status == 0
-        (found,) = out.splitlines()
-        assert (Path(found) / "model.safetensors").samefile(next(tmp_path.rglob("*.safetensors")))
+        (printed,) = out.splitlines()
+        assert (Path(printed) / "model.safetensors").samefile(next(tmp_path.rglob("*.safetensors")))
         assert server.url in err
-        asked = len(server.log)
+        n_requests = len(server.log)
         assert run("--download", "-m", server.url) == (0, out, "")
     text = PROMPT + gpt2_np.complete(model, PROMPT) + "\n"
     assert run(PROMPT, "-m", server.url) == (0, text, "")
-    assert len(server.log) == asked
+    assert len(server.log) == n_requests
 
 
-# --- what goes wrong -------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------
 
 USAGE = {
-    "no prompt": ([], "python gpt2_np.py"),
+    "no prompt": ([], "python -m gpt2_np"),
     "two texts": ([PROMPT, "--file", "x"], "a prompt and --file"),
     "a prompt for info": ([PROMPT, "--info"], "a prompt and --info"),
     "a file for info": (["--file", "x", "--info"], "--file and --info"),
@@ -456,14 +464,14 @@ USAGE = {
 
 
 @pytest.mark.parametrize("case", USAGE)
-def test_bad_usage_is_one_sentence_before_anything_is_loaded(run, monkeypatch, case):
+def test_bad_usage_is_reported_in_one_sentence_before_anything_is_loaded(run, monkeypatch, case):
     arguments, expected = USAGE[case]
-    monkeypatch.setattr(gpt2_np, "load", None)
+    monkeypatch.setattr(checkpoint, "load", None)
     status, out, err = run(*arguments)
     usage, sentence = err.splitlines()
     assert (status, out) == (2, "")
-    assert usage == "usage: python gpt2_np.py [options] [prompt]"
-    assert sentence.startswith("python gpt2_np.py: error: ")
+    assert usage == "usage: python -m gpt2_np [options] [prompt]"
+    assert sentence.startswith("python -m gpt2_np: error: ")
     assert expected in sentence
 
 
@@ -478,7 +486,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_sentence(run, folder, tmp_path, monkeypatch, case):
+def test_bad_input_is_reported_in_one_sentence(run, folder, tmp_path, monkeypatch, case):
     arguments, expected = BAD_INPUT[case]
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").touch()
@@ -490,7 +498,19 @@ def test_bad_input_is_one_sentence(run, folder, tmp_path, monkeypatch, case):
     assert expected in err
 
 
-def test_standard_input_that_is_not_utf_8_is_one_sentence(run, folder, standard_input):
+def test_a_byte_order_mark_is_not_part_of_the_text(run, folder, tmp_path, standard_input):
+    file = tmp_path / "marked.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + PROMPT.encode())
+    for job in [], ["--score"]:
+        expected = run(PROMPT, "-m", folder, *job)
+        assert run("--file", file, "-m", folder, *job) == expected
+        standard_input(file.read_bytes())
+        assert run("-", "-m", folder, *job) == expected
+    file.write_bytes(b"\xef\xbb\xbf")
+    assert "marked.txt is empty" in run("--file", file, "-m", folder)[2]
+
+
+def test_standard_input_that_is_not_utf_8_is_reported_in_one_sentence(run, folder, standard_input):
     standard_input(b"The caf\xe9")
     sentence = "standard input is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8"
     assert run("-", "-m", folder) == (1, "", f"gpt2_np: {sentence}\n")
@@ -499,7 +519,7 @@ def test_standard_input_that_is_not_utf_8_is_one_sentence(run, folder, standard_
 
 
 @pytest.mark.parametrize("argument", ["-", "--interactive"])
-def test_closed_standard_input_is_one_sentence(run, monkeypatch, folder, argument):
+def test_closed_standard_input_is_reported_in_one_sentence(run, monkeypatch, folder, argument):
     monkeypatch.setattr(sys, "stdin", None)
     status, out, err = run(argument, "-m", folder)
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -507,17 +527,17 @@ def test_closed_standard_input_is_one_sentence(run, monkeypatch, folder, argumen
 
 
 @posix
-def test_closed_standard_output_is_one_sentence(folder):
+def test_closed_standard_output_is_reported_in_one_sentence(folder):
     def close_stdout():
         os.close(1)
 
     for arguments in [PROMPT], ["--score", PROMPT], ["--info"]:
-        status, _, err = ended(*arguments, "-m", folder, stdout=None, preexec_fn=close_stdout)
+        status, _, err = run_to_end(*arguments, "-m", folder, stdout=None, preexec_fn=close_stdout)
         assert (status, err.count(b"\n")) == (1, 1)
         assert b"standard output is closed" in err
 
 
-def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):
+def test_an_unknown_model_is_reported_in_one_sentence_with_the_choices(run):
     for arguments in ["Hello"], ["--info"], ["Hello", "--score"], ["--interactive"]:
         status, out, err = run(*arguments, "-m", "125M")
         assert (status, out, err.count("\n")) == (1, "", 1)
@@ -526,7 +546,7 @@ def test_an_unknown_model_is_one_sentence_that_names_the_choices(run):
 
 
 @pytest.mark.parametrize("n_tokens", [2**63 - 1, 2**63, 10**22])
-def test_any_number_of_tokens_ends_where_the_context_is_full(run, folder, n_tokens):
+def test_any_number_of_tokens_ends_when_the_context_is_full(run, folder, n_tokens):
     for samples in [], ["--samples", "2", "--temperature", "1"]:
         status, out, err = run(PROMPT, "-m", folder, "-n", n_tokens, *samples)
         assert (status, out[: len(PROMPT)]) == (0, PROMPT)
@@ -534,7 +554,7 @@ def test_any_number_of_tokens_ends_where_the_context_is_full(run, folder, n_toke
 
 
 @pytest.mark.parametrize("samples", [10**8, 10**30, 10**400])
-def test_samples_that_no_memory_holds_are_refused(run, folder, model, samples):
+def test_samples_that_do_not_fit_into_memory_are_refused(run, folder, model, samples):
     arguments = ["-m", folder, "-n", 1000, "--temperature", 1]
     status, out, err = run(PROMPT, "--samples", samples, *arguments)
     assert (status, out, err.count("\n")) == (1, "", 1)
@@ -546,7 +566,7 @@ def test_samples_that_no_memory_holds_are_refused(run, folder, model, samples):
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
-def test_scores_that_are_no_numbers_are_one_sentence(run, folder, tmp_path, value, arguments):
+def test_scores_not_finite_are_reported_in_one_sentence(run, folder, tmp_path, value, arguments):
     broken = shutil.copytree(folder, tmp_path / "broken")
     file = broken / "model.safetensors"
     data = bytearray(file.read_bytes())
@@ -557,15 +577,18 @@ def test_scores_that_are_no_numbers_are_one_sentence(run, folder, tmp_path, valu
     assert err.startswith("gpt2_np: ")
 
 
-def test_json_is_json_where_the_perplexity_is_beyond_every_float(run, folder, monkeypatch):
-    monkeypatch.setattr(gpt2_np, "score", lambda model, tokens: np.full(len(tokens) - 1, -800.0))
+def test_json_stays_valid_if_the_perplexity_overflows(run, folder, monkeypatch):
+    def score(model, tokens):
+        return np.full(len(tokens) - 1, -800.0)
+
+    monkeypatch.setattr(command_line, "score", score)
     result = json.loads(run(PROMPT, "-m", folder, "--score", "--json")[1])
     assert (result["loss_nats_per_token"], result["perplexity"]) == (800.0, None)
     assert "perplexity inf" in run(PROMPT, "-m", folder, "--score")[1]
 
 
 @pytest.mark.parametrize("variable", ["GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"])
-def test_without_a_network_the_sentence_names_what_needs_none(run, monkeypatch, tmp_path, variable):
+def test_offline_the_error_names_models_that_need_no_network(run, monkeypatch, tmp_path, variable):
     monkeypatch.setenv(variable, "1")
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
     for arguments in ["Hello"], ["--download"]:
@@ -576,7 +599,7 @@ def test_without_a_network_the_sentence_names_what_needs_none(run, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_download_that_brings_nothing_leaves_nothing(run, folder, tmp_path, monkeypatch):
+def test_a_failed_download_leaves_nothing_behind(run, folder, tmp_path, monkeypatch):
     cache = tmp_path / "made" / "for it"
     monkeypatch.setenv("GPT2_NP_CACHE", str(cache))
     with Server(folder) as server:
@@ -588,7 +611,7 @@ def test_a_download_that_brings_nothing_leaves_nothing(run, folder, tmp_path, mo
     assert len(list((cache / "url").iterdir())) == 1
 
 
-def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
+def test_weights_without_a_vocabulary_are_reported_in_one_sentence(run, folder, tmp_path):
     for name in "config.json", "model.safetensors":
         (tmp_path / name).write_bytes((Path(folder) / name).read_bytes())
     status, out, err = run(PROMPT, "-m", tmp_path)
@@ -597,47 +620,55 @@ def test_weights_without_a_vocabulary_are_one_sentence(run, folder, tmp_path):
     assert "merges.txt" in err
 
 
+class CUDARuntimeError(RuntimeError):
+    """A stand-in for CuPy's error of that name."""
+
+
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
         (gpt2_np.Error("this failed: do that"), "this failed: do that"),
         (bpe.TokenizerError("this failed: do that"), "this failed: do that"),
         (backend.DeviceError("this failed: do that"), "this failed: do that"),
-        (type("CUDARuntimeError", (RuntimeError,), {})("cudaErrorIllegalAddress"), "cudaErrorIl"),
+        (CUDARuntimeError("cudaErrorIllegalAddress"), "cudaErrorIllegalAddress"),
         (MemoryError(), "there is not enough memory: choose a smaller model"),
         (OSError(5, "Input/output error"), "reading or writing failed: [Errno 5] Input/output"),
     ],
 )
-def test_failures_are_one_sentence(run, monkeypatch, error, sentence):
+def test_failures_are_reported_in_one_sentence(run, monkeypatch, error, sentence):
     def load(*arguments):
         raise error
 
-    monkeypatch.setattr(gpt2_np, "load", load)
-    monkeypatch.setattr(gpt2_np, "discard_output", lambda: None)
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(command_line, "discard_output", lambda: None)
+    cuda = SimpleNamespace(runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+                           cublas=SimpleNamespace(CUBLASError=CUDARuntimeError),
+                           driver=SimpleNamespace(CUDADriverError=CUDARuntimeError))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
     status, out, err = run("Hello")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert err.startswith(f"gpt2_np: {sentence}")
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
-def test_a_bug_is_not_taken_for_a_failure(run, monkeypatch, kind):
+def test_a_bug_is_not_reported_as_a_failure(run, monkeypatch, kind):
     def load(*arguments):
         raise kind("a bug")
 
-    monkeypatch.setattr(gpt2_np, "load", load)
+    monkeypatch.setattr(checkpoint, "load", load)
     with pytest.raises(kind, match="a bug"):
         run("Hello")
 
 
-def test_a_gpu_that_cannot_be_had_is_one_sentence(run, folder, monkeypatch):
+def test_a_gpu_that_is_not_available_is_reported_in_one_sentence(run, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     status, out, err = run(PROMPT, "-m", folder, "--device", "cuda")
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert "device 'cpu'" in err
 
 
-def test_streams_that_cannot_be_set_to_utf_8_are_used_as_they_are(folder, model, monkeypatch):
-    """As in a notebook."""
+def test_streams_that_cannot_be_reconfigured_are_used_as_they_are(folder, model, monkeypatch):
+    """Those of a notebook cannot."""
     out = io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
     assert gpt2_np.main([PROMPT, "-m", folder]) == 0
@@ -648,19 +679,43 @@ def test_streams_that_cannot_be_set_to_utf_8_are_used_as_they_are(folder, model,
 
 
 @posix
-def test_text_appears_while_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
-    with started(PROMPT, "-m", long_folder, "-n", "39000") as process:
-        begun = process.stdout.read(100)
+def test_text_appears_as_it_is_made_and_ctrl_c_ends_it_quietly(long_folder):
+    with start(PROMPT, "-m", long_folder, "-n", "39000") as process:
+        beginning = process.stdout.read(100)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         rest, err = process.communicate()
     assert (process.returncode, err) == (130, b"\n")
-    assert (begun + rest).decode().startswith(PROMPT)  # in whole characters to the end
+    assert (beginning + rest).decode().startswith(PROMPT)  # whole characters to the end
+
+
+SLOW_NUMPY = """
+import sys, time
+class Slow:
+    def find_spec(name, *_):
+        if name == "numpy":
+            print("numpy", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow)
+"""
+
+
+@posix
+@pytest.mark.parametrize("command", [[ROOT / "gpt2_np.py"], ["-m", "gpt2_np"]])
+def test_ctrl_c_while_numpy_loads_ends_it_quietly(tmp_path, command):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_NUMPY)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen([sys.executable, *command, "--help"], env=environment,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"numpy\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == -signal.SIGINT
 
 
 @posix
 def test_a_closed_pipe_ends_it_quietly(long_folder):
-    with started(PROMPT, "-m", long_folder, "-n", "39000") as process:
+    with start(PROMPT, "-m", long_folder, "-n", "39000") as process:
         assert process.stdout.read(5) == PROMPT.encode()[:5]
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -668,9 +723,9 @@ def test_a_closed_pipe_ends_it_quietly(long_folder):
 
 
 @posix
-def test_a_full_disk_behind_stdout_is_one_sentence(folder):
+def test_a_full_disk_behind_stdout_is_reported_in_one_sentence(folder):
     with open("/dev/full", "wb") as full:
-        status, _, err = ended("--info", "-m", folder, stdout=full)
+        status, _, err = run_to_end("--info", "-m", folder, stdout=full)
     assert (status, err.count(b"\n")) == (1, 1)
     assert b"No space left on device" in err
 
@@ -681,32 +736,33 @@ def test_a_full_disk_behind_stdout_is_one_sentence(folder):
 def test_output_is_utf_8_in_any_locale(folder, variables):
     text = "naïve “🦙” 你好".encode()
     environment = {**os.environ, **variables}
-    result = ended("-", "-m", folder, "-n", "0", data=text, stdin=subprocess.PIPE, env=environment)
+    arguments = ["-", "-m", folder, "-n", "0"]
+    result = run_to_end(*arguments, data=text, stdin=subprocess.PIPE, env=environment)
     assert result == (0, text + b"\n", b"")
 
 
 @posix
-def test_a_prompt_that_is_not_utf_8_is_one_sentence(folder):
+def test_a_prompt_that_is_not_utf_8_is_reported_in_one_sentence(folder):
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    status, out, err = ended(b"The caf\xe9", "-m", folder, env=environment)
+    status, out, err = run_to_end(b"The caf\xe9", "-m", folder, env=environment)
     assert (status, out) == (1, b"")
     assert err == b"gpt2_np: the prompt is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8\n"
 
 
-def test_errors_of_the_modules_are_caught_where_the_file_is_the_program():
-    """`python gpt2_np.py` is the module __main__, whose Error must be the one checkpoint raises."""
-    status, out, err = ended("Hello", "-m", "nowhere")
+def test_errors_are_caught_when_the_file_is_the_program():
+    """That file is then the module __main__, which must not have an Error of its own."""
+    status, out, err = run_to_end("Hello", "-m", "nowhere")
     assert (status, out, err.count(b"\n")) == (1, b"", 1)
 
 
-def test_version_is_the_library_s(run):
+def test_version_prints_the_version_of_the_library(run):
     assert run("--version") == (0, f"gpt2_np {gpt2_np.__version__}\n", "")
 
 
 def test_help_names_every_option(run):
     status, out, err = run("--help")
     assert (status, err) == (0, "")
-    for option in gpt2_np.command_line()._option_string_actions:
+    for option in command_line.command_line()._option_string_actions:
         assert option in out
 
 
@@ -724,9 +780,9 @@ def test_interactive_goes_on_after_a_bad_line(run, folder, model, standard_input
     standard_input(b"the " * 70 + b"\nThe caf\xe9\nThe\n")
     status, out, err = run("--interactive", "-m", folder, "-n", 5)
     assert (status, out) == (0, "The" + gpt2_np.complete(model, "The", n_tokens=5) + "\n")
-    too_long, not_text = err.splitlines()
+    too_long, not_utf_8 = err.splitlines()
     assert "n_ctx is 64" in too_long
-    assert "this line is not UTF-8 text, byte 7 is 0xe9" in not_text
+    assert "this line is not UTF-8 text, byte 7 is 0xe9" in not_utf_8
 
 
 @posix
@@ -744,7 +800,7 @@ def test_at_a_terminal_the_arrow_key_brings_the_last_line_back(folder, model):
         while seen.count(expected) < times:
             seen += os.read(keyboard, 4096)
 
-    with started(*arguments, stdin=terminal, stdout=terminal, env=environment) as process:
+    with start(*arguments, stdin=terminal, stdout=terminal, env=environment) as process:
         os.close(terminal)
         wait_for(b"> ", 1)
         os.write(keyboard, PROMPT.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Each example runs in any working directory, from a clone or copied, and says what it should."""
+"""Examples run in any working directory, from a clone or copied, and print what they should."""
 import ast
 import math
 import os
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from small_model import save_small_model
 
-import circuits
 import gpt2_np
+from gpt2_np import circuits
 
 EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
 
 
 @pytest.fixture
 def run(tmp_path):
-    """stdout of an example, run in a folder that has nothing to do with the clone."""
+    """A function that runs an example in a folder outside the clone and returns its stdout."""
 
     def run(name, *arguments):
         done = subprocess.run(
@@ -34,13 +34,13 @@ def run(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model of random weights; its name is a path."""
+    """A folder that holds a model with random weights."""
     return save_small_model(tmp_path / "small", n_ctx=128)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_an_example_copied_elsewhere_runs_the_installed_package(name, installed, tmp_path):
-    """And without docstrings (-OO)."""
+    """It runs without docstrings too (-OO)."""
     copy = shutil.copy(EXAMPLES / name, tmp_path)
     environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(installed)}
 
@@ -59,14 +59,14 @@ def test_an_example_copied_elsewhere_runs_the_installed_package(name, installed,
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_an_example_uses_public_names_only(name):
+def test_an_example_uses_only_public_names(name):
     modules = {"gpt2_np": gpt2_np.__all__, "circuits": circuits.__all__}
     for node in ast.walk(ast.parse((EXAMPLES / name).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert node.attr in modules.get(node.value.id, [node.attr])
 
 
-def test_complete_text_prints_the_prompt_and_what_the_library_makes_of_it(run, folder):
+def test_complete_text_prints_the_prompt_and_its_continuation(run, folder):
     options = {"n_tokens": 80, "temperature": 0.8, "top_p": 0.95, "seed": 1}
     model, prompt = gpt2_np.load("shakespeare"), "ROMEO:\nBut soft, what light"
     continuation = gpt2_np.complete(model, prompt, **options)
@@ -77,10 +77,10 @@ def test_complete_text_prints_the_prompt_and_what_the_library_makes_of_it(run, f
     assert run("complete_text.py", folder, "The café") == "The café" + continuation + "\n"
 
 
-def test_score_text_prints_the_loss_and_where_it_is_greatest(run, folder, tmp_path):
-    head, _, *surprises = run("score_text.py").splitlines()
-    nats = [float(line.split()[0]) for line in surprises]
-    loss = float(head.split()[2])
+def test_score_text_prints_the_loss_and_the_least_likely_tokens(run, folder, tmp_path):
+    totals, _, *rows = run("score_text.py").splitlines()
+    nats = [float(row.split()[0]) for row in rows]
+    loss = float(totals.split()[2])
     assert loss < math.log(2048) - 2
     assert nats == sorted(nats, reverse=True)
     assert nats[-1] > loss
@@ -90,9 +90,9 @@ def test_score_text_prints_the_loss_and_where_it_is_greatest(run, folder, tmp_pa
     model = gpt2_np.load(folder)
     tokens = model.tokenizer.encode("The naïve café")
     log_p = gpt2_np.score(model, [model.tokenizer.end_of_text, *tokens])
-    head = run("score_text.py", folder, file).splitlines()[0]
-    assert f"{len(tokens)} tokens, {-log_p.mean():.3f} nats each" in head
-    assert head.endswith(f"{-log_p.sum() / math.log(2) / 16:.3f} bits per byte")
+    totals = run("score_text.py", folder, file).splitlines()[0]
+    assert f"{len(tokens)} tokens, {-log_p.mean():.3f} nats each" in totals
+    assert totals.endswith(f"{-log_p.sum() / math.log(2) / 16:.3f} bits per byte")
 
 
 def test_score_text_finds_a_shuffled_text_less_likely(run, tmp_path):
@@ -105,7 +105,7 @@ def test_score_text_finds_a_shuffled_text_less_likely(run, tmp_path):
     assert losses[0] < losses[1] - 0.3
 
 
-def test_own_arrays_guess_before_training_and_know_after(run, folder):
+def test_own_arrays_shows_a_guess_before_training_and_a_lower_loss_after(run, folder):
     figures = [line.split()[1] for line in run("own_arrays.py").splitlines()]
     guessing, untrained, trained = map(float, figures)
     assert guessing == pytest.approx(math.log(2048), abs=1e-3)

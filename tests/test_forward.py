@@ -1,3 +1,4 @@
+"""The forward pass beside its definition: shapes, cache, tiled attention, taps and bad input."""
 import math
 import threading
 from dataclasses import replace
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from random_model import TINY, map_params, random_model, random_params
 
 import gpt2_np
-from gpt2_np import KVCache, forward
+from gpt2_np import KVCache, backend, forward
 
 MODEL = random_model()
 TOKENS = np.random.default_rng(7).integers(0, TINY.n_vocab, TINY.n_ctx)
@@ -29,7 +30,7 @@ def assert_same(a, b):
     assert relative_error(a, b) < 1e-5
 
 
-# --- against the definition ------------------------------------------------------------
+# --- beside the definition -------------------------------------------------------------
 
 
 def test_logits_equal_a_plain_float64_evaluation():
@@ -37,7 +38,7 @@ def test_logits_equal_a_plain_float64_evaluation():
     assert relative_error(run(TOKENS), exact) < 2e-6
 
 
-def test_float64_weights_are_computed_in_float64():
+def test_float64_weights_give_float64_logits():
     params = random_params(TINY, dtype=np.float64)
     logits = forward(params, TINY, TOKENS)
     assert logits.dtype == np.float64
@@ -108,7 +109,7 @@ def test_a_cache_rolls_back_to_any_length():
     assert_same(run(TOKENS[9:15], cache=cache), run(TOKENS[:15])[9:])
 
 
-def test_rows_of_different_lengths_continue_as_each_alone():
+def test_rows_of_different_lengths_continue_as_each_would_alone():
     lengths = [3, 9, 1]
     padded = np.zeros((3, 9), int)
     for row, n in enumerate(lengths):
@@ -144,7 +145,7 @@ def test_a_failed_pass_leaves_the_cache_as_it_was():
     assert_same(run(TOKENS[5:8], cache=cache), run(TOKENS[:8])[5:])
 
 
-def test_threads_with_a_cache_each_get_the_same_result():
+def test_threads_with_their_own_caches_get_the_same_result():
     expected, results = run(TOKENS), {}
 
     def work(number):
@@ -160,29 +161,30 @@ def test_threads_with_a_cache_each_get_the_same_result():
         assert_same(results[number], expected)
 
 
-# --- blocked attention -----------------------------------------------------------------
+# --- tiled attention -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("elements", [1, 4 * 24 * 5, 1 << 18])
-def test_attention_in_blocks_equals_attention_whole(monkeypatch, elements):
+def test_tiled_attention_equals_whole_attention(monkeypatch, elements):
     config = gpt2_np.Config(n_vocab=61, n_ctx=200, n_embd=16, n_head=4, n_layer=2)
     model = random_model(config)
     tokens = np.random.default_rng(1).integers(0, 61, (2, 150))
     whole = forward(model.params, config, tokens, tap=lambda name, array: None)
-    monkeypatch.setattr(gpt2_np, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(backend, "BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(backend, "TILE_QUERIES", 32)
     assert_same(forward(model.params, config, tokens), whole)
 
 
-def test_no_full_attention_array_is_made_unless_a_tap_asks():
+def test_attention_tiles_are_small_and_skip_masked_keys():
     config = gpt2_np.Config(n_vocab=61, n_ctx=1024, n_embd=16, n_head=16, n_layer=1)
     positions = np.arange(1024)[None]
     sizes = [
         math.prod(len(range(*part.indices(1024))) for part in (tile.queries, tile.keys))
         * len(range(*tile.heads.indices(config.n_head)))
-        for tile in gpt2_np.attention_tiles(positions, config.n_head, np, whole=False)
+        for tile in backend.attention_tiles(positions, config.n_head, np)
     ]
     assert max(sizes) < config.n_head * 1024 * 1024 / 16
-    assert sum(sizes) < 0.6 * config.n_head * 1024 * 1024  # masked keys are skipped
+    assert sum(sizes) < 0.6 * config.n_head * 1024 * 1024
 
 
 # --- taps ------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ ALL_NAMES = [
 
 
 class Record:
-    """A tap that keeps copies of what it sees; `wants` only where names are given."""
+    """A tap that keeps copies of the named activations, or of all if no names are given."""
 
     def __init__(self, *names):
         self.seen = {}
@@ -253,17 +255,18 @@ def test_activations_are_related_as_their_names_say():
         future = np.triu(np.ones(pattern.shape[-2:], bool), 1)
         assert (pattern[..., future] == 0).all()
         assert (scores[..., future] == -np.inf).all()
-    last = seen["ln_final.hook_normalized"]
+    gain, bias = MODEL.params["ln_f"]["g"], MODEL.params["ln_f"]["b"]
+    last = seen["ln_final.hook_normalized"] * gain + bias
     np.testing.assert_allclose(logits, (last @ MODEL.params["wte"].T)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_tap_kept_is_not_overwritten_later():
+def test_arrays_that_a_tap_keeps_are_not_overwritten():
     kept, copies = {}, {}
 
-    def tap(name, array):
+    def keep(name, array):
         kept[name], copies[name] = array, array.copy()
 
-    run(TOKENS, tap=tap)
+    run(TOKENS, tap=keep)
     for name, array in kept.items():
         np.testing.assert_array_equal(array, copies[name], err_msg=name)
 
@@ -271,11 +274,11 @@ def test_what_a_tap_kept_is_not_overwritten_later():
 @pytest.mark.parametrize("name", [*ALL_NAMES, "blocks.1.attn.hook_result"])
 def test_an_edit_changes_the_logits(name):
     class Edit:
-        def wants(self, asked):
-            return asked == name
+        def wants(self, hook):
+            return hook == name
 
-        def __call__(self, asked, array):
-            assert asked == name
+        def __call__(self, hook, array):
+            assert hook == name
             return array * 1.5 + np.linspace(0.1, 0.2, array.shape[-1])
 
     assert relative_error(run(TOKENS, tap=Edit()), run(TOKENS)) > 1e-4
@@ -313,22 +316,22 @@ def test_results_per_head_sum_to_the_attention_output():
     assert record.seen["blocks.2.attn.hook_result"].shape == (1, 24, 4, 20)
 
 
-def test_patterns_are_not_built_whole_for_a_tap_that_wants_other_things(monkeypatch):
-    asked = []
-    original = gpt2_np.attention_tiles
+def test_attention_stays_tiled_unless_the_tap_wants_whole_patterns(monkeypatch):
+    layers_in_tiles = []
+    original = backend.attention_tiles
 
-    def spy(positions, n_head, xp, whole):
-        asked.append(whole)
-        return original(positions, n_head, xp, whole)
+    def spy(*arguments):
+        layers_in_tiles[-1] += 1
+        return original(*arguments)
 
-    monkeypatch.setattr(gpt2_np, "attention_tiles", spy)
-    run(TOKENS, tap=Record("blocks.0.hook_resid_post"))
-    assert asked == [False]
-    run(TOKENS, tap=Record("blocks.1.attn.hook_pattern"))
-    assert asked == [False, False, True]
+    monkeypatch.setattr(backend, "attention_tiles", spy)
+    for name in "blocks.0.hook_resid_post", "blocks.1.attn.hook_pattern":
+        layers_in_tiles.append(0)
+        run(TOKENS, tap=Record(name))
+    assert layers_in_tiles == [TINY.n_layer, TINY.n_layer - 1]
 
 
-def test_an_edit_of_another_shape_is_an_error():
+def test_an_edit_that_changes_the_shape_is_an_error():
     def tap(name, array):
         return np.zeros((2, 2)) if name == "blocks.0.attn.hook_z" else None
 
@@ -349,45 +352,46 @@ def test_an_edit_of_another_shape_is_an_error():
         ([1.5], "float64"),
         ([True], "bool"),
         (["a"], "must be integers"),
-        ([[1, 2], [3]], "unequal length"),
+        ([[1, 2], [3]], "differ in length"),
         ([[[1]]], r"shape \(1, 1, 1\)"),
-        (7, "must be integers, .*shape"),
+        (7, "must be integers of shape"),
     ],
 )
-def test_bad_tokens_are_an_error(tokens, message):
+def test_bad_tokens_are_rejected(tokens, message):
     with pytest.raises(gpt2_np.Error, match=message):
         run(tokens)
 
 
-def test_positions_past_n_ctx_are_an_error_that_names_the_limit():
-    with pytest.raises(gpt2_np.Error, match=r"25 positions.*n_ctx is 24"):
+def test_positions_past_n_ctx_raise_an_error_that_names_the_limit():
+    with pytest.raises(gpt2_np.Error, match=r"25 positions.*n_ctx = 24"):
         run(np.zeros(25, int))
     cache = KVCache(TINY, capacity=100)
     run(TOKENS, cache=cache)
-    with pytest.raises(gpt2_np.Error, match=r"25 positions.*n_ctx is 24"):
+    with pytest.raises(gpt2_np.Error, match=r"25 positions.*n_ctx = 24"):
         run([1], cache=cache)
 
 
-def test_a_full_cache_and_a_wrong_batch_are_errors():
+def test_a_full_cache_and_a_wrong_batch_size_are_rejected():
     cache = KVCache(TINY, batch=2, capacity=8)
     with pytest.raises(gpt2_np.Error, match="2 rows, the tokens are 1"):
         run(TOKENS[:4], cache=cache)
     run(TOKENS[:8].reshape(2, 4), cache=cache)
-    with pytest.raises(gpt2_np.Error, match="holds 4 of at most 8 positions and 5 more"):
+    with pytest.raises(gpt2_np.Error, match="9 positions do not fit into a cache of 8"):
         run(TOKENS[:10].reshape(2, 5), cache=cache)
 
 
-def test_a_model_s_parameters_have_the_shapes_of_its_sizes():
+def test_parameters_that_do_not_match_the_sizes_are_rejected():
     params = random_params(TINY)
-    for wrong, message in (
-        ({"n_layer": 2}, r"params\['blocks'\] are 3: these sizes need 2"),
+    for changes, message in (
+        ({"n_layer": 2}, r"params has 3 blocks, expected 2"),
         ({"n_vocab": 60}, r"params\['wte'\] is \(61, 20\): these sizes need .* \(60, 20\)"),
         ({"n_head": 3}, "3 heads do not divide n_embd = 20"),
     ):
         with pytest.raises(gpt2_np.Error, match=message):
-            gpt2_np.Model(replace(TINY, **wrong), params)
+            gpt2_np.Model(replace(TINY, **changes), params)
     del params["blocks"][1]["mlp"]["c_fc"]["b"]
-    with pytest.raises(gpt2_np.Error, match=r"\['blocks'\]\[1\]\['mlp'\]\['c_fc'\] has no 'b'"):
+    path = r"params\['blocks'\]\[1\]\['mlp'\]\['c_fc'\]\['b'\]"
+    with pytest.raises(gpt2_np.Error, match=path + r" is None: .* \(80,\)"):
         gpt2_np.Model(TINY, params)
 
 

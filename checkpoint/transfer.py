@@ -1,0 +1,241 @@
+"""One file from a server: whole, verified, and continued after a transfer that broke off."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..bpe import shown
+from ..gpt2_np import Config, Error
+from .bundle import DATA
+from .cache import PART, TAG
+from .files import MAX_SMALL_FILE, CheckpointError
+from .official import Pins
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT = (10, 30)  # seconds to connect, and to wait for the next bytes
+ATTEMPTS = 5  # in a row without a new byte
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the next attempt; they double
+PIECE = 2**16  # bytes
+WITHOUT_NETWORK = (
+    "without a network, run the embedded model (--model shakespeare) or give the path of a "
+    "checkpoint's folder"
+)
+
+
+class DownloadError(Error):
+    """The files are not available: no network, no space, not on the server. The message says."""
+
+
+class Unavailable(DownloadError):
+    """A source cannot serve the model now. Another may."""
+
+
+class NotServed(Unavailable):
+    """The server answers, and does not have the file."""
+
+
+class Interrupted(Exception):
+    """A transfer broke off, and may succeed when it is tried again."""
+
+    def __init__(self, message: str, attempts: int = ATTEMPTS, wait: float = 0.0):
+        super().__init__(message)
+        self.attempts, self.wait = attempts, wait  # the wait is in seconds
+
+
+class Source(NamedTuple):
+    """A folder on a server, and the folder on this machine that its files go to."""
+
+    url: str
+    folder: Path
+    progress: bool  # show bars and notes on stderr
+    pinned: Pins
+    config: Config | None  # the expected sizes, if the model has a name
+
+    def note(self, message: str) -> None:
+        if self.progress:
+            print(message, file=sys.stderr)
+
+
+def offline() -> bool:
+    """Return True if the environment forbids the network."""
+    values = (os.environ.get(name, "") for name in ("GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"))
+    return any(value.lower() in ("1", "true", "yes", "on") for value in values)
+
+
+def fetch(source: Source, name: str, size: int | None = None) -> None:
+    """Bring a file into the source's folder, unless it is there with its size and pinned hash.
+
+    Raises DownloadError if it is not available, CheckpointError if it is another file.
+    """
+    url, target = f"{source.url}/{name}", source.folder / name
+    pinned_size, sha256 = source.pinned.get(name, (None, None))
+    size = size if pinned_size is None else pinned_size
+    if target.exists():
+        if size in (None, bytes_in(target)) and sha256 in (None, hash_of(target).hexdigest()):
+            return
+        source.note(f"{target} is damaged: downloading it again")
+        target.unlink()
+    if offline():
+        raise DownloadError(
+            f"{target} is not in the cache, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
+            f"network: unset them; {WITHOUT_NETWORK}"
+        )
+    part = target.with_name(name + PART)
+    found = receive_with_retries(source, url, part, size, sha256)
+    if sha256 not in (None, found):
+        part.unlink()
+        raise CheckpointError(
+            f"{url} has SHA-256 {found}, expected {sha256}: it is not the official file and was "
+            "not kept; try again, or use another mirror"
+        )
+    os.replace(part, target)
+    tag_file(part).unlink(missing_ok=True)
+
+
+def receive_with_retries(
+    source: Source, url: str, part: Path, size: int | None, sha256: str | None
+) -> str:
+    """Receive a file, again while attempts bring new bytes, and return its SHA-256."""
+    failures = 0
+    while True:
+        before = bytes_in(part)
+        try:
+            return receive(source, url, part, size, sha256)
+        except Interrupted as error:
+            failures = failures + 1 if bytes_in(part) <= before else 1
+            if failures >= error.attempts:
+                raise Unavailable(str(error)) from error
+            wait = min(max(error.wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT)
+            source.note(f"{error}; trying again in {wait:g} s")
+            time.sleep(wait)
+
+
+def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
+    """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
+    import hashlib
+    from urllib.parse import urlsplit
+
+    import requests
+    from tqdm import tqdm
+
+    have, tag = bytes_in(part), tag_file(part).read_text() if tag_file(part).exists() else ""
+    if have and have == size:
+        return hash_of(part).hexdigest()
+    headers = {"Accept-Encoding": "identity"}
+    if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
+    try:
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    except (requests.ConnectionError, requests.Timeout) as error:
+        host = urlsplit(url).netloc
+        raise Interrupted(f"{host} cannot be reached ({cause(error)})", attempts=2) from error
+    except (requests.RequestException, ValueError) as error:
+        raise Unavailable(f"{url} cannot be fetched: {error}") from error
+    with response:
+        have, total = checked_answer(response, url, part, size)
+        limit = MAX_SMALL_FILE if total is None else total
+        digest = hash_of(part) if have and sha256 else hashlib.sha256()
+        silent = not source.progress or (total or 0) < 2**20
+        bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
+                   disable=silent)  # fmt: skip
+        try:
+            with bar, open(part, "ab" if have else "wb") as file:
+                for piece in response.iter_content(PIECE):
+                    have += len(piece)
+                    if have > limit:
+                        raise NotServed(f"{url} sends more than {limit} bytes")
+                    digest.update(piece)
+                    bar.update(file.write(piece))
+                file.flush()
+                os.fsync(file.fileno())
+        except requests.RequestException as error:
+            raise Interrupted(f"{url} broke off after {have:,} bytes") from error
+    if have < (total or 0):
+        raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
+    return digest.hexdigest()
+
+
+def checked_answer(
+    response: Any, url: str, part: Path, size: int | None
+) -> tuple[int, int | None]:
+    """Check that an answer is the file, and return its first byte and the bytes of the whole."""
+    status, headers = response.status_code, response.headers
+    if status in (408, 429) or status >= 500:
+        raise Interrupted(f"{url} answered {status} {response.reason}", wait=retry_after(headers))
+    span = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", headers.get("Content-Range", ""))
+    start = int(span[1]) if span and status == 206 else 0
+    if status == 416 or (status == 206 and start != bytes_in(part)):
+        part.unlink(missing_ok=True)
+        raise Interrupted(f"{url} does not continue {part}")
+    if status not in (200, 206):
+        raise NotServed(f"{url} answered {status} {response.reason}")
+    length = span[2] if start else headers.get("Content-Length", "")
+    total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
+    kind = headers.get("Content-Type", "")
+    if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
+        raise NotServed(f"{url} answered with a web page or a compressed file ({shown(kind)})")
+    if size is not None and total != size:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"{url} has {total} bytes, expected {size}")
+    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
+        raise NotServed(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+    check_space(url, part, (total or 0) - start)
+    if start == 0:  # from now on, the bytes in `part` are of this version of the file
+        part.unlink(missing_ok=True)
+        tag = headers.get("ETag", "")
+        strong = tag if not tag.startswith("W/") else ""
+        tag_file(part).write_text(strong or headers.get("Last-Modified", ""))
+    return start, total
+
+
+def check_space(url: str, part: Path, n_bytes: int) -> None:
+    import shutil
+
+    free = shutil.disk_usage(part.parent).free
+    if n_bytes > free:
+        raise DownloadError(
+            f"{url} needs {n_bytes:,} bytes in {part.parent}, and {free:,} are free: make room, or "
+            "set GPT2_NP_CACHE to another folder"
+        )
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds to wait that the server gives, as a number or by a date, else 0."""
+    from email.utils import parsedate_to_datetime
+
+    value = headers.get("Retry-After", "")
+    with contextlib.suppress(ValueError, TypeError):
+        if value.isdecimal():
+            return float(value)
+        return parsedate_to_datetime(value).timestamp() - time.time()
+    return 0.0
+
+
+def cause(error: Exception) -> str:
+    """Return the system's reason, without the words that requests and urllib3 put around it."""
+    inner = str(getattr(error.args[0], "reason", error)) if error.args else type(error).__name__
+    number = re.search(r"\[Errno [^)]*", inner)
+    return number[0] if number else inner.rpartition(": ")[2]
+
+
+def bytes_in(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def hash_of(file: Path) -> Any:
+    import hashlib
+
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256")
+
+
+def tag_file(part: Path) -> Path:
+    """Return the file with the ETag or date by which the server recognises a version."""
+    return part.with_name(part.name.removesuffix(PART) + TAG)

@@ -1,0 +1,69 @@
+"""Look inside GPT-2: activations, attribution, lenses, patching, weights, circuit search.
+
+The residual stream is a sum: embeddings, then the output of every head and MLP (Elhage et al.
+2021, "A Mathematical Framework for Transformer Circuits"). Everything here follows from that, on
+NumPy arrays and the model's own logits. Names are TransformerLens's; activations always have a
+batch axis.
+
+    file                   public names
+    inputs                 prompts, token_id, labels_of
+    names                  activation_name(s), head_names, node_names, parse_node
+    activations            run
+    decomposition          decompose: the stream as a sum
+    logit_attribution      attribution
+    logit_lens             lens
+    attention_patterns     heads
+    metrics                logit_difference, log_probability, repeat_loss
+    edits                  patch, zero, knock_out, ablated: edits for run
+    sweeps                 patching, ablation
+    paths                  path_patching
+    low_rank               LowRank
+    head_weights           ov, qk, full_ov, full_qk, copying_scores, singular_tokens, composition
+    weights                neuron_tokens
+    backward               gradients
+    search                 find: a circuit of heads and MLPs
+    edges                  find_edges, edge_attribution, patch_edges, edge_names
+    bootstrapping          bootstrap
+    calibration            measure
+    tasks                  repeated_tokens, indirect_object, name_repetition
+    pictures               plot_map, plot_attention, plot_lens, plot_bars (with matplotlib)
+
+`python -m gpt2_np.circuits --help` shows the commands.
+
+One alphabet for einsum: b batch (prompt), q query position, k key position, d residual width,
+h head, e head width, m hidden width of the MLP, v vocabulary; p part of the stream, s sender,
+r receiver. Logits and metrics of logits are in the model's own units, losses and entropies in
+nats. Rows that pad an embedding, beyond the tokenizer's ids, are in no distribution and no list of
+tokens, as none is ever drawn; only `run` and attribution to all logits show them.
+"""
+from .activations import Run, run
+from .attention_patterns import Attention, heads
+from .backward import gradients
+from .bootstrapping import Estimate, bootstrap
+from .calibration import Measures, measure
+from .decomposition import Parts, decompose
+from .edges import edge_attribution, edge_names, find_edges, patch_edges
+from .edits import ablated, knock_out, patch, zero
+from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
+from .inputs import Prompts, labels_of, prompts, token_id
+from .logit_attribution import Attribution, attribution
+from .logit_lens import Lens, lens
+from .low_rank import LowRank
+from .metrics import log_probability, logit_difference, repeat_loss
+from .names import activation_name, activation_names, head_names, node_names, parse_node
+from .paths import path_patching
+from .search import Circuit, find
+from .sweeps import Sweep, ablation, patching
+from .tasks import Task, indirect_object, name_repetition, repeated_tokens
+from .weights import neuron_tokens
+
+__all__ = [
+    "Attention", "Attribution", "Circuit", "Estimate", "Lens", "LowRank", "Measures", "Parts",
+    "Prompts", "Run", "Sweep", "Task", "ablated", "ablation", "activation_name",
+    "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
+    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
+    "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
+    "logit_difference", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
+    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
+    "repeat_loss", "repeated_tokens", "run", "singular_tokens", "token_id", "zero",
+]  # fmt: skip

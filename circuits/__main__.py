@@ -1,0 +1,457 @@
+"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons.
+
+    python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
+
+A command checks its arguments, calls one function of circuits and reports the result as a table,
+as JSON or as a picture. Tables go to standard output and everything else to standard error.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import circuits
+from ..command_line import (
+    add_model_options,
+    called,
+    decode_utf_8,
+    quoted,
+    run_command,
+    text_model,
+)
+from ..gpt2_np import Error
+from .names import activation_name, head_names, node_names, parse_node
+from .pictures import plot_attention, plot_bars, plot_lens, plot_map
+from .sweeps import PATCHABLE
+from .tasks import MOST_PROMPTS, TASKS
+
+KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    parser = command_line()
+    return run_command(parser.prog, parser, argv, run)
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    check_usage(args, parser)
+    for name in ("text", "clean", "corrupted", "answer", "wrong"):
+        decode_utf_8(os.fsencode(getattr(args, name, None) or ""), "the text")
+    try:
+        model = text_model(args)
+        report = COMMANDS[args.command](model, args)
+    except np.linalg.LinAlgError as error:  # a ValueError of NumPy's, about undefined weights
+        raise Error(f"linear algebra fails on the weights of {args.model}: {error}") from error
+    if args.plot:
+        report.draw(args.plot)
+    (print_json if args.json else print_table)(args, report)
+
+
+# --- arguments -------------------------------------------------------------------------
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=called("gpt2-np-circuits", __package__),
+        description="Look inside GPT-2 from the command line.",
+        epilog="Each command has its own --help. Texts get <|endoftext|> put before them unless "
+        "--no-bos. Words inside a text begin with a space: --answer ' Mary'.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name, about, top=None, default=10):
+        added = commands.add_parser(name, help=about, description=about)
+        add = added.add_argument
+        add_model_options(add)
+        added.set_defaults(dtype="float32")
+        add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
+        add("--json", action="store_true", help="machine-readable result")
+        add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
+        if top:
+            add("--top", type=int, default=default, metavar="N",
+                help=f"{top} to show (default {default})")
+        return add
+
+    def answers(add, required):
+        add("--answer", required=required, metavar="TOKEN", help="the token to explain")
+        add("--wrong", metavar="TOKEN", help="explain the difference from this token's logit")
+
+    add = command("lens", "Logit lens: the best next tokens if the model ended at each layer.",
+                  "tokens of each layer", 5)
+    add("text")
+    add("--answer", metavar="TOKEN", help="follow this token's probability and rank")
+    add = command("attribution", "Contribution of each head and MLP to a token's logit.", "parts")
+    add("text")
+    answers(add, required=True)
+    add("--constants-apart", action="store_true",
+        help="count as bias what heads write regardless of attention, as papers do")
+    add = command("heads", "Heads that attend to previous tokens, duplicates, or after them.",
+                  "heads of each kind")
+    add("text", nargs="?", help="a text instead of random tokens that repeat")
+    add("--head", action="append", default=[], metavar="5.1",
+        help="with --plot: draw this head's attention on the text; may be repeated")
+    add("--kind", default="induction", choices=KINDS, help="with --plot: the score to draw")
+    for name, about, top in (
+        ("patch", "Copy activations of a clean prompt into a corrupted one, one after another.",
+         "strongest effects"),
+        ("find", "Find the smallest set of heads and MLPs that keeps the effect.", None),
+    ):
+        add = command(name, about, top)
+        add("clean", nargs="?", help="a text with the answer")
+        add("corrupted", nargs="?", help="a text of as many tokens without it")
+        answers(add, required=False)
+        add("--task", choices=TASKS, help="prompts made by this program instead of two texts")
+        add("--prompts", type=int, default=8, metavar="N",
+            help="with --task: number of prompts (default 8)")
+        add("--seed", type=int, default=0, metavar="S",
+            help="with --task: choice of prompts (default 0)")
+        if name == "patch":
+            add("--what", default="z", choices=PATCHABLE, help="activation to patch (default z)")
+            add("--by-position", action="store_true", help="one position at a time")
+        else:
+            add("--keep", type=float, default=0.9, metavar="SHARE",
+                help="share of the effect to keep (default 0.9)")
+            add("--mode", default="resample", choices=("resample", "mean"),
+                help="give pruned nodes their corrupted activations, or the mean of these")
+            add("--edges", action="store_true", help="prune edges, not heads and MLPs")
+    add = command("neurons", "Tokens that neurons read and write, or neurons that made an answer.",
+                  "neurons, or tokens of one")
+    add("text", nargs="?")
+    answers(add, required=False)
+    add("--layer", type=int, metavar="L", help="this layer only")
+    add("--neuron", type=int, metavar="N", help="show the tokens of this neuron of --layer")
+    return parser
+
+
+def check_usage(args, parser):
+    """End the program if arguments do not go together."""
+    if getattr(args, "top", 1) < 1:
+        parser.error(f"--top is {args.top}: it must be at least 1")
+    if args.command in ("patch", "find"):
+        check_prompt_pair(args, parser)
+    if args.command == "find" and args.edges and args.mode != "resample":
+        parser.error("--edges carry corrupted activations: leave --mode out")
+    if args.command == "neurons":
+        if args.neuron is not None and (args.layer is None or args.text):
+            parser.error("--neuron goes with --layer and without a text")
+        if args.neuron is None and not (args.text and args.answer):
+            parser.error("give a text and --answer, or --layer and --neuron")
+    if args.command == "heads" and args.head and not (args.plot and args.text):
+        parser.error("--head draws attention on a text: give a text and --plot")
+    if getattr(args, "wrong", None) and not args.answer:
+        parser.error("--wrong goes with --answer")
+
+
+def check_prompt_pair(args, parser):
+    texts = args.clean is not None and args.corrupted is not None
+    if args.task and (args.clean is not None or args.answer or args.wrong):
+        parser.error("--task brings its own prompts and answers: leave the others out")
+    if not args.task and not (texts and args.answer):
+        parser.error("give a clean and a corrupted text and --answer, or --task")
+    if args.task and args.no_bos:
+        parser.error("--task decides about <|endoftext|> itself: leave --no-bos out")
+    if not 1 <= args.prompts <= MOST_PROMPTS:
+        parser.error(f"--prompts is {args.prompts}: it must be from 1 to {MOST_PROMPTS}")
+    if args.seed < 0:
+        parser.error(f"--seed is {args.seed}: it must be at least 0")
+
+
+# --- reports ---------------------------------------------------------------------------
+
+
+class Report(NamedTuple):
+    """The result of a command: as data for JSON, as a table below notes, and as a picture."""
+
+    given: Any  # a result with the tokens and bos of the prompts, or None
+    data: dict[str, Any]
+    header: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+    notes: Sequence[str]
+    draw: Callable[[str], None]
+
+
+def print_json(args, report):
+    about = {"command": args.command, "model": args.model}
+    if report.given is not None:
+        about |= {"bos": report.given.bos, "tokens": report.given.tokens}
+    print(json.dumps(plain({**about, **report.data})))
+
+
+def plain(value):
+    """Return a value that JSON can hold: arrays as lists, NaN as null."""
+    if isinstance(value, circuits.Estimate):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(_, report):
+    if report.given is not None:
+        n, length = report.given.tokens.shape
+        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
+              f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
+    print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
+
+
+def table_lines(header, rows):
+    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
+    cells = [list(header)]
+    for row in rows:
+        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
+                      for x in row])
+    number, lines = re.compile(r"-?[\d.]+|-"), []
+    columns = list(zip(*cells, strict=True))
+    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    for row in cells:
+        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
+                               for text, width, right in zip(row, widths, to_right, strict=True)
+                               ).rstrip())
+    return lines
+
+
+def bos_of(args):
+    return False if args.no_bos else None
+
+
+def word(model, token):
+    return quoted(model.tokenizer.token_bytes(int(token)))
+
+
+def logit_title(args):
+    return f"logit of {args.answer!r}" + (f" minus {args.wrong!r}" if args.wrong else "")
+
+
+# --- commands --------------------------------------------------------------------------
+
+
+def lens(model, args):
+    result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
+                           top=min(args.top, model.n_vocab), bos=bos_of(args))
+    rows, records = [], []
+    for i, point in enumerate(result.points):
+        p, rank, entropy = (array[i, 0, -1].item() for array in
+                            (result.probability, result.rank, result.entropy))
+        best = [{"text": word(model, t), "probability": float(q)} for t, q in
+                zip(result.top[i, 0, -1], result.top_probability[i, 0, -1], strict=True)]
+        rows.append([point, entropy, p, rank,
+                     " ".join(f"{one['text']} {one['probability']:.3f}" for one in best)])
+        records.append({"point": point, "entropy": entropy, "probability": p, "rank": rank,
+                        "top": best})
+    target = word(model, result.targets[0, -1])
+    return Report(result, {"target": target, "points": records},
+                  ["point", "entropy", f"p({target})", "rank", "best"], rows, [],
+                  lambda path: plot_lens(result, model, path))
+
+
+def attribution(model, args):
+    result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=bos_of(args),
+                                  constants_apart=args.constants_apart)
+    values, title = result.values[:, 0], logit_title(args)
+    order = np.argsort(-np.abs(values), kind="stable")
+    rows = [[result.labels[i], float(values[i])] for i in order[: args.top]]
+    others = order[args.top :]
+    rows += [[f"{len(others)} others", float(values[others].sum())]] if len(others) else []
+    rows.append(["sum", float(result.total[0])])
+    parts = dict(zip(result.labels, values.tolist(), strict=True))
+    return Report(result, {"what": title, "total": result.total[0], "parts": parts},
+                  ["part", title], rows, [],
+                  lambda path: plot_nodes(model, parts, path, title, "logits"))
+
+
+def plot_nodes(model, values, path, title, label):
+    """Draw values by name as a map [layer, heads and MLP]; nodes without a value stay blank."""
+    names = np.array(node_names(model.config)).reshape(model.config.n_layer, -1)
+    grid = np.array([values.get(name, math.nan) for name in names.flat]).reshape(names.shape)
+    plot_map(grid, path, title, columns=[*map(str, range(model.config.n_head)), "MLP"], label=label)
+
+
+def heads(model, args):
+    nodes = [parse_node(model.config, node) for node in args.head]
+    if any(head is None for _, head in nodes):
+        raise Error("--head takes heads, such as 5.1: an MLP has no attention")
+    result = circuits.heads(model, args.text, bos=bos_of(args))
+    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in KINDS}
+    scores = {**kinds, "copying": circuits.copying_scores(model)}
+    columns = []
+    for values in (array.ravel() for array in scores.values()):
+        best = np.argsort(-values, kind="stable")[: args.top]
+        columns.append([f"{names[i]} {values[i]:.3f}" if values[i] == values[i] else "-"
+                        for i in best])
+    missing = [kind.replace("_", " ") for kind in KINDS if np.isnan(kinds[kind]).all()]
+    reason = "repeats no token" if "beginning" not in missing else "is one token"
+
+    def draw(path):
+        if nodes:
+            plot_patterns(model, args, nodes, path)
+            return
+        title = args.kind.replace("_", " ")
+        if np.isnan(kinds[args.kind]).all():
+            raise Error(f"the text {reason}: there is no {title} score to draw")
+        plot_map(kinds[args.kind], path, f"{title} score", signed=False, label="attention")
+
+    text = "the text" if args.text else "random tokens that repeat once"
+    header = ["previous token", "duplicate token", "induction", "beginning", "copying (OV)"]
+    data = {**scores, "entropy": result.entropy, "distance": result.distance}
+    notes = [f"attention on {text}: the highest heads of each kind"]
+    if missing:
+        notes.append(f"this text {reason}, so that no head can show {' or '.join(missing)}")
+    return Report(result, data, header, zip(*columns, strict=True), notes, draw)
+
+
+def plot_patterns(model, args, nodes, path):
+    names = {activation_name("pattern", layer) for layer, _ in nodes}
+    seen = circuits.run(model, args.text, names, bos=bos_of(args), last_only=True)
+    patterns = np.stack([seen[activation_name("pattern", n)][0, h] for n, h in nodes])
+    plot_attention(patterns, circuits.labels_of(model, seen.tokens[0]), path,
+                   [f"L{n}H{h}" for n, h in nodes])
+
+
+def prompt_pair(model, args):
+    """Return clean and corrupted prompts and a metric, from a task or from two texts."""
+    if args.task:
+        task = TASKS[args.task](model, args.prompts, args.seed)
+        return task.clean, task.corrupted, task.metric(model)
+    clean, corrupted = (circuits.prompts(model, text, bos_of(args))
+                        for text in (args.clean, args.corrupted))
+    if args.wrong:
+        return clean, corrupted, circuits.logit_difference(model, args.answer, args.wrong)
+    return clean, corrupted, circuits.log_probability(model, args.answer)
+
+
+def patch(model, args):
+    clean, corrupted, metric = prompt_pair(model, args)
+    sweep = circuits.patching(model, corrupted, clean, metric, args.what,
+                              by_position=True if args.by_position else None,
+                              progress=sys.stderr.isatty())
+    shares, last = sweep.normalized, sweep.axes[-1]
+    labels = circuits.labels_of(model, clean.tokens[0]) if last == "position" else None
+    order = np.argsort(-np.abs(shares).ravel(), kind="stable")[: args.top]
+    rows = []
+    for index in zip(*np.unravel_index(order, shares.shape), strict=True):
+        cell = list(map(int, index))
+        if labels:
+            cell[-1] = f"{cell[-1]} {labels[cell[-1]]!r}"
+        rows.append([*cell, float(sweep.values[index]), float(shares[index])])
+
+    def draw(path):
+        grid, names = shares, None
+        if shares.ndim == 3:  # every head and position: a row for each head
+            grid, names = shares.reshape(-1, shares.shape[-1]), head_names(model.config)
+        plot_map(grid, path, f"{args.what}: share of the effect restored", rows=names,
+                 columns=labels, axes=("layer" if names is None else "head", last), label="share")
+
+    before, after = float(sweep.base.mean()), float(sweep.source.mean())
+    data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
+            "corrupted": before, "clean": after}
+    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
+            "corrupted" + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
+    return Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
+
+
+def find(model, args):
+    pair, progress = prompt_pair(model, args), sys.stderr.isatty()
+    if args.edges:
+        found = circuits.find_edges(model, *pair, args.keep, seed=args.seed, progress=progress)
+        parts, header = "edges", ["sender", "receiver", "attribution"]
+    else:
+        found = circuits.find(model, *pair, args.keep, mode=args.mode, seed=args.seed,
+                              progress=progress)
+        parts, header = "heads and MLPs", ["node"]
+    rows, records = [], []
+    for part in sorted(found.kept, key=lambda part: -found.minimality[part].value):
+        about = [*part, found.scores[part]] if args.edges else [part]
+        rows.append([*about, *found.minimality[part]])
+        records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
+    intervals = "intervals are 95%, over prompts"
+    if len(found.tokens) == 1:
+        intervals = "there are no intervals: they are over prompts, and this is one"
+    notes = [
+        f"{len(found.kept)} of {found.n_all} {parts} keep {found.share} of the effect "
+        f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)",
+        f"incompleteness {found.incompleteness}; {intervals}",
+    ]
+    data = {"kept": records, "n_all": found.n_all, "share": found.share,
+            "incompleteness": found.incompleteness, "whole": found.whole, "none": found.none}
+    return Report(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
+                  lambda path: plot_circuit(model, found, path))
+
+
+def plot_circuit(model, found, path):
+    """Draw the share lost without each part: nodes by layer, edges by sender and receiver."""
+    title, lost = "share of the effect lost without it", found.minimality
+    if found.scores is None:
+        values = {name: share.value for name, share in lost.items()}
+        plot_nodes(model, values, path, title, "share")
+        return
+    ends = [[name for name in names if any(edge[i] == name for edge in lost)]
+            for i, names in enumerate(circuits.edge_names(model.config)[:2])]
+    grid = np.full((len(ends[0]), len(ends[1])), np.nan)
+    for (sender, receiver), share in lost.items():
+        grid[ends[0].index(sender), ends[1].index(receiver)] = share.value
+    plot_map(grid, path, title, rows=ends[0], columns=ends[1], axes=("sender", "receiver"),
+             label="share")
+
+
+def neurons(model, args):
+    if args.neuron is not None:
+        return one_neuron(model, args)
+    layers = range(model.config.n_layer) if args.layer is None else [args.layer]
+    found = []
+    for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
+        result = circuits.attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
+                                      bos=bos_of(args))
+        found += [(float(value), label)
+                  for label, value in zip(result.labels, result.values[:, 0], strict=True)
+                  if re.fullmatch(r"L\d+N\d+", label)]
+    found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
+    rows, records = [], []
+    for value, label in found:
+        layer, neuron = map(int, label[1:].split("N"))
+        ends = {end: [word(model, t) for t in ids]
+                for end, (ids, _) in circuits.neuron_tokens(model, layer, neuron, 4).items()}
+        rows.append([label, value, *(" ".join(words) for words in ends.values())])
+        records.append({"neuron": label, "value": value, **ends})
+    title = logit_title(args)
+    bars = ([f"{record['neuron']} raises {' '.join(record['raises'][:3])}" for record in records],
+            [value for value, _ in found])
+    return Report(result, {"what": title, "neurons": records},
+                  ["neuron", title, "reads", "raises", "lowers"], rows, [],
+                  lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
+
+
+def one_neuron(model, args):
+    found = circuits.neuron_tokens(model, args.layer, args.neuron, args.top)
+    ends = {end: ([word(model, t) for t in ids], scores.tolist())
+            for end, (ids, scores) in found.items()}
+    title = f"neuron {args.neuron} of layer {args.layer}"
+    records = {end: [{"text": text, "score": score} for text, score in zip(*both, strict=True)]
+               for end, both in ends.items()}
+    columns = ([f"{record['text']} {record['score']:.3f}" for record in tokens]
+               for tokens in records.values())
+    return Report(None, {"layer": args.layer, "neuron": args.neuron, **records},
+                  list(ends), zip(*columns, strict=True),
+                  [f"{title}: the tokens it reads, raises and lowers"],
+                  lambda path: plot_bars(ends, path, title))
+
+
+COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
+            "neurons": neurons}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,87 @@
+"""Gradients of a metric with respect to activations, by a backward pass written out.
+
+A gradient says to first order what every small change of every activation would do, all from one
+pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
+thousands of patches at the price of two passes. (Nanda 2023, "Attribution Patching"; Syed et al.
+2023, "Attribution Patching Outperforms Automated Circuit Discovery".)
+"""
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from ..backend import einsum
+from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
+from .activations import run
+from .head_weights import attention_weights
+from .inputs import check_numbers, prompts
+from .metrics import Differentiable, Metric
+from .names import SHORT_NAMES, activation_name
+from .weights import centred, on_host
+
+NEEDED = re.compile(r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|mlp\.hook_pre)$")
+
+
+def gradients(
+    model: Model, text_or_tokens: Any, metric: Metric, *, bos: bool | None = None
+) -> dict[str, np.ndarray]:
+    """Return d metric / d activation by name, in the activations' own shapes.
+
+    For resid_pre, resid_mid, q, k, v, z, attn_out and mlp_out of every layer. The metric must be
+    of the last position and know its gradient, as `logit_difference` and `log_probability` do.
+    """
+    if not isinstance(metric, Differentiable):
+        raise Error("this metric has no gradient: use logit_difference or log_probability, or "
+                    "give it a method gradient, logits [b, 1, v] -> [b, v]")
+    given = prompts(model, text_or_tokens, bos)
+    seen = run(model, given, lambda name: bool(NEEDED.search(name)), last_only=True)
+    check_numbers("the logits", seen.logits, model)
+    config, found = model.config, {}
+    x = np.zeros_like(seen[activation_name("resid_pre", 0)])
+    x[:, -1] = metric.gradient(seen.logits) @ on_host(model.params["wte"])
+    x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
+                            on_host(model.params["ln_f"]["g"]))
+    for layer in reversed(range(config.n_layer)):
+        block, weights = on_host(model.params["blocks"][layer]), attention_weights(model, layer)
+        here = {short: activation_name(short, layer) for short in SHORT_NAMES}
+        found[here["mlp_out"]] = x
+        inside = x @ block["mlp"]["c_proj"]["w"].T * gelu_gradient(seen[here["pre"]])
+        x = x + layer_norm_gradient(inside @ block["mlp"]["c_fc"]["w"].T, seen[here["resid_mid"]],
+                                    block["ln_2"]["g"])
+        found[here["resid_mid"]] = found[here["attn_out"]] = x
+        by_kind = attention_gradients(x, *(seen[here[s]] for s in ("q", "k", "v", "pattern")),
+                                      weights.W_O)
+        found |= {here[kind]: array for kind, array in by_kind.items()}
+        by_head = sum(einsum("bqhe,hde->bqd", by_kind[kind], w)
+                      for kind, w in zip("qkv", weights.reading, strict=True))
+        x = x + layer_norm_gradient(by_head, seen[here["resid_pre"]], block["ln_1"]["g"])
+        found[here["resid_pre"]] = x
+    return found
+
+
+def layer_norm_gradient(y, x, gain):
+    """Return the gradient of a layer norm's input x [.., d] from that of its result, y."""
+    x = centred(x)
+    scale = np.sqrt((x * x).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    x, y = x / scale, y * gain
+    return (centred(y) - x * (x * y).mean(axis=-1, keepdims=True)) / scale
+
+
+def gelu_gradient(x):
+    tanh = np.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))
+    inner = SQRT_2_OVER_PI * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * inner
+
+
+def attention_gradients(out, q, k, v, pattern, w_o):
+    """Return the gradients of q, k, v and z [b, q, h, e] from that of the output, [b, q, d]."""
+    of_z = einsum("bqd,hed->bqhe", out, w_o)
+    weighted = pattern * einsum("bqhe,bkhe->bhqk", of_z, v)
+    of_scores = weighted - pattern * weighted.sum(axis=-1, keepdims=True)
+    of_scores /= math.sqrt(q.shape[-1])
+    return {"q": einsum("bhqk,bkhe->bqhe", of_scores, k),
+            "k": einsum("bhqk,bqhe->bkhe", of_scores, q),
+            "v": einsum("bhqk,bqhe->bkhe", pattern, of_z), "z": of_z}  # fmt: skip

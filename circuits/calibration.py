@@ -1,0 +1,145 @@
+"""Loss, bits per byte, entropy and calibration of a model on texts, with intervals by text.
+
+A model is calibrated if, of the tokens that it gives a probability of 0.7, 70% are right. Loss
+rewards both knowing and knowing that one does not know; calibration tells the two apart.
+(Guo et al. 2017, "On Calibration of Modern Neural Networks".)
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..bpe import shown
+from ..gpt2_np import Error, Model, transformer, unembed
+from ..inference.packing import Packed
+from ..inference.scoring import pack_windows, text_windows
+from .bootstrapping import Estimate, bootstrap
+from .inputs import check_count, checked_ids, end_of_text, tokenizer_of
+from .metrics import log_sum_exp
+
+POSITIONS_AT_ONCE = 128  # logits of 1,024 positions in float64 would be 400 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Measures:
+    """The quality of a model's predictions on texts, each with an interval by text.
+
+    `loss` and `entropy` are in nats a token, `bits_per_byte` of UTF-8 (None for ids),
+    `calibration_error` from 0 to 1. `reliability` has a row for each bin of confidence: mean
+    confidence, accuracy, number of tokens. `bos` is True if every text had <|endoftext|> first.
+    """
+
+    loss: Estimate
+    perplexity: Estimate
+    bits_per_byte: Estimate | None
+    entropy: Estimate
+    calibration_error: Estimate
+    reliability: np.ndarray
+    n_tokens: int
+    bos: bool
+
+
+def measure(
+    model: Model,
+    texts: Sequence[Any],
+    *,
+    bins: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
+    bos: bool | None = None,
+) -> Measures:
+    """Return loss, perplexity, bits per byte, entropy and calibration over texts or lists of ids.
+
+    Confidence is the probability of the most probable token. Expected calibration error is the
+    mean distance of accuracy from confidence over equal bins. A text longer than n_ctx is read in
+    windows that overlap by half. Resampling is by text: give several.
+    """
+    if isinstance(texts, str) or not len(texts):
+        raise Error("measure takes a list of texts: intervals are over texts")
+    check_count("bins", bins)
+    rows = [text_ids(model, text, bos) for text in texts]
+    sums = sums_over_texts(model, rows, bins)
+    n, loss, entropy = (np.array([getattr(one, name) for one in sums])
+                        for name in ("n_tokens", "loss", "entropy"))
+    table = np.stack([one.bins for one in sums])  # [text, bin, (confidence, right, tokens)]
+
+    def estimate(statistic):
+        return bootstrap(statistic, len(rows), resamples=resamples, seed=seed)
+
+    def mean(values):
+        return lambda i: values[i].sum() / n[i].sum()
+
+    def calibration(i):
+        confidence, right, _ = table[i].sum(axis=0).T
+        return np.abs(confidence - right).sum() / n[i].sum()
+
+    per_byte = None
+    if all(isinstance(text, str) for text in texts):
+        n_bytes = np.array([len(model.tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
+        per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / n_bytes[i].sum())
+    total = table.sum(axis=0)
+    reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
+    return Measures(
+        loss=estimate(mean(loss)),
+        perplexity=estimate(lambda i: np.exp(mean(loss)(i))),
+        bits_per_byte=per_byte,
+        entropy=estimate(mean(entropy)),
+        calibration_error=estimate(calibration),
+        reliability=reliability,
+        n_tokens=int(n.sum()),
+        bos=all(ids[0] == end_of_text(model) for ids in rows),
+    )
+
+
+def text_ids(model, text, bos):
+    is_text = isinstance(text, str)
+    ids = tokenizer_of(model).encode(text, allowed_special="all") if is_text else list(text)
+    if is_text if bos is None else bos:
+        ids = [end_of_text(model, needed=True), *ids]
+    if len(ids) < 2:
+        raise Error(f"{shown(text)} has no token that follows another: there is nothing to measure")
+    return checked_ids(model, [ids])[0]
+
+
+@dataclass
+class Sums:
+    """Sums over the tokens of one text; `bins` [bin, (confidence, right, tokens)]."""
+
+    bins: np.ndarray
+    n_tokens: int = 0
+    loss: float = 0.0
+    entropy: float = 0.0
+
+    def add(self, logits, targets):
+        rows, log_p = np.arange(len(targets)), logits - log_sum_exp(logits)[:, None]
+        p, best = np.exp(log_p), logits.argmax(axis=-1)
+        self.n_tokens += len(targets)
+        self.loss -= log_p[rows, targets].sum()
+        self.entropy -= (p * log_p).sum()
+        confidence = p.max(axis=-1)
+        which = np.minimum((confidence * len(self.bins)).astype(int), len(self.bins) - 1)
+        np.add.at(self.bins, which, np.column_stack([confidence, best == targets, rows >= 0]))
+
+
+def sums_over_texts(model, texts, bins):
+    """Return the Sums of each text. Short texts and windows share a pass."""
+    config, params, n = model.config, model.params, model.n_vocab
+    sums = [Sums(np.zeros((bins, 3))) for _ in texts]
+    windows = text_windows(texts, config.n_ctx, max(1, config.n_ctx // 2))
+    for row in pack_windows(windows, config.n_ctx):
+        inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
+        lengths = [w.end - w.start for w in row]
+        x = transformer(params, config, inputs[None], Packed(lengths))
+        for window, stop in zip(row, np.cumsum(lengths).tolist(), strict=True):
+            targets = texts[window.text][window.first_scored + 1 : window.end + 1]
+            scored = x[:, stop - len(targets) : stop]
+            for start in range(0, len(targets), POSITIONS_AT_ONCE):
+                block = slice(start, start + POSITIONS_AT_ONCE)
+                logits = to_host(unembed(scored[:, block], params))[0, :, :n]
+                sums[window.text].add(logits.astype(float), targets[block])
+    return sums

@@ -1,0 +1,143 @@
+"""Path patching: the direct effect of a head on the logits, or on another head's q, k or v.
+
+Activation patching counts every consequence of a change. Path patching lets only one edge carry
+it: all other heads are held as they were, so that a direct influence is told from one that later
+heads pass on. (Wang et al. 2022, section 3.1 and appendix B; Goldowsky-Dill et al. 2023,
+"Localizing Model Behavior with Path Patching".)
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backend import namespace, to_host
+from ..bpe import shown
+from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp_layer
+from .activations import run
+from .head_weights import attention_weights
+from .inputs import check_same_length, position_slice, prompts, shared_positions
+from .metrics import Metric
+from .names import activation_name, parse_node
+from .sweeps import BaseRun, Sweep, progress_bar
+
+
+def path_patching(
+    model: Model,
+    base: Any,
+    source: Any,
+    metric: Metric,
+    receivers: str | Sequence[tuple[int, int, str]] = "logits",
+    *,
+    through_mlps: bool = True,
+    position: int | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Return the metric if one head sends its `source` output to the receivers, [layer, head].
+
+    `receivers` are "logits", or heads' inputs as (layer, head, "q"), "k" or "v". One sender at a
+    time gets its output from `source`, at one `position` or all. Every other head is held as in
+    `base`, and only the receivers see the difference. MLPs between are computed anew, or held too
+    if `through_mlps` is off.
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    check_same_length(base, source, "source")
+    receivers = checked_receivers(model.config, receivers)
+    if position is not None:
+        position = position_slice(position, base.tokens).start
+    stored = BaseRun(model, base, metric, ("z",), last_only=last_only)
+    seen = run(model, source, "blocks.*.attn.hook_z", last_only=last_only)
+    n_layer, n_head = model.config.n_layer, model.config.n_head
+    per_prompt = np.tile(stored.measured, (n_layer, n_head, 1))
+    n_shared = shared_positions(base, source)
+    first = max(n_shared, position or 0)  # nothing differs before
+    at_once = stored.copies_at_once(first)
+    ends = {layer for layer, _, _ in receivers} or {n_layer}
+    senders = [] if first == stored.length else [
+        (layer, range(head, min(head + at_once, n_head)))
+        for layer in range(max(ends)) for head in range(0, n_head, at_once)
+    ]
+    with progress_bar(len(senders), progress) as bar:
+        for layer, chosen in senders:
+            sent = np.concatenate([
+                stored.change(seen.activations, "z", n_shared, layer, head, position)[:, first:]
+                for head in chosen
+            ])
+            streams = direct_streams(stored, sent, layer, ends, first, through_mlps)
+            per_prompt[layer, chosen] = received_metric(stored, streams, receivers, first)
+            bar.update(1)
+    return Sweep("path", ("layer", "head"), per_prompt, stored.measured,
+                 stored.source_metric(seen), base.tokens, base.bos)
+
+
+def checked_receivers(config, receivers):
+    """Return [] for the logits, else checked (layer, head, "q" | "k" | "v")."""
+    if isinstance(receivers, str):
+        if receivers != "logits":
+            raise Error(f"unknown receiver {shown(receivers)}: give 'logits' or a list such as "
+                        "[(9, 6, 'q')]")
+        return []
+    for receiver in receivers:
+        if not (isinstance(receiver, list | tuple) and len(receiver) == 3
+                and receiver[1] is not None and receiver[2] in ("q", "k", "v")):
+            raise Error(f"unknown receiver {shown(receiver)}: write (layer, head, 'q'), 'k' or 'v'")
+        parse_node(config, tuple(receiver[:2]))
+    if not receivers:
+        raise Error("there are no receivers: give some, such as [(9, 6, 'q')], or 'logits'")
+    return list(receivers)
+
+
+def direct_streams(stored, sent, sender, ends, first, through_mlps):
+    """Return {layer of `ends`: the stream before it}, with `sent` added and no other head moving.
+
+    Streams and `sent`, a change of the sender's output, are [copy b, q, d] from `first` on.
+    """
+    model, streams = stored.model, {}
+    copies, xp = (len(sent) // stored.n_prompts, 1, 1), namespace(model.params["wte"])
+    for layer in range(sender, max(ends) + 1):
+        if layer in ends and layer > sender:
+            streams[layer] = np.tile(stored.stream(2 * layer)[:, first:], copies) + sent
+        if through_mlps and layer < max(ends):
+            mid, post = (stored.stream(2 * layer + n)[:, first:] for n in (1, 2))
+            moved = xp.asarray(np.tile(mid, copies) + sent)
+            moved = to_host(mlp_layer(moved, model.params["blocks"][layer], NO_TAP))
+            sent = moved - np.tile(post, copies)
+    return streams
+
+
+def received_metric(stored, streams, receivers, first):
+    """Return the metric [copy, b] of the base run if only the receivers see the streams."""
+    lowest = min(streams)
+    if not receivers:
+        return stored.measure(streams[lowest], 2 * lowest, first)
+    tap = Tap(ReceivingHeads(stored.model, streams, receivers))
+    copies = len(streams[lowest]) // stored.n_prompts
+    x = np.tile(stored.stream(2 * lowest)[:, first:], (copies, 1, 1))
+    return stored.measure(x, 2 * lowest, first, tap)
+
+
+class ReceivingHeads:
+    """A tap that computes some heads' q, k or v from other streams than the model's."""
+
+    def __init__(self, model, streams, receivers):
+        xp, self.arriving = namespace(model.params["wte"]), {}
+        for layer, head, kind in receivers:
+            if layer not in streams:
+                continue
+            norm, weights = model.params["blocks"][layer]["ln_1"], attention_weights(model, layer)
+            x = to_host(layer_norm(xp.asarray(streams[layer]), **norm, tap=NO_TAP))
+            w, b = getattr(weights, f"W_{kind.upper()}"), getattr(weights, f"b_{kind.upper()}")
+            new = xp.asarray(x @ w[head] + b[head])
+            self.arriving.setdefault(activation_name(kind, layer), []).append((head, new))
+
+    def wants(self, name):
+        return name in self.arriving
+
+    def __call__(self, name, array):
+        array = array.copy()
+        for head, new in self.arriving[name]:
+            array[:, :, head] = new
+        return array

@@ -1,0 +1,210 @@
+"""Circuit search: the smallest set of heads and MLPs that still does the task.
+
+Sweeps rank parts one by one, but parts back each other up. A circuit is tested as a whole: all
+other parts get another prompt's activations, and the share of the effect that is left is its
+faithfulness. (Wang et al. 2022, section 4, on faithfulness, completeness and minimality; Conmy et
+al. 2023, "Towards Automated Circuit Discovery", on pruning.)
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..bpe import shown
+from ..gpt2_np import Error, Model
+from .activations import run
+from .bootstrapping import Estimate, bootstrap
+from .edits import heads_by_name, patch, replacements, replacing_edits
+from .inputs import check_count, check_same_length, prompts
+from .metrics import Metric, checked_values
+from .names import activation_name, node_names, parse_node
+from .sweeps import BaseRun
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Parts that suffice: `kept` of the `n_all` parts of the model.
+
+    Parts are heads and MLPs by name ("L9H6", "MLP3"), or edges (sender, receiver), the strongest
+    first and with their attribution in `scores`.
+
+    `share` (faithfulness) is the share of the whole effect that is left if every other part is
+    replaced. `incompleteness` is the mean |F(C \\ K) - F(M \\ K)| over random subsets K of the
+    parts, as a share of the effect; 0 is best. `minimality` is the share that is lost without each
+    part, above 0 if it helps. Intervals are over prompts. `whole` and `none` are the metric with
+    all parts and with none.
+    """
+
+    kept: list[Any]
+    n_all: int
+    share: Estimate
+    incompleteness: Estimate
+    minimality: dict[Any, Estimate]
+    scores: dict[Any, float] | None
+    whole: float
+    none: float
+    keep: float
+    tokens: np.ndarray
+    bos: bool
+
+
+def find(
+    model: Model,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    keep: float = 0.9,
+    *,
+    mode: str = "resample",
+    subsets: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Circuit:
+    """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
+
+    A pruned node gets its activation from `corrupted` ("resample"), or its mean there ("mean").
+    Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
+    leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
+    overshoots. The result is a local minimum, from which no single node can go, and every step is
+    exact.
+    """
+    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    if mode not in ("resample", "mean"):
+        raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
+    check_same_length(clean, corrupted, "corrupted", any_number=mode == "mean")
+    names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
+    source, n_shared = replacements(model, clean, mode, corrupted, names)
+
+    def measure(removed):
+        edits = replacing_edits(heads_by_name(removed), source)
+        seen = run(model, clean, edits=edits, last_only=True)
+        return checked_values(metric(seen.logits), len(clean.tokens))
+
+    nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
+    pruning, removed = Pruning(measure, list(nodes), keep, clean), []
+    while True:
+        left = [node for node in nodes if node not in removed]
+        stored = pruned_run(model, clean, source, metric, removed)
+        alone = removed_alone(stored, source, n_shared, left, progress)
+        ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
+        count = pruning.most_removable(removed, ranked)
+        if not count:
+            ranked = sorted((node for node in ranked if pruning.suffices(alone[node])),
+                            key=lambda node: abs(1 - pruning.share(alone[node])))
+            count = 1
+        if not ranked:
+            return pruning.circuit(left, removed, alone, nodes, subsets, seed)
+        removed += ranked[:count]
+
+
+def pruned_run(model, clean, source, metric, removed):
+    """Return the base run with the `removed` nodes replaced, also in the batches of a sweep."""
+    heads_of = heads_by_name(removed)
+
+    def held(copies):
+        return HeldActivations(source, heads_of, copies, len(clean.tokens))
+
+    return BaseRun(model, clean, metric, ("z", "mlp_out"), replacing_edits(heads_of, source), held)
+
+
+def removed_alone(stored, source, n_shared, left, progress):
+    """Return {node: metric [b]} of the run with one more node replaced."""
+    alone = {}
+    for what in ("z", "mlp_out"):
+        index = {node: node[:1] if what == "mlp_out" else node
+                 for node in left if (node[1] is None) == (what == "mlp_out")}
+        sweep = stored.sweep(source, what, False, None, n_shared, progress and bool(index),
+                             set(index.values()))
+        alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
+    return alone
+
+
+class HeldActivations:
+    """A tap that keeps heads and MLPs replaced, for copies of the prompts and from any position."""
+
+    def __init__(self, source, heads_of, copies, n_prompts):
+        self.source, self.heads_of = source, heads_of
+        self.copies, self.n_prompts = copies, n_prompts
+
+    def wants(self, name):
+        return name in self.heads_of
+
+    def __call__(self, name, array):
+        values = self.source[name][:, -array.shape[1] :]
+        values = np.broadcast_to(values, (self.n_prompts, *values.shape[1:]))
+        values = np.tile(values, (self.copies, *[1] * (values.ndim - 1)))
+        array = array.copy()
+        patch(values, self.heads_of[name])(array, name)
+        return array
+
+
+class Pruning:
+    """Decisions about parts that can go. `measure(removed)` is the metric [b] without some parts.
+
+    Shares are of the effect of all parts: the metric of the whole model minus that of none.
+    """
+
+    def __init__(self, measure, parts, keep, given):
+        if not 0 < keep <= 1:
+            raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
+        self.measure, self.keep, self.given, self.n_all = measure, keep, given, len(parts)
+        self.whole, self.none = measure([]), measure(parts)
+        if abs((self.whole - self.none).mean()) < 1e-6 * max(1.0, abs(self.whole.mean())):
+            raise Error("replacing every part of the model does not change the metric, so there is "
+                        "no effect to explain: look at the prompts and the answers")
+
+    def share(self, values, index=slice(None)):
+        whole, none = self.whole[index].mean(), self.none[index].mean()
+        return (values[index].mean() - none) / (whole - none)
+
+    def suffices(self, values):
+        return abs(1 - self.share(values)) <= 1 - self.keep
+
+    def most_removable(self, removed, weakest):
+        """Return how many of the weakest, in order, can go too: found by bisection."""
+        fewest, most = 0, len(weakest)
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if self.suffices(self.measure(removed + weakest[:middle])):
+                fewest = middle
+            else:
+                most = middle - 1
+        return fewest
+
+    def circuit(self, kept, removed, alone, names, subsets, seed, scores=None):
+        """Return the parts kept as a Circuit.
+
+        `alone` has the metric with one part more removed, `names` the name of each part.
+        """
+        check_count("subsets", subsets)
+        own, rng, differences = self.measure(removed), np.random.default_rng(seed), []
+        for _ in range(subsets):
+            subset = [part for part in kept if rng.random() < 0.5]
+            differences.append(self.measure(removed + subset) - self.measure(subset))
+
+        def incompleteness(i):
+            effect = abs((self.whole[i] - self.none[i]).mean())
+            return np.mean([abs(difference[i].mean()) for difference in differences]) / effect
+
+        def lost(part):
+            return lambda i: self.share(own, i) - self.share(alone[part], i)
+
+        def estimate(statistic):
+            return bootstrap(statistic, len(own), seed=seed)
+
+        return Circuit(
+            kept=[names[part] for part in kept],
+            n_all=self.n_all,
+            share=estimate(lambda i: self.share(own, i)),
+            incompleteness=estimate(incompleteness),
+            minimality={names[part]: estimate(lost(part)) for part in kept},
+            scores=scores and {names[part]: float(scores[part]) for part in kept},
+            whole=float(self.whole.mean()),
+            none=float(self.none.mean()),
+            keep=self.keep,
+            tokens=self.given.tokens,
+            bos=self.given.bos,
+        )

@@ -1,0 +1,370 @@
+"""Sweeps: one intervention after another, over layers, heads and positions.
+
+Patching copies one activation of a clean prompt into a corrupted one. If the answer comes back, the
+activation carries information that the answer depends on. Ablation removes one part at a time and
+measures the loss. Patching finds parts that suffice, ablation finds parts that are needed. (Vig et
+al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis"; Meng et
+al. 2022, "Locating and Editing Factual Associations in GPT"; Heimersheim & Nanda 2024, "How to use
+and interpret activation patching".)
+
+A sweep gives the results of a whole pass for every cell, for a fraction of the work. It starts at
+the sub-layer of the patch and at the first position that differs, from the stored stream plus the
+change, with many cells in one batch.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend import namespace, to_host
+from ..bpe import shown
+from ..gpt2_np import (
+    NO_TAP,
+    Cache,
+    Error,
+    Model,
+    Tap,
+    attend,
+    attention_layer,
+    layer_norm,
+    mlp_layer,
+    unembed,
+)
+from .activations import run
+from .edits import replacements
+from .head_weights import attention_weights
+from .inputs import (
+    check_index,
+    check_numbers,
+    check_same_length,
+    one_each,
+    prompts,
+    shared_positions,
+)
+from .metrics import Metric, ReadsStream, checked_values
+from .names import BY_HEAD, SHORT_NAMES, activation_name, kind_of, layer_of, matching_names
+
+# Batches of about this many positions let the matrix products reach full speed and hold a few
+# tens of MB of activations.
+POSITIONS_AT_ONCE = 1024
+
+# The sub-layer before which the stream has changed, counted from the attention of the patched
+# layer: the attention is sub-layer 0, the MLP 1.
+PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "mlp_out": 2,
+             "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The metric after each intervention, over `axes`.
+
+    `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
+    the prompts that the activations came from (None for ablations).
+    """
+
+    what: str
+    axes: tuple[str, ...]
+    per_prompt: np.ndarray
+    base: np.ndarray
+    source: np.ndarray | None
+    tokens: np.ndarray
+    bos: bool
+
+    @property
+    def values(self) -> np.ndarray:
+        """The metric, averaged over prompts: [*axes]."""
+        return self.per_prompt.mean(axis=-1)
+
+    @property
+    def effect(self) -> np.ndarray:
+        """The metric minus the metric without intervention: [*axes]."""
+        return self.values - self.base.mean()
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """The effect as a share of the way from base to source, for ablations from base to 0.
+
+        0.95 says that patching restored, or ablation removed, 95%; below 0 is away from it. Raises
+        Error if base and source do not differ.
+        """
+        whole = (0 if self.source is None else self.source.mean()) - self.base.mean()
+        if abs(whole) < 1e-6 * max(1.0, abs(self.base.mean())):
+            raise Error("the metric is the same on both prompts, so shares of the effect are "
+                        "undefined: look at the prompts and the answers")
+        return self.effect / whole
+
+
+def patching(
+    model: Model,
+    base: Any,
+    source: Any,
+    metric: Metric,
+    what: str = "z",
+    *,
+    by_position: bool | None = None,
+    layers: Sequence[int] | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Run `base` with one activation at a time from `source`; return the metric after each patch.
+
+    `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position), or per
+    head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's being the
+    query's). A long name or a glob also chooses layers. Layers left out are NaN. The metric sees
+    the last position only, unless `last_only` is off. `progress` shows a bar on stderr.
+    """
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    check_same_length(base, source, "source")
+    what, layers = patched_kind(what, layers, model.config)
+    stored = BaseRun(model, base, metric, needed_kinds(what), last_only=last_only)
+    seen = run(model, source, f"blocks.*.{SHORT_NAMES[what]}", last_only=last_only)
+    sweep = stored.sweep(seen.activations, what, by_position, layers,
+                         shared_positions(base, source), progress)
+    return replace(sweep, source=stored.source_metric(seen))
+
+
+def ablation(
+    model: Model,
+    text_or_tokens: Any,
+    metric: Metric,
+    what: str = "z",
+    mode: str = "zero",
+    reference: Any = None,
+    *,
+    by_position: bool | None = None,
+    layers: Sequence[int] | None = None,
+    last_only: bool = True,
+    progress: bool = False,
+    bos: bool | None = None,
+) -> Sweep:
+    """Ablate one head (or MLP, attention, ...) at a time; the options are those of `patching`.
+
+    `mode` "zero" puts in zeros, "mean" the mean over the `reference` prompts, position by
+    position, and "resample" their activations, prompt by prompt.
+    """
+    given = prompts(model, text_or_tokens, bos)
+    what, layers = patched_kind(what, layers, model.config)
+    stored = BaseRun(model, given, metric, needed_kinds(what), last_only=last_only)
+    names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
+    source, n_shared = replacements(model, given, mode, reference, names)
+    return stored.sweep(source, what, by_position, layers, n_shared, progress)
+
+
+def patched_kind(what, layers, config):
+    """Return the short name of the activation to patch, and the layers."""
+    found = matching_names(what, config)
+    kinds = {kind_of(name) for name in found}
+    if len(kinds) != 1 or not kinds <= PATCHABLE.keys():
+        raise Error(f"cannot patch {shown(what)}: choose one of {', '.join(PATCHABLE)}")
+    for layer in () if layers is None else layers:
+        check_index("layer", layer, config.n_layer)
+    named = sorted(map(layer_of, found))
+    return kinds.pop(), [n for n in named if layers is None or n in layers]
+
+
+def needed_kinds(what):
+    """Return the stored activations from which the effect of a patch on the stream follows."""
+    if what in ("q", "k", "v"):
+        return "q", "k", "v", "z"
+    return ("pattern", "v") if what == "pattern" else (what,)
+
+
+# --- the pass from a stored stream on --------------------------------------------------
+
+
+class BaseRun:
+    """A run of the base prompts with its streams, keys and values, from which sweeps go on.
+
+    `edits` (for `run`) change that run. `held(copies)` returns a tap that keeps the edits up in
+    batches of copies of its prompts.
+    """
+
+    def __init__(self, model, given, metric, kinds=(), edits=None, held=None, last_only=True):
+        self.model, self.metric, self.held, self.last_only = model, metric, held, last_only
+        config = model.config
+        self.w_o = functools.lru_cache(1)(lambda layer: attention_weights(model, layer).W_O)
+        names = {activation_name(kind, layer) for layer in range(config.n_layer)
+                 for kind in ("resid_pre", "resid_mid", "k", "v", *kinds)}
+        names.add(activation_name("resid_post", config.n_layer - 1))
+        self.run = run(model, given, sorted(names), edits=edits, last_only=last_only)
+        check_numbers("the logits", self.run.logits, model)
+        self.n_prompts, self.length = self.run.tokens.shape
+        self.measured = checked_values(metric(self.run.logits), self.n_prompts)
+
+    def source_metric(self, seen):
+        """Return the metric [b] of the prompts that activations come from, one or one each."""
+        return checked_values(self.metric(one_each(seen.logits, self.n_prompts)), self.n_prompts)
+
+    def stream(self, start):
+        """Return the residual stream before sub-layer `start`, [b, q, d].
+
+        Sub-layers alternate: 2 l is the attention of layer l, 2 l + 1 its MLP.
+        """
+        n_layer = self.model.config.n_layer
+        if start >= 2 * n_layer:
+            return self.run[activation_name("resid_post", n_layer - 1)]
+        return self.run[activation_name(("resid_pre", "resid_mid")[start % 2], start // 2)]
+
+    def measure(self, x, start, first, tap=NO_TAP):
+        """Return the metric [copy, b] of streams [copy b, q, d] before sub-layer `start`.
+
+        They begin at position `first`; earlier positions are those of this run.
+        """
+        copies = len(x) // self.n_prompts
+        params, metric = self.model.params, self.metric
+        x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
+        if self.last_only and isinstance(metric, ReadsStream):
+            x = to_host(x).reshape(copies, self.n_prompts, -1)
+            return np.stack([checked_values(metric.of_stream(own, params), self.n_prompts)
+                             for own in x])
+        logits = to_host(unembed(x, params))
+        logits = logits.reshape(copies, self.n_prompts, *logits.shape[1:])
+        if not self.last_only:
+            earlier = np.broadcast_to(self.run.logits[:, :first],
+                                      (copies, self.n_prompts, first, logits.shape[-1]))
+            logits = np.concatenate([earlier, logits], axis=2)
+        return np.stack([checked_values(metric(own), self.n_prompts) for own in logits])
+
+    def finish(self, x, start, cache, tap):
+        """Return the final layer norm's result for a stream before sub-layer `start`.
+
+        Positions before the last are dropped as soon as no attention needs them.
+        """
+        config, params = self.model.config, self.model.params
+        x = namespace(params["wte"]).asarray(x)
+        positions = cache.reserve(x.shape[:2])
+        for layer in range(start // 2, config.n_layer):
+            block, here = params["blocks"][layer], tap.under(f"blocks.{layer}.")
+            if start <= 2 * layer:
+                x = attention_layer(x, block, config.n_head, positions, cache, layer, here)
+            if self.last_only and layer == config.n_layer - 1:
+                x = x[:, -1:]
+            x = mlp_layer(x, block, here)
+        return layer_norm(x[:, -1:] if self.last_only else x, **params["ln_f"], tap=NO_TAP)
+
+    # --- cells -------------------------------------------------------------------------
+
+    def sweep(self, source, what, by_position=None, layers=None, n_shared=0, progress=False,
+              chosen=None):
+        """Return a Sweep that puts in `source` (None: zeros). Cells outside `chosen` stay NaN.
+
+        The first `n_shared` positions of source and base are the same.
+        """
+        config = self.model.config
+        by_position = what not in BY_HEAD if by_position is None else by_position
+        axes = ("layer", *["head"] * (what in BY_HEAD), *["position"] * by_position)
+        sizes = {"layer": config.n_layer, "head": config.n_head, "position": self.length}
+        layers = range(config.n_layer) if layers is None else layers
+        per_prompt = np.full((*(sizes[axis] for axis in axes), self.n_prompts), np.nan)
+        cells = []  # (sub-layer, first position that changes, index)
+        for index in np.ndindex(per_prompt.shape[:-1]):
+            if index[0] in layers and (chosen is None or index in chosen):
+                first = max(n_shared, index[-1]) if by_position else n_shared
+                if first >= self.length or (by_position and index[-1] < n_shared):
+                    per_prompt[index] = self.measured  # nothing differs there
+                else:
+                    cells.append((2 * index[0] + PATCHABLE[what], first, index))
+        with progress_bar(len(cells), progress) as bar:
+            for start, first, indices in self.batches(cells):
+                stream = self.stream(start)[:, first:]
+                x = np.concatenate([
+                    stream + self.change(source, what, n_shared,
+                                         **dict(zip(axes, index, strict=True)))[:, first:]
+                    for index in indices])
+                tap = Tap(self.held(len(indices))) if self.held else NO_TAP
+                values = self.measure(x, start, first, tap)
+                for index, value in zip(indices, values, strict=True):
+                    per_prompt[index] = value
+                bar.update(len(indices))
+        return Sweep(what, axes, per_prompt, self.measured, None, self.run.tokens, self.run.bos)
+
+    def batches(self, cells):
+        """Group cells that start at the same sub-layer and close positions.
+
+        Yields sub-layer, the first of their positions, and their indices.
+        """
+        cells = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
+        while cells:
+            start, first, count = *cells[0][:2], 0
+            for cell_start, cell_first, _ in cells:
+                if cell_start != start or count >= self.copies_at_once(cell_first):
+                    break
+                first, count = cell_first, count + 1
+            yield start, first, [index for _, _, index in cells[:count]]
+            cells = cells[count:]
+
+    def copies_at_once(self, first):
+        """Return the number of copies of the prompts, from position `first` on, for one batch."""
+        return max(1, POSITIONS_AT_ONCE // (self.n_prompts * max(1, self.length - first)))
+
+    def change(self, source, what, n_shared, layer, head=None, position=None):
+        """Return the change of the stream [b, q, d] by a patch, from stored activations alone."""
+        name = activation_name(what, layer)
+        old = self.run[name]
+        new = np.zeros_like(old) if source is None else source[name]
+        if head is not None:
+            axis = 1 if what == "pattern" else 2  # [b, h, q, k], the others [b, q, h, e]
+            old, new = old.take(head, axis), new.take(head, axis)
+        here = np.arange(self.length)
+        here = here >= n_shared if position is None else here == position
+        new = np.where(here[:, None], new, old)  # [b, q, d | e | k]
+        if head is None:
+            return new - old
+        return self.change_of_z(what, layer, head, old, new) @ self.w_o(layer)[head]
+
+    def change_of_z(self, what, layer, head, old, new):
+        """Return the change of a head's z [b, q, e] if its q, k, v, z or pattern becomes `new`."""
+        if what == "z":
+            return new - old
+        stored = {kind: self.run[activation_name(kind, layer)]
+                  for kind in needed_kinds(what) if kind != "pattern"}
+        if what == "pattern":
+            return (new - old) @ stored["v"][:, :, head]
+        q, k, v = (new if kind == what else stored[kind][:, :, head] for kind in "qkv")
+        positions = np.broadcast_to(np.arange(self.length), q.shape[:2])
+        z = attend(*(x[:, :, None] for x in (q, k, v)), positions, NO_TAP)[:, :, 0]
+        return z - stored["z"][:, :, head]
+
+
+class EarlierPositions(Cache):
+    """A cache that begins with the stored keys and values of the first positions.
+
+    Its rows are `copies` of the prompts, and go on from position `first`.
+    """
+
+    def __init__(self, stored, first, copies):
+        self.stored, self.first, self.copies = stored, first, copies
+
+    def reserve(self, shape):
+        return np.broadcast_to(np.arange(self.first, self.first + shape[1]), shape)
+
+    def append(self, layer, keys, values):
+        if not self.first:
+            return keys, values
+        return self.behind_stored("k", layer, keys), self.behind_stored("v", layer, values)
+
+    def behind_stored(self, kind, layer, new):
+        xp, first = namespace(new), self.first
+        stored = xp.asarray(self.stored[activation_name(kind, layer)][:, :first])
+        joined = xp.empty((len(new), first + new.shape[1], *new.shape[2:]), new.dtype)
+        joined.reshape(self.copies, len(stored), *joined.shape[1:])[:, :, :first] = stored
+        joined[:, first:] = new
+        return joined
+
+
+def progress_bar(total, shown):
+    """Return a progress bar on stderr, or an object whose `update` shows nothing."""
+    if shown:
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm
+
+            return tqdm(total=total, unit="patch", file=sys.stderr, leave=False)
+    return contextlib.nullcontext(types.SimpleNamespace(update=lambda n: None))

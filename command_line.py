@@ -1,0 +1,440 @@
+"""The command line: continue a text, score one, or tell the cost of a model.
+
+`python gpt2_np.py`, `python -m gpt2_np` and the installed `gpt2-np` are this program. Text goes to
+standard output and everything else to standard error.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import backend, checkpoint
+from .gpt2_np import SIZES, Error, Model, Sampling, __version__, namespace
+from .inference.costs import describe
+from .inference.generation import run_batch, stream
+from .inference.scoring import score
+from .inference.text_stream import cut_at_stop, stop_list, stop_strings
+
+# --- what every program of the package shares ------------------------------------------
+
+
+def called(installed: str, module: str) -> str:
+    """Return the words that start this program again, as its user started it."""
+    name = os.path.basename(sys.argv[0]).removesuffix(".exe")
+    if name in (installed, "gpt2_np.py"):
+        return "python gpt2_np.py" if name == "gpt2_np.py" else installed
+    return f"python -m {module}"
+
+
+def add_model_options(add: Callable[..., Any]) -> None:
+    """Add the options that `text_model` reads, by the `add_argument` of a parser."""
+    add("-m", "--model", default="124M", metavar="NAME",
+        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add("--tf32", action="store_true",
+        help="on a GPU, float32 products of less precision on tensor cores")
+    add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
+
+
+def text_model(args: argparse.Namespace) -> Model:
+    """Return the model of these options. Raises Error if it has no tokenizer."""
+    model = checkpoint.load(args.model, args.device, args.dtype)
+    if args.tf32:
+        backend.allow_tf32()
+    if args.verbose:
+        where = backend.about(namespace(model.params["wte"]))
+        print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
+    if model.tokenizer is None:
+        raise Error(f"{args.model} has no vocabulary files beside its weights: add vocab.bpe, "
+                    "merges.txt or tokenizer.json")
+    return model
+
+
+def run_command(
+    name: str,
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    job: Callable[[argparse.Namespace, argparse.ArgumentParser], None],
+) -> int:
+    """Run job(args, parser) as a program and return its exit status.
+
+    Output is UTF-8 on any locale. Each failure is one sentence on standard error.
+    """
+    restore_interrupts()
+    for output in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
+            output.reconfigure(encoding="utf-8", errors="replace")
+    args = parser.parse_args(argv)
+    try:
+        if sys.stdout is None:
+            raise Error("standard output is closed: there is nowhere to print to")
+        with np.errstate(all="ignore"):  # NaN results are reported as errors, not as warnings
+            job(args, parser)
+        print(end="", flush=True)
+        return 0
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `| head` has read enough
+        discard_output()
+        return 141
+    except Error as error:
+        reason = str(error)
+    except OSError as error:
+        discard_output()
+        reason = f"reading or writing failed: {error}"
+    except MemoryError as error:
+        reason = backend.memory_advice(error)
+    except RuntimeError as error:
+        if not backend.is_cuda_error(error):
+            raise  # a bug
+        reason = str(error)
+    print(f"{name}: {reason}", file=sys.stderr)
+    return 1
+
+
+def restore_interrupts():
+    """Make Ctrl-C raise KeyboardInterrupt again: while NumPy loads it just ends the program."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def discard_output():
+    """Keep Python from raising again at its end, over output that is still buffered."""
+    with contextlib.suppress(AttributeError, OSError):  # a notebook's streams
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def decode_utf_8(data: bytes, source: str) -> str:
+    """Return the text of UTF-8 bytes. Raises Error that names `source` and the wrong byte."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Error(f"{source} is not UTF-8 text, byte {error.start} is "
+                    f"{data[error.start]:#x}: convert it to UTF-8") from None
+
+
+def quoted(token: bytes) -> str:
+    """Return a token's text in quotes, or its bytes if it is part of a character."""
+    try:
+        return repr(token.decode())
+    except UnicodeDecodeError:
+        return repr(token)
+
+
+# --- arguments -------------------------------------------------------------------------
+
+
+def command_line() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=called("gpt2-np", __package__),
+        usage="%(prog)s [options] [prompt]",
+        description="GPT-2 in NumPy: continue a text, score one, or tell the cost of a model.",
+        epilog="The official models are downloaded on first use; --model shakespeare needs no "
+        "download. Environment: GPT2_NP_CACHE (folder of downloads), GPT2_NP_OFFLINE=1, "
+        "GPT2_NP_DEVICE, GPT2_NP_URL and HF_ENDPOINT (mirrors).",
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", help="the text to continue; - reads standard input")
+    add_model_options(add)
+    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
+    add("--min-p", type=float, metavar="P", help="leave out tokens under P times the best")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
+    add("--seed", type=int, metavar="S", help="makes sampling repeatable")
+    add("--samples", type=int, default=1, metavar="N", help="continuations, made as one batch")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text, such as '<|endoftext|>'; may be repeated")
+    add("--no-draft", action="store_true",
+        help="one token at a time, also if the text repeats itself; the tokens are the same")
+    add("--no-echo", action="store_true", help="print the continuation without the prompt")
+    add("--file", metavar="PATH", help="read the prompt, or the text to score, from a file")
+    add("--score", action="store_true", help="log-probability of every token of the text")
+    add("--info", action="store_true", help="sizes, bytes and operations of a model")
+    add("--interactive", action="store_true", help="continue one prompt after another")
+    add("--download", action="store_true", help="fetch and verify the model, and no more")
+    add("--dtype", default="float32", choices=("float32", "float64", "float16"),
+        help="default float32; float16 on a GPU only")
+    add("--json", action="store_true", help="machine-readable result of generate, score, info")
+    add("--version", action="version", version=f"gpt2_np {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_command("gpt2_np", command_line(), argv, run)
+
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+JOBS = ("score", "info", "interactive", "download")  # beside generating, the default
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    job = check_usage(args, parser)
+    if job == "info":
+        print_info(args)
+    elif job == "download":
+        print(checkpoint.download(args.model))
+    elif job == "interactive":
+        interact(text_model(args), args)
+    else:
+        text = prompt_text(args)
+        model = text_model(args)
+        (print_score if job == "score" else print_text)(model, text, args)
+
+
+def check_usage(args, parser) -> str:
+    """Return the job that was asked for. Ends the program if arguments do not go together."""
+    jobs = [name for name in JOBS if getattr(args, name)]
+    if len(jobs) > 1:
+        parser.error(f"--{jobs[0]} and --{jobs[1]} are different jobs: choose one")
+    job = jobs[0] if jobs else "generate"
+    if args.json and job in ("interactive", "download"):
+        parser.error(f"--json goes with generating, --score and --info, not with --{job}")
+    check_unused_options(args, parser, job)
+    if args.json and args.no_echo:
+        parser.error("--json has the prompt apart from the continuations: leave --no-echo out")
+    check_sampling(args, parser)
+    texts = [name for name, value in (("a prompt", args.prompt), ("--file", args.file))
+             if value is not None]
+    if job not in ("generate", "score"):
+        texts.append(f"--{job}")
+    if len(texts) > 1:
+        parser.error(f"{texts[0]} and {texts[1]} do not go together")
+    if not texts:
+        parser.error(f'there is no prompt: {parser.prog} "Alan Turing was", or - to read stdin')
+    return job
+
+
+def check_unused_options(args, parser, job):
+    generating = [] if job == "generate" else ["samples"]
+    if job not in ("generate", "interactive"):
+        generating += ["tokens", *SAMPLING, "seed", "stop", "no_draft", "no_echo"]
+    running = ["device", "tf32", "verbose"] if job in ("info", "download") else []
+    running += ["dtype"] if job == "download" else []
+    for name in generating + running:
+        if getattr(args, name) != parser.get_default(name):
+            use = "generating" if name in generating else "running a model"
+            parser.error(f"{option(name)} goes with {use}, not with --{job}")
+
+
+def check_sampling(args, parser):
+    if args.samples < 1:
+        parser.error(f"--samples is {args.samples}: it must be at least 1")
+    if args.samples > 1 and args.temperature == 0:
+        parser.error("--samples above 1 needs --temperature above 0: greedy texts are all the same")
+    if args.tokens < 0:
+        parser.error(f"--tokens is {args.tokens}: it must be at least 0")
+    try:
+        Sampling(**sampling_options(args))
+        stop_list(args.stop)
+    except Error as error:  # its message begins with the name of the argument
+        name, _, rest = str(error).partition(" ")
+        parser.error(f"{option(name)} {rest}")
+    restricted = [name for name in ("top_k", "top_p", "min_p") if getattr(args, name) is not None]
+    if restricted and args.temperature == 0:
+        parser.error(f"{option(restricted[0])} needs --temperature above 0: greedy decoding draws "
+                     "nothing")
+    if args.seed is not None and args.seed < 0:
+        parser.error(f"--seed is {args.seed}: it must be at least 0")
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def sampling_options(args) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SAMPLING}
+
+
+STDIN_CLOSED = "standard input is closed: give the text as an argument or with --file"
+
+
+def prompt_text(args) -> str:
+    """Return the prompt of the argument, the file or standard input, as UTF-8 on any locale."""
+    source = args.file
+    try:
+        if args.file is not None:
+            with open(args.file, "rb") as file:
+                data = file.read()
+        elif args.prompt == "-":
+            source = "standard input"
+            if sys.stdin is None:
+                raise Error(STDIN_CLOSED)
+            data = sys.stdin.buffer.read()
+        else:
+            source, data = "the prompt", os.fsencode(args.prompt)
+    except OSError as error:
+        raise Error(f"{source} cannot be read: {error.strerror}") from None
+    text = decode_utf_8(data, source).removeprefix("\ufeff")  # a byte-order mark is no text
+    if not text:
+        raise Error(f"{source} is empty: give some text, or '<|endoftext|>' to begin from nothing")
+    return text
+
+
+def prompt_tokens(model: Model, text: str) -> list[int]:
+    """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token."""
+    return model.tokenizer.encode(text, allowed_special="all")
+
+
+# --- generating ------------------------------------------------------------------------
+
+
+def generation_options(model, args) -> dict[str, Any]:
+    stop = [model.tokenizer.special_tokens.get(text, text) for text in args.stop]
+    return {"n_tokens": args.tokens, "stop": stop, "draft": not args.no_draft,
+            **sampling_options(args)}
+
+
+def print_text(model, text, args):
+    seed = int(np.random.default_rng().integers(2**32)) if args.seed is None else args.seed
+    options, tokens = generation_options(model, args), prompt_tokens(model, text)
+    check_samples(model, len(tokens), args)
+    echo = "" if args.no_echo else text
+    if args.samples == 1 and not args.json:
+        pieces = stream(model, tokens, seed=seed, **options)
+        print(echo, end="", flush=True)
+        print_stream(pieces, model)
+        return
+    generation = run_batch(model, [tokens] * args.samples, seed=seed, **options)
+    rows, reasons = generation.continuations, generation.reasons
+    strings = stop_strings(options["stop"])
+    texts = [cut_at_stop(model.tokenizer.decode(row), strings) for row in rows]
+    if args.json:
+        samples = [{"text": sample_text, "tokens": row, "ended_by": reason}
+                   for sample_text, row, reason in zip(texts, rows, reasons, strict=True)]
+        print_json({"model": args.model, "prompt": text, "prompt_tokens": tokens, "seed": seed,
+                    **sampling_options(args), "samples": samples})
+        return
+    print("\n---\n".join(echo + sample_text for sample_text in texts))
+    if "context" in reasons:
+        note_full(model)
+
+
+def check_samples(model, n_prompt, args):
+    """Raise Error if the keys and values of all samples would fill more than half the memory."""
+    n_positions = min(n_prompt + args.tokens, model.config.n_ctx)
+    one = describe(model.config, np.dtype(args.dtype).itemsize)["cache_bytes_per_token"]
+    memory = backend.total_memory(namespace(model.params["wte"]))
+    most = max(1, memory // 2 // (one * n_positions))  # half is for weights and activations
+    if args.samples > most:
+        needed = args.samples * one * n_positions
+        raise Error(f"--samples is {args.samples}: their keys and values would take "
+                    f"{needed >> 30:,} GiB, over half of all memory ({memory >> 30:,} GiB); "
+                    f"choose at most {most}")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def print_stream(pieces: Iterator[str], model: Model) -> None:
+    """Print text as it is made, to the last whole character even if it is interrupted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while True:
+            try:
+                print(next(pieces), end="", flush=True)
+            except StopIteration as end:
+                print(flush=True)
+                if end.value == "context":
+                    note_full(model)
+                return
+
+
+def note_full(model):
+    print(f"gpt2_np: stopped at n_ctx = {model.config.n_ctx} positions", file=sys.stderr)
+
+
+def interact(model, args):
+    """Continue one line after another; the arrow keys bring earlier lines back."""
+    with contextlib.suppress(ImportError):  # there is no readline on Windows
+        import readline  # noqa: F401
+    if sys.stdin is None:
+        raise Error(STDIN_CLOSED)
+    with contextlib.suppress(AttributeError):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if at_terminal:
+        print("A line is continued; an empty line or Ctrl-D ends.", file=sys.stderr)
+    options = generation_options(model, args)
+    while True:
+        try:
+            line = input("> " if at_terminal else "")
+        except EOFError:
+            return
+        if not line:
+            return
+        try:
+            line = decode_utf_8(line.encode(errors="surrogateescape"), "this line")
+            pieces = stream(model, prompt_tokens(model, line), seed=args.seed, **options)
+            print("" if args.no_echo else line, end="", flush=True)
+            print_stream(pieces, model)
+        except Error as error:
+            print(f"gpt2_np: {error}", file=sys.stderr)
+
+
+# --- scoring and costs -----------------------------------------------------------------
+
+
+def print_score(model, text, args):
+    tokens = prompt_tokens(model, text)
+    start = model.tokenizer.end_of_text
+    log_p = score(model, tokens if start is None else [start, *tokens]).astype(float)
+    scored = tokens[len(tokens) - len(log_p) :]
+    if not scored:
+        raise Error("one token is too short to score: this vocabulary has no <|endoftext|> to "
+                    "put before it")
+    loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
+    totals = {
+        "loss_nats_per_token": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,  # JSON has no infinity
+        "bits_per_byte": -log_p.sum() / math.log(2) / n_bytes,
+    }
+    if args.json:
+        names = [model.tokenizer.decode([token]) for token in scored]
+        rows = [{"token": t, "text": name, "log_p": p}
+                for t, name, p in zip(scored, names, log_p, strict=True)]
+        print_json({"model": args.model, "tokens": rows, "n_bytes": n_bytes, **totals})
+        return
+    print(" token     log p  text")
+    for token, p in zip(scored, log_p, strict=True):
+        print(f"{token:6d} {p:9.4f}  {quoted(model.tokenizer.token_bytes(token))}")
+    given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
+    print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
+    print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity'] or math.inf:.2f}, "
+          f"{totals['bits_per_byte']:.4f} bits per byte")
+
+
+def print_info(args):
+    config = SIZES.get(args.model) or checkpoint.load(args.model, "cpu").config
+    about = describe(config, np.dtype(args.dtype).itemsize)
+    if args.json:
+        print_json({"model": args.model, "dtype": args.dtype, **about})
+        return
+    sizes = ", ".join(f"{name} {value:,}" for name, value in about["config"].items())
+    print(f"{args.model}: {sizes}")
+    print("parameters")
+    for part, n in about["parameters"].items():
+        print(f"  {part:34s} {n:15,d} {n / about['parameters']['total']:7.1%}")
+    for name, key, unit in (
+        (f"weights in {args.dtype}", "bytes", "bytes"),
+        ("key/value cache, a token", "cache_bytes_per_token", "bytes"),
+        ("key/value cache at n_ctx", "cache_bytes_at_n_ctx", "bytes"),
+        ("operations, the first token", "flops_per_token_first", "FLOP"),
+        ("operations, a token at n_ctx", "flops_per_token_at_n_ctx", "FLOP"),
+    ):
+        print(f"{name:36s} {about[key]:15,d} {unit}")

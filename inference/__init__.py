@@ -1,0 +1,1 @@
+"""The reference's results faster, or for many texts: generation, scoring, costs."""

@@ -1,0 +1,136 @@
+"""Scoring: the log-probabilities of texts of any length, many at once, without all their logits.
+
+A text longer than n_ctx is read in windows that overlap. Windows of several texts are packed into
+one row of n_ctx tokens.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..gpt2_np import (
+    NO_TAP,
+    Error,
+    Model,
+    Tap,
+    TapFunction,
+    check_finite,
+    einsum,
+    is_number,
+    namespace,
+    to_host,
+    token_batch,
+    transformer,
+)
+from .packing import Packed
+
+# Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
+LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
+
+
+def score(
+    model: Model,
+    tokens: Sequence[int],
+    stride: int | None = None,
+    tap: TapFunction | None = None,
+) -> np.ndarray:
+    """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
+
+    A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
+    default. So every token but those of the first window has at least n_ctx - stride tokens before
+    it. `tap` is that of `forward`, and sees one window after another.
+    """
+    return score_windows(model, [tokens], stride, Tap(tap))[0]
+
+
+def score_batch(
+    model: Model, texts: Iterable[Sequence[int]], stride: int | None = None
+) -> list[np.ndarray]:
+    """Return the `score` of several texts of any lengths, computed together."""
+    return score_windows(model, texts, stride, NO_TAP)
+
+
+def score_windows(model, texts, stride, tap):
+    config, params = model.config, model.params
+    wte = params["wte"][: model.n_vocab]
+    stride = config.n_ctx // 2 if stride is None else stride
+    if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
+        raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
+    texts = [token_batch([text], replace(config, n_vocab=len(wte)))[0] for text in texts]
+    scores = [np.empty(len(text) - 1, np.float32) for text in texts]
+    for row in pack_windows(text_windows(texts, config.n_ctx, int(stride)), config.n_ctx):
+        inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
+        targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
+        lengths = [w.end - w.start for w in row]
+        x = transformer(params, config, inputs[None], Packed(lengths), tap)
+        wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
+        x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
+        log_p = target_log_probabilities(x, targets, wte)
+        check_finite(log_p.sum())
+        log_p = iter(log_p)
+        for w in row:
+            n_scored = w.end - w.first_scored
+            scores[w.text][w.first_scored : w.end] = list(itertools.islice(log_p, n_scored))
+    return scores
+
+
+class Window(NamedTuple):
+    """Inputs [start, end) of a text. Those before `first_scored` are scored by another window."""
+
+    text: int
+    start: int
+    end: int
+    first_scored: int
+
+
+def text_windows(texts: Sequence[Sequence[int]], n_ctx: int, stride: int) -> list[Window]:
+    """Return the windows that score every token of every text once."""
+    windows = []
+    for text, tokens in enumerate(texts):
+        first_scored = 0
+        for start in range(0, len(tokens) - 1, stride):
+            end = min(start + n_ctx, len(tokens) - 1)
+            windows.append(Window(text, start, end, first_scored))
+            first_scored = end
+            if end == len(tokens) - 1:
+                break
+    return windows
+
+
+def pack_windows(windows: Sequence[Window], n_ctx: int) -> list[list[Window]]:
+    """Pack windows into rows of up to n_ctx tokens: the longest first, each where it first fits."""
+    rows, room = [], []
+    for window in sorted(windows, key=lambda w: w.start - w.end):
+        length = window.end - window.start
+        fits = next((row for row, free in enumerate(room) if free >= length), None)
+        if fits is None:
+            fits = len(rows)
+            rows.append([])
+            room.append(n_ctx)
+        rows[fits].append(window)
+        room[fits] -= length
+    return rows
+
+
+def target_log_probabilities(x: Any, targets: np.ndarray, wte: Any) -> np.ndarray:
+    """Return log p of `targets` [q] on the host, for the stream x [1, q, d] and wte [v, d].
+
+    Logits of a block of the vocabulary are held at a time. The sum of exponentials is kept
+    relative to the highest logit so far.
+    """
+    xp = namespace(x)
+    chosen = einsum("bqd,bqd->bq", x, wte[xp.asarray(targets)][None])
+    highest, total = -math.inf, 0.0  # [b, q] each after the first block
+    step = max(1, (LOGITS_AT_ONCE if xp is np else DEVICE_LOGITS_AT_ONCE) // len(targets))
+    for start in range(0, len(wte), step):
+        logits = einsum("bqd,vd->bqv", x, wte[start : start + step])
+        before, highest = highest, xp.maximum(highest, logits.max(axis=-1))
+        logits -= highest[..., None]
+        xp.exp(logits, out=logits)
+        total = total * xp.exp(before - highest) + logits.sum(axis=-1)
+    return to_host(chosen - highest - xp.log(total))[0]

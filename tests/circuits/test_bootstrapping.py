@@ -1,0 +1,33 @@
+"""Bootstrap intervals cover as often as they say; one prompt has none."""
+import numpy as np
+from prompt_pair import CLEAN, CORRUPTED, MODEL
+
+from gpt2_np import circuits
+
+
+def test_bootstrap_intervals_cover_the_mean_as_often_as_they_say():
+    rng, hits = np.random.default_rng(0), 0
+    for trial in range(100):
+        sample = rng.standard_normal(40)
+        found = circuits.bootstrap(lambda i, x=sample: x[i].mean(), 40, resamples=150, seed=trial)
+        hits += found.low <= 0 <= found.high
+    assert 86 <= hits <= 100
+
+
+def test_what_has_no_interval_says_so_instead_of_one_of_no_width():
+    found = circuits.bootstrap(lambda i: i.mean() + 3, 1)
+    assert found.value == 3 and np.isnan([found.low, found.high]).all()
+    assert str(found) == "3 [no interval]"
+    effect = np.array([0.0, 1.0])  # a share of nothing in every fourth resample
+    found = circuits.bootstrap(lambda i: effect[i].sum() / effect[i].sum(), 2)
+    assert found.value == 1 and np.isnan(found.low)
+    one = circuits.find(MODEL, CLEAN[:1], CORRUPTED[:1], circuits.logit_difference(MODEL, 3, 6))
+    assert np.isnan([one.share.low, one.incompleteness.high]).all()
+    assert all(np.isnan(lost.low) for lost in one.minimality.values())
+    assert np.isnan(circuits.measure(MODEL, [CLEAN[0]]).loss.low)
+
+
+def test_bootstrap_is_repeatable():
+    first, second = (circuits.bootstrap(lambda i: i.mean(), 20, seed=4) for _ in range(2))
+    assert first == second
+    assert str(first).startswith("9.5 [")

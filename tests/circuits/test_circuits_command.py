@@ -1,0 +1,185 @@
+"""The commands: a table, the same as JSON, and one sentence for each failure."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_model import map_params
+from small_model import TEXT, save_small_model
+
+import gpt2_np
+from gpt2_np import Model, backend, bpe, circuits
+from gpt2_np.circuits import __main__ as program
+from gpt2_np.circuits.__main__ import main
+
+PROGRAM = "python -m gpt2_np.circuits"
+COMMANDS = {
+    "lens": ["lens", "The naïve café at", "--answer", " the"],
+    "attribution": ["attribution", "The naïve café", "--answer", " the", "--wrong", " of"],
+    "heads": ["heads"],
+    "heads of a text": ["heads", "The naïve café the naïve café"],
+    "patch": ["patch", "The café at", "The naïve at", "--answer", " the"],
+    "patch by position": ["patch", "The café at", "The naïve at", "--answer", " the", "--what",
+                          "v", "--by-position"],
+    "patch a task": ["patch", "--task", "repeated", "--what", "resid_mid"],
+    "find": ["find", "--task", "repeated", "--prompts", "2", "--keep", "0.5"],
+    "find edges": ["find", "The café at", "The naïve at", "--answer", " the", "--wrong", " of",
+                   "--edges", "--keep", "0.5"],
+    "neurons": ["neurons", "The naïve", "--answer", " the", "--top", "3"],
+    "a neuron": ["neurons", "--layer", "1", "--neuron", "17"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_prints_a_table_and_the_same_as_json(command, folder, capsys):
+    argv = [*COMMANDS[command], "--model", folder]
+    assert main(argv) == 0
+    table = capsys.readouterr()
+    assert table.err == ""
+    assert command == "a neuron" or "with <|endoftext|> at the beginning" in table.out
+    assert main([*argv, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert result["model"] == folder
+    assert result.get("bos", True) is True
+    assert "table" not in result
+
+
+@pytest.mark.parametrize("command", ["lens", "heads", "neurons", "a neuron", "find"])
+def test_commands_show_no_row_that_only_pads_the_embedding(command, tmp_path, capsys):
+    folder = save_small_model(tmp_path / "padded")
+    for name in ("merges.txt", "vocab.json"):
+        (folder / name).unlink()
+    bpe.train(TEXT, 290).save(folder, names=("merges.txt", "vocab.json"))
+    argv = [*COMMANDS[command], "--model", str(folder)]
+    if command != "find":
+        argv += ["--top", "290"]
+    assert main(argv) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_text_that_repeats_no_token_is_said_to_and_has_no_scores(folder, capsys, tmp_path):
+    argv = ["heads", "The café at", "--model", folder, "--top", "3"]
+    assert main(argv) == 0
+    _, _, note, *rows = capsys.readouterr().out.splitlines()
+    assert note == "this text repeats no token, so that no head can show duplicate token or " \
+        "induction"
+    assert len(rows) == 4 and "nan" not in "".join(rows)
+    assert all(re.split("  +", row)[1:3] == ["-", "-"] for row in rows[1:])
+    path = tmp_path / "x.png"
+    assert main([*argv, "--plot", str(path)]) == 1
+    assert "repeats no token: there is no induction score to draw" in capsys.readouterr().err
+    assert not path.exists()
+    assert main(["heads", "The", "--no-bos", "--model", folder]) == 0
+    assert "is one token, so that no head can show previous token or" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_of_nan_is_one_sentence_of_every_command(command, folder, capsys, monkeypatch):
+    model = gpt2_np.load(folder, "cpu")
+    params = map_params(lambda array: array * np.float32(np.nan), model.params)
+    monkeypatch.setattr(program, "text_model",
+                        lambda _: Model(model.config, params, model.tokenizer))
+    assert main([*COMMANDS[command], "--model", folder]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"{PROGRAM}: ") and "hold NaN or infinity" in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [bpe.TokenizerError, backend.DeviceError, np.linalg.LinAlgError])
+def test_what_other_modules_raise_is_one_sentence_too(error, capsys, monkeypatch):
+    def fail(_):
+        raise error("it cannot be done")
+
+    monkeypatch.setattr(program, "text_model", fail)
+    assert main(["heads", "--model", "x"]) == 1
+    output = capsys.readouterr()
+    assert output.err.endswith("it cannot be done\n") and output.err.count("\n") == 1
+
+
+def test_the_attribution_table_is_what_python_gives(folder, capsys):
+    model = gpt2_np.load(folder, "cpu")
+    expected = circuits.attribution(model, "The naïve café", " the", " of", bos=False)
+    argv = [*COMMANDS["attribution"], "--model", folder, "--no-bos", "--json"]
+    assert main(argv) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["bos"] is False
+    assert result["total"] == pytest.approx(float(expected.total[0]))
+    assert list(result["parts"]) == expected.labels
+    assert list(result["parts"].values()) == pytest.approx(expected.values[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["lens", "text", "--answer", "zzz"], "'zzz' is 3 tokens"),
+        (["attribution", "text", "--answer", "<nothing>"], "it must be one"),
+        (["patch", "The café", "The café at", "--answer", " the"], "tokens and the source prompts"),
+        (["find", "--task", "indirect-object"], "use name_repetition"),
+        (["neurons", "--layer", "7", "--neuron", "1"], "layer 7 does not exist"),
+        (["patch", "The café", "The café", "--answer", " the"], "the same on both prompts"),
+        (["heads", "text", "--head", "MLP1", "--plot", "x.png"], "an MLP has no attention"),
+    ],
+)  # fmt: skip
+def test_failures_are_one_sentence_and_status_1(argv, message, folder, capsys):
+    assert main([*argv, "--model", folder]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"{PROGRAM}: ")
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["lens"], "required: text"),
+        (["lens", "text", "--top", "0"], "--top is 0"),
+        (["patch", "one"], "give a clean and a corrupted text and --answer, or --task"),
+        (["find", "a", "b", "--task", "names"], "--task brings its own prompts"),
+        (["neurons", "text"], "give a text and --answer"),
+        (["neurons", "--neuron", "1"], "--neuron goes with --layer"),
+        (["heads", "--head", "1.1"], "give a text and --plot"),
+        (["find", "--task", "names", "--edges", "--mode", "mean"], "leave --mode out"),
+        (["patch", "--task", "names", "--no-bos"], "leave --no-bos out"),
+        (["find", "--task", "names", "--prompts", "100000000"], "it must be from 1 to 1000"),
+    ],
+)  # fmt: skip
+def test_usage_errors_come_before_a_model_is_loaded_and_are_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--model", "/no/such/model"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_says_what_to_install(folder, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    path = tmp_path / "heads.png"
+    assert main(["heads", "--model", folder, "--plot", str(path)]) == 1
+    assert "gpt2_np[plot]" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("started", "name"), [
+    ("/usr/bin/gpt2-np-circuits", "gpt2-np-circuits"),
+    ("gpt2-np-circuits.exe", "gpt2-np-circuits"),
+    ("/somewhere/circuits/__main__.py", PROGRAM),
+])
+def test_usage_and_failures_name_the_command_as_it_was_called(started, name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    with pytest.raises(SystemExit):
+        main(["lens"])
+    assert f"usage: {name} lens" in capsys.readouterr().err
+    assert main(["lens", "text", "--model", "/no/such/model"]) == 1
+    assert capsys.readouterr().err.startswith(f"{name}: ")
+
+
+def test_the_package_runs_as_a_command_in_a_clone(folder):
+    argv = [sys.executable, "-m", "gpt2_np.circuits", *COMMANDS["a neuron"], "--model", folder]
+    root = Path(gpt2_np.__file__).parent
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("neuron 17 of layer 1") and done.stderr == ""

@@ -1,0 +1,66 @@
+"""The toolkit on device arrays: a strict stand-in for CuPy here, CuPy where there is a GPU."""
+import numpy as np
+import pytest
+import strict_arrays
+from random_model import TINY, map_params, random_model
+
+from gpt2_np import Model, backend, circuits
+
+HOST = random_model()
+TOKENS = np.random.default_rng(0).integers(0, TINY.n_vocab, (2, 10))
+OTHER = TOKENS.copy()
+OTHER[:, 4] = (OTHER[:, 4] + 5) % TINY.n_vocab
+METRIC = circuits.logit_difference(HOST, 3, 5)
+Z, SCORES = "blocks.1.attn.hook_z", "blocks.0.attn.hook_attn_scores"
+
+
+@pytest.fixture(params=["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        xp = backend.pick("cuda")
+    else:
+        xp = strict_arrays
+        monkeypatch.setattr(xp, "concatenate", concatenate, raising=False)
+    return Model(TINY, map_params(xp.asarray, HOST.params))
+
+
+def concatenate(arrays, axis=0):
+    """Join arrays as CuPy does."""
+    return strict_arrays._wrap(np.concatenate([strict_arrays._open(a) for a in arrays], axis))
+
+
+def patched(model):
+    source = circuits.run(model, OTHER, [Z])
+    return circuits.run(model, TOKENS, edits={Z: circuits.patch(source[Z], [1, 2])}).logits
+
+
+TOOLS = {
+    "run": lambda m: circuits.run(m, TOKENS, "*")["blocks.2.hook_resid_post"],
+    "patch": patched,
+    "zero": lambda m: circuits.run(m, TOKENS, edits={Z: circuits.zero(1, 2)}).logits,
+    "knock out": lambda m: circuits.run(
+        m, TOKENS, edits={SCORES: circuits.knock_out([5], [1, 2])}).logits,
+    "decompose": lambda m: circuits.decompose(m, TOKENS, neurons=[0]).values,
+    "attribution": lambda m: circuits.attribution(m, TOKENS, 3).values,
+    "lens": lambda m: circuits.lens(m, TOKENS, frozen=True).entropy,
+    "heads": lambda m: circuits.heads(m, TOKENS).entropy,
+    **{f"patching {what}": lambda m, what=what: circuits.patching(
+        m, TOKENS, OTHER, METRIC, what).values for what in ("resid_pre", "z", "k", "pattern")},
+    "path patching": lambda m: circuits.path_patching(
+        m, TOKENS, OTHER, METRIC, [(2, 1, "q")]).values,
+    "composition": lambda m: circuits.composition(m, "K"),
+    "copying": circuits.copying_scores,
+    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
+    "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
+    "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
+    "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
+    "edges": lambda m: circuits.edge_attribution(m, TOKENS, OTHER, METRIC),
+    "find": lambda m: circuits.find(m, TOKENS, OTHER, METRIC, 0.8).share,
+    "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).share,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_gives_on_the_device_what_it_gives_on_the_host(tool, device):
+    here, there = (np.asarray(TOOLS[tool](model), float) for model in (HOST, device))
+    np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-4)

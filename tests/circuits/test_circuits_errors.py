@@ -1,0 +1,141 @@
+"""Bad input is one clear error, which names what was given."""
+import numpy as np
+import pytest
+from prompt_pair import MODEL
+from random_model import TINY, map_params
+
+from gpt2_np import Error, Model, circuits
+
+TOKENS = np.random.default_rng(5).integers(0, TINY.n_vocab, (2, 10))
+
+OTHER = (TOKENS + 1) % TINY.n_vocab
+
+METRIC = circuits.logit_difference(MODEL, 1, 2)
+
+Z, SCORES = "blocks.0.attn.hook_z", "blocks.0.attn.hook_attn_scores"
+
+
+def call(function, *args, **options):
+    return lambda model: function(model, *args, **options)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (call(circuits.run, TOKENS, ["blocks.0.hook_resid_pree"]),
+         r"'blocks.0.hook_resid_pree'.*did you mean blocks.0.hook_resid_pre"),
+        (call(circuits.run, TOKENS, ["blocks.9.*"]), r"unknown activation 'blocks.9"),
+        (call(circuits.run, TOKENS, edits={"hook_nothing": 0}), "activation 'hook_nothing'"),
+        (call(circuits.run, TOKENS, edits={"hook_embed": np.zeros((2, 3))}),
+         r"hook_embed .*\(2, 3\).*\(2, 10, 20\)"),
+        (call(circuits.run, TOKENS, edits={"hook_embed": circuits.patch(np.zeros((2, 3, 20)))}),
+         r"hook_embed have shape \(2, 3, 20\).*\(2, 10, 20\)"),
+        (call(circuits.run, TOKENS, edits={"blocks.0.hook_resid_mid": circuits.zero(head=1)}),
+         "has no heads"),
+        (call(circuits.run, TOKENS, edits={"blocks.0.attn.hook_z": circuits.knock_out(1, 0)}),
+         "hook_attn_scores"),
+        (call(circuits.run, "text"), "no vocabulary"),
+        (call(circuits.run, TOKENS, bos=True), "has <.endoftext.>"),
+        (call(circuits.run, [[1] * 25]), "25 positions do not fit: n_ctx is 24"),
+        (call(circuits.run, [[1, 2], [3]]), "the prompts have 1, 2 tokens"),
+        (lambda model: circuits.run(model, circuits.prompts(model, TOKENS), bos=True),
+         "bos=True was given with Prompts"),
+        (call(circuits.run, TOKENS, edits={Z: circuits.zero(head=4)}), "head 4 does not exist"),
+        (call(circuits.run, TOKENS, edits={Z: circuits.zero(position=[0, 10])}),
+         "position 10 does not exist"),
+        (call(circuits.run, TOKENS, edits={SCORES: circuits.knock_out(3, 11)}),
+         "key 11 does not exist"),
+        (call(circuits.decompose, TOKENS, "blocks.0.hook_resid_min"), "did you mean"),
+        (call(circuits.decompose, TOKENS, neurons=[7]), "layer 7 does not exist: there are 3"),
+        (call(circuits.attribution, TOKENS, [1, 2, 3]), "3 answers were given for 2 prompts"),
+        (call(circuits.attribution, TOKENS, 61), "61 is outside the vocabulary of 61"),
+        (call(circuits.attribution, TOKENS, None, 3), "wrong was given without answer"),
+        (call(circuits.attribution, TOKENS, 1, position=10), "position 10 does not exist"),
+        (call(circuits.lens, TOKENS, top=0), "top is 0"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, "zz"), "activation 'zz'; did you mean z"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, "post"), "cannot patch 'post': choose one"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, layers=[3]), "layer 3 does not exist"),
+        (call(circuits.run, TOKENS, ["resid_pree"]), "did you mean resid_pre, "),
+        (call(circuits.decompose, TOKENS, "blocks.0.hook_mlp_out"), "is not the residual stream"),
+        (call(circuits.patching, TOKENS, OTHER[:, :9], METRIC),
+         "10 tokens .* source prompts 9: .* reword one until both have as many"),
+        (call(circuits.patching, TOKENS, np.tile(OTHER, (2, 1))[:3], METRIC),
+         "3 source prompts for 2"),
+        (call(circuits.patching, TOKENS, OTHER, lambda logits: 1.0), r"shape \(\) for 2"),
+        (lambda model: circuits.patching(model, TOKENS, TOKENS, METRIC).normalized,
+         "the same on both prompts, so shares of the effect are undefined"),
+        (lambda _: circuits.repeat_loss(TOKENS, 10), "n is 10: it must be from 1 to 9"),
+        (call(circuits.ablation, TOKENS, METRIC, mode="median"), "unknown ablation 'median'"),
+        (call(circuits.ablation, TOKENS, METRIC, mode="mean"), "needs reference prompts"),
+        (call(circuits.ablated, ["L9H0"]), "layer 9 does not exist"),
+        (call(circuits.ablated, ["L1H4"]), "layer 1's head 4 does not exist: there are 4"),
+        (call(circuits.ablated, ["head 3"]), "'head 3' is not a head or MLP"),
+        (call(circuits.ablated, ["L0H0"], "often"), "unknown ablation 'often'"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, 1, "z")]), "receiver"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, "mlp"), "unknown receiver 'mlp'"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, []), "no receivers"),
+        (call(circuits.path_patching, TOKENS, OTHER, METRIC, [(1, None, "q")]), "receiver"),
+        (call(circuits.composition, "X"), "unknown composition 'X'"),
+        (call(circuits.ov, 0, 4), "layer 0's head 4 does not exist"),
+        (call(circuits.neuron_tokens, 0, 80), "neuron 80 does not exist: there are 80"),
+        (call(circuits.find, TOKENS, OTHER, METRIC, keep=0), "keep is 0"),
+        (call(circuits.find, TOKENS, OTHER, METRIC, subsets=0), "subsets is 0"),
+        (call(circuits.find, TOKENS, OTHER[:, 1:], METRIC), "the corrupted prompts 9"),
+        (call(circuits.patch_edges, TOKENS, OTHER, [[True]]), r"\(1, 1\), it must be \(16, 40\)"),
+        (call(circuits.patching, TOKENS, OTHER, circuits.repeat_loss(TOKENS, 4)),
+         "use last_only=False"),
+        (call(circuits.measure, [[1, 2]], bos=True), "has <.endoftext.>"),
+        (call(circuits.repeated_tokens, 4, 0), "batch is 0"),
+        (call(circuits.repeated_tokens, 4, 10**8), "batch is 100000000: .* at most 1000 prompts"),
+        (call(circuits.find, TOKENS, TOKENS, METRIC), "no effect to explain"),
+        (call(circuits.find_edges, TOKENS, TOKENS, METRIC), "no effect to explain"),
+        (call(circuits.find_edges, TOKENS, OTHER, lambda x: x[:, -1, 0]), "no gradient"),
+        (call(circuits.measure, "text"), "list of texts"),
+        (call(circuits.measure, [[1]]), "no token that follows"),
+        (call(circuits.repeated_tokens, 13), "length is 13: it must be from 2 to 12"),
+        (call(circuits.indirect_object), "no vocabulary"),
+        (call(circuits.heads, length=40), "length is 40"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_clear_error(work, message):
+    with pytest.raises(Error, match=message):
+        work(MODEL)
+
+
+def test_an_answer_of_several_tokens_is_named_with_its_tokens(official):
+    with pytest.raises(Error, match=r"' Marvellously' is 3 tokens \[' Mar', 'vell', 'ously'\]"):
+        circuits.attribution(official, "A text", " Marvellously")
+    with pytest.raises(Error, match="begin with a space"):
+        circuits.token_id(official, "Marvellously")
+    assert circuits.token_id(official, " Mary") == 5335
+
+
+def test_prompts_of_unequal_length_are_told_apart(official):
+    with pytest.raises(Error, match=r"have 2, 3 tokens.* reword them to one length, or run"):
+        circuits.run(official, ["One two", "One two three"])
+
+
+UNDEFINED = map_params(np.copy, MODEL.params)
+
+UNDEFINED["blocks"][1]["attn"]["c_attn"]["w"][3, -1] = np.nan  # in a value
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        call(circuits.lens, TOKENS), call(circuits.attribution, TOKENS, 1),
+        call(circuits.heads, TOKENS), call(circuits.ablation, TOKENS, METRIC),
+        call(circuits.patching, TOKENS, OTHER, METRIC), call(circuits.copying_scores),
+        call(circuits.find, TOKENS, OTHER, METRIC),
+        call(circuits.find_edges, TOKENS, OTHER, METRIC),
+    ],
+)  # fmt: skip
+def test_a_model_that_holds_nan_is_named_with_the_parameter(work):
+    with pytest.raises(Error, match=r"NaN or infinity, as the model's blocks.1.attn.c_attn.w does"):
+        work(Model(TINY, UNDEFINED))
+
+
+@pytest.mark.parametrize("work", [lambda m: m.svd(), lambda m: m.eigenvalues()])
+def test_a_matrix_that_holds_nan_is_one_clear_error(work):
+    with pytest.raises(Error, match="factors hold NaN or infinity"):
+        work(circuits.ov(Model(TINY, UNDEFINED), 1, 3))

@@ -1,0 +1,60 @@
+"""The examples that look inside: they run on the embedded model, and tell their story."""
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from random_model import random_model
+
+import gpt2_np
+from gpt2_np import Config
+
+EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch, capsys):
+    """Return a function that runs an example and returns the text that it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_induction_example_tells_the_story_on_the_embedded_model(example):
+    text = example("induction_heads.py")
+    losses = [float(line.split()[0]) for line in text.partition("4. Ablation")[2].splitlines()
+              if line[:4].isspace() and line.split()[0].replace(".", "").isdigit()]
+    whole, without_induction, without_previous, without_others, guessing = losses
+    assert whole <= without_others < 0.5 * min(without_induction, without_previous)
+    assert guessing == pytest.approx(np.log(2048), abs=0.01)
+    assert "after <|endoftext|>" in text
+
+
+def test_the_induction_example_ends_where_there_is_no_induction_head(example, folder):
+    text = example("induction_heads.py", folder)
+    assert text.endswith("this model has no induction head.\n")
+
+
+def test_the_indirect_object_example_runs_on_the_embedded_model(example):
+    text = example("indirect_object.py")
+    assert text.startswith("Names that repeat instead of indirect objects: ' Mary' is 2 tokens")
+    assert "published" not in text
+    assert float(text.partition("right minus wrong name: ")[2].split()[0]) > 2
+
+
+def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m(
+    example, official, monkeypatch
+):
+    config = Config(n_vocab=50257, n_ctx=32, n_embd=24, n_head=12, n_layer=12)
+    small = random_model(config, tokenizer=official.tokenizer)
+    monkeypatch.setattr(gpt2_np, "load", {"124M": small}.__getitem__)
+    text = example("indirect_object.py", "124M")
+    assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
+    assert text.count("published") == 1 + 5 + 7
+    assert "   published   2.985" in text

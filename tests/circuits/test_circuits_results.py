@@ -1,0 +1,85 @@
+"""Every result says how its prompts began, and lists no token that does not exist."""
+import inspect
+from pathlib import Path
+
+import pytest
+from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, TEXT, close
+
+from gpt2_np import Error, circuits
+
+RESULTS = [
+    lambda: circuits.prompts(MODEL, CLEAN), lambda: circuits.run(MODEL, CLEAN, "z"),
+    lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
+    lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
+    lambda: circuits.ablation(MODEL, CLEAN, METRIC), lambda: circuits.ov(MODEL, 0, 0),
+    lambda: circuits.find(MODEL, CLEAN, CORRUPTED, METRIC, 0.5),
+    lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
+    lambda: circuits.repeated_tokens(MODEL, 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", RESULTS)
+def test_results_that_hold_arrays_can_be_compared_and_kept_in_sets(make):
+    first, second = make(), make()
+    assert first == first
+    assert first != second  # who means the arrays compares them
+    assert len({first, second}) == 2
+
+
+def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
+    assert circuits.run(speaking, "The cat").bos
+    assert circuits.run(speaking, "The cat").tokens[0, 0] == speaking.tokenizer.end_of_text
+    assert not circuits.run(speaking, "The cat", bos=False).bos
+    ids = speaking.tokenizer.encode("The cat")
+    assert not circuits.run(speaking, ids).bos
+    assert circuits.run(speaking, ids, bos=True).tokens.tolist() == \
+        circuits.run(speaking, "The cat").tokens.tolist()
+    assert circuits.lens(speaking, "The cat").bos
+    assert circuits.attribution(speaking, "The cat", " the").bos
+    assert not circuits.heads(speaking, "The cat", bos=False).bos
+    assert circuits.decompose(speaking, "The cat").bos
+
+
+TOKEN_LISTS = {
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-1],
+    "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
+    "full circuit": lambda m: [circuits.full_ov(m, 1, 1, folded=True).full(),
+                               circuits.full_qk(m, 1, 1, extended=True).full()],
+    "singular": lambda m: circuits.singular_tokens(m, 1, 1)[0]["writes"],
+    "neuron": lambda m: [*circuits.neuron_tokens(m, 1, 1)["reads"],
+                         *circuits.neuron_tokens(m, 1, 1)["lowers"]],
+    "measure": lambda m: [circuits.measure(m, [TEXT[:40], TEXT[:9]]).reliability],
+    "task": lambda m: [circuits.repeated_tokens(m, 15).corrupted.tokens],
+    "metric": lambda m: [circuits.log_probability(m, " the")(
+        circuits.run(m, TEXT[:40], last_only=True).logits)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tool", TOKEN_LISTS)
+def test_rows_that_pad_the_embedding_are_in_no_distribution_and_no_list(tool, speaking, padded):
+    for found, expected in zip(TOKEN_LISTS[tool](padded), TOKEN_LISTS[tool](speaking), strict=True):
+        close(found, expected, 1e-4)
+
+
+def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
+    n = speaking.config.n_vocab
+    for wrong in (lambda: circuits.run(padded, [1, n]), lambda: circuits.lens(padded, [1, 2], n)):
+        with pytest.raises(Error, match=f"token {n} is outside the vocabulary of {n}"):
+            wrong()
+    assert circuits.labels_of(padded, [0, n]) == [speaking.tokenizer.decode([0]), str(n)]
+
+
+def test_nothing_is_folded_unless_it_is_asked_for():
+    defaults = {name: inspect.signature(getattr(circuits, name)).parameters.get("folded")
+                for name in circuits.__all__ if callable(getattr(circuits, name))}
+    folding = {name for name, default in defaults.items() if default}
+    assert {"ov", "copying_scores", "singular_tokens", "neuron_tokens"} < folding
+    assert all(defaults[name].default is False for name in folding)
+
+
+def test_every_public_name_is_there_and_no_file_is_named_as_one():
+    """A file named as a function would take the function's place in the package."""
+    assert all(hasattr(circuits, name) for name in circuits.__all__)
+    files = {path.stem for path in Path(circuits.__file__).parent.glob("*.py")}
+    assert not files & set(circuits.__all__)
+    assert callable(circuits.gradients) and callable(circuits.lens)

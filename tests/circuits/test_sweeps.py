@@ -1,0 +1,128 @@
+"""A sweep gives what a whole forward pass for every cell gives, and computes less."""
+import numpy as np
+import pytest
+from prompt_pair import ANSWERS, CLEAN, CORRUPTED, METRIC, MODEL, close
+
+from gpt2_np import circuits, gpt2_np
+from gpt2_np.circuits import sweeps
+from gpt2_np.circuits.edits import MODES
+
+
+def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
+    """The definition of a sweep: a whole forward pass for every cell."""
+    values = np.zeros(sweep.per_prompt.shape)
+    for index in np.ndindex(sweep.values.shape):
+        at = dict(zip(sweep.axes, index, strict=True))
+        name = circuits.activation_name(sweep.what, at["layer"])
+        head, position = at.get("head"), at.get("position")
+        edit = (circuits.zero(head, position) if source is None
+                else circuits.patch(source[name], head, position))
+        logits = circuits.run(MODEL, base, edits={name: edit}).logits
+        values[index] = metric(logits[:, -1:] if last_only else logits)
+    return values
+
+
+@pytest.mark.parametrize("positions", [60, 10**6])
+@pytest.mark.parametrize(
+    "what", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
+             "pattern", "z by position", "q by position", "k by position", "v by position",
+             "pattern by position"],
+)  # fmt: skip
+def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what, positions):
+    monkeypatch.setattr(sweeps, "POSITIONS_AT_ONCE", positions)
+    name, _, by_position = what.partition(" ")
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, name,
+                              by_position=bool(by_position) or None)
+    expected = one_by_one(sweep, circuits.run(MODEL, CLEAN, "*"), CORRUPTED)
+    close(sweep.per_prompt, expected)
+    assert np.ptp(expected) > 0.01
+    close(sweep.base, METRIC(circuits.run(MODEL, CORRUPTED).logits))
+    close(sweep.source, METRIC(circuits.run(MODEL, CLEAN).logits))
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("what", ["resid_pre", "attn_out", "mlp_out", "z"])
+def test_a_sweep_with_any_metric_equals_a_forward_pass_for_every_cell(what, by_position):
+    """A metric that needs all logits, of one source prompt for all, over positions or not."""
+    metric = circuits.log_probability(MODEL, ANSWERS)
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN[:1], metric, what, by_position=by_position)
+    source = circuits.run(MODEL, CLEAN[:1], "*")
+    close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric))
+
+
+def test_a_sweep_measures_metrics_of_all_positions():
+    metric = circuits.repeat_loss(CLEAN, 9)
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, metric, last_only=False)
+    source = circuits.run(MODEL, CLEAN, "*")
+    close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric, last_only=False))
+
+
+def test_patching_everything_of_the_source_gives_the_source():
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "resid_post")
+    close(sweep.normalized[2, -1], 1.0, 1e-4)
+    close(sweep.normalized[2, :-1], np.zeros(11), 1e-4)
+
+
+def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metric():
+    sweep = circuits.ablation(MODEL, CLEAN, METRIC)
+    close(sweep.normalized, 1 - sweep.values / sweep.base.mean())
+    nothing_left = circuits.Sweep("z", ("layer",), np.zeros((1, 3)), sweep.base, None, CLEAN, False)
+    close(nothing_left.normalized, [1.0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("what", ["z", "mlp_out"])
+def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
+    sweep = circuits.ablation(MODEL, CLEAN, METRIC, what, mode, reference=CORRUPTED,
+                              by_position=False)
+    source = None
+    if mode != "zero":
+        source = circuits.run(MODEL, CORRUPTED, "*").activations
+        if mode == "mean":
+            source = {name: array.mean(axis=0, keepdims=True) for name, array in source.items()}
+    close(sweep.per_prompt, one_by_one(sweep, source))
+
+
+def test_a_sweep_of_some_layers_leaves_the_others_out():
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[1])
+    assert np.isnan(sweep.values[[0, 2]]).all()
+    whole = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC)
+    close(sweep.values[1], whole.values[1])
+
+
+def test_a_sweep_shows_its_progress_on_stderr_only_when_asked(capsys):
+    for progress in (False, True):
+        circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, progress=progress)
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert ("0/12" in output.err) == progress
+
+
+def test_a_sweep_computes_neither_layers_below_nor_positions_before_the_patch(monkeypatch):
+    computed = []
+    original = gpt2_np.mlp
+
+    def count(x, *args, **options):
+        computed.append(x.shape[0] * x.shape[1])
+        return original(x, *args, **options)
+
+    monkeypatch.setattr(gpt2_np, "mlp", count)
+    circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[2])
+    runs = 2 * 3 * CLEAN.size
+    # Four heads of the last layer, and of their stream only the last position.
+    assert sum(computed) == runs + 4 * 3
+    computed.clear()
+    circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[1])
+    # The first four tokens are the same in every pair: eight positions of each prompt are left.
+    assert sum(computed) == runs + 4 * 3 * 8 + 4 * 3
+
+
+def test_any_function_is_a_metric():
+    """One without of_stream is given logits, and measures the same."""
+    def difference(logits):
+        return METRIC(logits)
+
+    known, plain = (circuits.patching(MODEL, CORRUPTED, CLEAN, metric)
+                    for metric in (METRIC, difference))
+    close(plain.per_prompt, known.per_prompt)
+    close(plain.source, known.source)
