@@ -408,7 +408,7 @@ NO_TAP = Tap()
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose a token. Temperature 0 is greedy; None turns a restriction off."""
+    """The choice of a token. Temperature 0 is greedy; None turns a restriction off."""
 
     temperature: float = 0.0
     top_k: int | None = None
