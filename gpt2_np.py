@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
@@ -124,13 +124,9 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
 
 
 def forward(
-    params: Mapping[str, Any],
-    config: Config,
-    tokens: Any,
-    cache: Cache | None = None,
-    tap: TapFunction | None = None,
-    last_only: bool = False,
-) -> Any:
+    params: Mapping[str, Any], config: Config, tokens: Any, cache: Cache | None = None,
+    tap: TapFunction | None = None, last_only: bool = False,
+) -> Any:  # fmt: skip
     """Return the logits of the token that follows each position.
 
     `tokens` has shape [position] or [batch, position]; the logits have one more axis, n_vocab.
@@ -358,7 +354,6 @@ class KVCache(Cache):
 TapFunction = Callable[[str, Any], Any]  # (name, array) -> a replacement, or None
 
 
-@runtime_checkable
 class SelectiveTap(Protocol):
     """A tap that chooses its activations. What it does not want may not even be computed."""
 
@@ -367,26 +362,22 @@ class SelectiveTap(Protocol):
     def __call__(self, name: str, array: Any) -> Any: ...
 
 
-def all_but_results(name):
+def all_but_results(name):  # the wants of any other tap
     return not name.endswith("hook_result")
 
 
 class Tap:
     """Calls a caller's tap with full names such as blocks.0.attn.hook_q. None is no tap."""
 
-    def __init__(self, function: TapFunction | SelectiveTap | None = None, prefix: str = "",
-                 wanted: Callable[[str], bool] | None = None):
+    def __init__(self, function: TapFunction | SelectiveTap | None = None, prefix: str = ""):
         self.function, self.prefix = function, prefix
-        selective = wanted is None and isinstance(function, SelectiveTap)
-        self._wanted = wanted or (function.wants if selective else all_but_results)
+        self._wants = getattr(function, "wants", all_but_results)
 
     def under(self, prefix):
-        if self.function is None:
-            return self
-        return Tap(self.function, self.prefix + prefix, self._wanted)
+        return self if self.function is None else Tap(self.function, self.prefix + prefix)
 
     def wants(self, name):
-        return self.function is not None and self._wanted(self.prefix + name)
+        return self.function is not None and self._wants(self.prefix + name)
 
     def __call__(self, name, array):
         if not self.wants(name):
@@ -435,15 +426,10 @@ def is_number(value):
 
 
 def sample(
-    logits: Any,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    previous: Sequence[int] = (),
-    seed: Any = None,
-) -> int:
+    logits: Any, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
+    min_p: float | None = None, repetition_penalty: float | None = None,
+    previous: Sequence[int] = (), seed: Any = None,
+) -> int:  # fmt: skip
     """Choose one token id from logits [n_vocab].
 
     Applied in this order: `repetition_penalty` on the tokens in `previous` (Keskar et al. 2019,
@@ -515,14 +501,9 @@ def probabilities(logits: np.ndarray, options: Sampling) -> np.ndarray:
 
 
 def generate(
-    model: Model,
-    tokens: Sequence[int],
-    n_tokens: int,
-    stop: Sequence[int] = (),
-    seed: Any = None,
-    tap: TapFunction | None = None,
-    **options: Any,
-) -> Iterator[int]:
+    model: Model, tokens: Sequence[int], n_tokens: int, stop: Sequence[int] = (),
+    seed: Any = None, tap: TapFunction | None = None, **options: Any,
+) -> Iterator[int]:  # fmt: skip
     """Yield up to `n_tokens` token ids that continue `tokens`, ending before an id in `stop`.
 
     The options are those of `Sampling`. inference/generation.py yields the same tokens faster.
