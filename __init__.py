@@ -3,11 +3,13 @@ import os
 import signal
 import sys
 
-COMMANDS = ("gpt2-np", "gpt2-np-circuits")
-if sys.orig_argv[1:3] in (["-m", __name__], ["-m", f"{__name__}.circuits"]) or (
-    os.path.basename(*sys.argv[:1] or [""]).removesuffix(".exe") in COMMANDS
-):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while NumPy loads is no traceback
+PROGRAMS = ("gpt2-np", "gpt2-np-circuits")
+run_as_program = (
+    sys.orig_argv[1:3] in (["-m", __name__], ["-m", f"{__name__}.circuits"])
+    or os.path.basename(*sys.argv[:1] or [""]).removesuffix(".exe") in PROGRAMS
+)
+if run_as_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 
 from .checkpoint import CheckpointError, DownloadError, load
 from .command_line import main

@@ -1,8 +1,8 @@
 """NumPy on the CPU, CuPy on an NVIDIA GPU: the same code runs on both.
 
-`einsum` lowers a contraction of two arrays to one matrix product and remembers lowered. `tiled` and
-`accelerated` make the reference's attention, mask, softmax and GELU fast without changing their
-results. On a GPU, products and elementwise functions are those of cuda/.
+`einsum` lowers a contraction of two arrays to one matrix product and remembers the plan. `tiled`
+and `accelerated` make the reference's attention, mask, softmax and GELU fast without changing
+their results. On a GPU, products and elementwise functions are those of cuda/.
 """
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .cuda import elementwise
 from .cuda.products import allow_tf32, device_product
 
 __all__ = ["DEVICES", "DeviceError", "Error", "about", "accelerated", "allow_tf32", "check_dtype",
-           "check_room", "einsum", "memory_advice", "namespace", "pick", "tiled", "to_device",
-           "to_host"]
+           "check_room", "einsum", "is_cuda_error", "memory_advice", "namespace", "pick", "tiled",
+           "to_device", "to_host", "total_memory"]
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -75,7 +75,7 @@ def _cupy() -> ModuleType:
     n_known = len(_cupy_conflicts)
     try:
         cupy = _import_cupy()
-        with warnings.catch_warnings():  # of what it did not find: a failure says more
+        with warnings.catch_warnings():  # of missing libraries: a failure says more
             warnings.simplefilter("ignore")
             # Importing CuPy succeeds on a machine without a GPU. Then the first allocation fails;
             # without NVRTC it is the first sum, without cuBLAS the first product.
@@ -85,7 +85,7 @@ def _cupy() -> ModuleType:
         found = "; ".join(["device 'cuda' is not available", *_cupy_conflicts])
         raise DeviceError(f"{found}: {_reason(error)}") from error
     for conflict in _cupy_conflicts[n_known:]:
-        warnings.warn(conflict, stacklevel=3)
+        warnings.warn(conflict, stacklevel=4)
     return cupy
 
 
@@ -222,7 +222,8 @@ def to_host(array: Any) -> np.ndarray:
     """Return any library's array as a NumPy array: a NumPy array itself, not a copy."""
     if isinstance(array, np.ndarray):
         return array
-    return array.get() if hasattr(array, "get") else np.asarray(array)
+    on_device = hasattr(array, "__cuda_array_interface__") and hasattr(array, "get")
+    return array.get() if on_device else np.asarray(array)
 
 
 # --- einsum ----------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def plan(specification: str) -> Plan | None:
+def make_plan(specification: str) -> Plan | None:
     """Return the matrix product that a specification of two operands is, or None if it is not one.
 
     "bqd,dm->bqm" is rows bq, summed d, columns m; "bqhe,bkhe->bhqk" is a batch bh of products
@@ -292,9 +293,9 @@ class Lowering(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1 << 14)  # keys of every length up to n_ctx, and more
-def lowering(specification: str, *shapes: tuple[int, ...]) -> Lowering | None:
+def lower(specification: str, *shapes: tuple[int, ...]) -> Lowering | None:
     """Return the plan for operands of these shapes, or None if it is no matrix product."""
-    planned = plan(specification) if len(shapes) == 2 else None
+    planned = make_plan(specification) if len(shapes) == 2 else None
     if planned is None:
         return None
     left, right = (
@@ -324,7 +325,7 @@ def einsum(specification: str, *operands: Any) -> Any:
     key/value cache are never copied. A contraction that is no matrix product (one or three
     operands, a diagonal) goes to the array module's own einsum.
     """
-    lowered = lowering(specification, *[array.shape for array in operands])
+    lowered = lower(specification, *[array.shape for array in operands])
     if lowered is None:
         return namespace(operands[0]).einsum(specification, *operands, optimize=True)
     left, right = operands
@@ -431,7 +432,12 @@ def tiled(attend: Callable) -> Callable:
 
     @functools.wraps(attend)
     def call(q, k, v, positions, tap):
-        if positions.shape[1] == 1 or tap.wants("hook_attn_scores") or tap.wants("hook_pattern"):
+        if tap.wants("hook_attn_scores") or tap.wants("hook_pattern"):
+            if not one_text_a_row(positions):
+                raise Error("a tap cannot have the patterns of several texts packed into a row: "
+                            "run one text at a time")
+            return attend(q, k, v, positions, tap)
+        if positions.shape[1] == 1:
             return attend(q, k, v, positions, tap)
         if positions.size >= TILE_QUERIES:
             keep_freed_memory()
@@ -456,17 +462,21 @@ def attention_tiles(positions: np.ndarray, n_head: int, xp: ModuleType) -> list[
     """
     n_rows, n_queries = positions.shape
     n_keys, block = int(positions.max()) + 1, block_elements(xp)
-    one_text_a_row = (positions[:, -1] - positions[:, 0] == n_queries - 1).all()
+    apart = one_text_a_row(positions)
     n_rows_at_once = block // (n_head * n_queries * n_keys)
-    if one_text_a_row and n_rows_at_once >= n_rows:
+    if apart and n_rows_at_once >= n_rows:
         return [Tile(slice(0, n_rows), slice(0, n_head), slice(0, n_queries), slice(0, n_keys))]
-    if one_text_a_row and n_rows_at_once > 1:
+    if apart and n_rows_at_once > 1:
         rows = [slice(row, row + n_rows_at_once) for row in range(0, n_rows, n_rows_at_once)]
         return [Tile(part, slice(0, n_head), slice(0, n_queries),
                      slice(0, int(positions[part].max()) + 1)) for part in rows]
     n_together = TILE_QUERIES if xp is np else max(TILE_QUERIES, block // (n_head * n_keys))
     return [tile for row in range(n_rows)
             for tile in row_tiles(row, positions[row], n_head, n_together, block)]
+
+
+def one_text_a_row(positions: np.ndarray) -> bool:
+    return bool((positions[:, -1] - positions[:, 0] == positions.shape[1] - 1).all())
 
 
 def row_tiles(row, positions, n_head, n_together, block) -> Iterator[Tile]:

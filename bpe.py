@@ -49,8 +49,8 @@ _END_OF_TEXT = "<|endoftext|>"
 _HEADER = "#version: 0.2"
 
 # SHA-256 of OpenAI's own files.
-_OFFICIAL_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-_OFFICIAL_IDS = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+OFFICIAL_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+OFFICIAL_IDS = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 
 _NO_MERGE = 1 << 62  # the rank of a pair that no merge joins: above every id
 _CACHE_BYTES = 32 << 20  # for the ids of words, and as many for the ids of segments
@@ -156,7 +156,7 @@ class Tokenizer:
         damaged or the two do not match, OSError if one cannot be read.
         """
         merges_path = os.fspath(merges_path)
-        text, official = _read(merges_path, _OFFICIAL_MERGES)
+        text, official = _read(merges_path, OFFICIAL_MERGES)
         lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         header = lines[0].startswith("#version")
         if header:
@@ -166,7 +166,7 @@ class Tokenizer:
         special: Sequence[str] = (_END_OF_TEXT,)
         if vocab_path is not None:
             vocab_path = os.fspath(vocab_path)
-            text, official_ids = _read(vocab_path, _OFFICIAL_IDS)
+            text, official_ids = _read(vocab_path, OFFICIAL_IDS)
             if not (official and official_ids):
                 ids = _parse_ids(text, vocab_path)
                 special = _special_tokens(ids, vocab_path, lines, merges_path)

@@ -40,7 +40,7 @@ def add_model_options(add: Callable[..., Any]) -> None:
     """Add the options that `text_model` reads, by the `add_argument` of a parser."""
     add("-m", "--model", default="124M", metavar="NAME",
         help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add("--device", default="auto", choices=backend.DEVICES, help="default auto")
     add("--tf32", action="store_true",
         help="on a GPU, float32 products of less precision on tensor cores")
     add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
@@ -78,7 +78,8 @@ def run_command(
     try:
         if sys.stdout is None:
             raise Error("standard output is closed: there is nowhere to print to")
-        with np.errstate(all="ignore"):  # NaN results are reported as errors, not as warnings
+        with np.errstate(all="ignore"), warnings.catch_warnings():  # NaN results become errors
+            warnings.showwarning = lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
             job(args, parser)
         print(end="", flush=True)
         return 0
@@ -166,7 +167,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--info", action="store_true", help="sizes, bytes and operations of a model")
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
-    add("--dtype", default="float32", choices=("float32", "float64", "float16"),
+    add("--dtype", default="float32", choices=checkpoint.DTYPES,
         help="default float32; float16 on a GPU only")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")

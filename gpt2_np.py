@@ -16,10 +16,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 
 import numpy as np
@@ -261,12 +261,14 @@ def token_batch(tokens: Any, config: Config) -> np.ndarray:
 
 def check_shapes(params, shapes):
     found = {}
-    map_leaves(lambda path, array: found.update({path: getattr(array, "shape", None)}), params)
+    map_leaves(lambda path, array: found.update(
+        {path: getattr(array, "shape", type(array).__name__)}), params)
 
     def check(path, shape):
         if found.get(path) != shape:
             name = "".join(f"[{key!r}]" for key in path)
-            raise Error(f"params{name} is {found.get(path)}: these sizes need an array {shape}")
+            raise Error(f"params{name} is {found.get(path, 'missing')}: "
+                        f"these sizes need an array of shape {shape}")
 
     map_leaves(check, shapes)
     if len(params["blocks"]) > len(shapes["blocks"]):
@@ -277,7 +279,7 @@ def map_leaves(function, tree, path=()):
     """Return `tree` with function(path, leaf) for every leaf. A path is ("ln_f", "g")."""
     if isinstance(tree, Mapping):
         return {key: map_leaves(function, part, (*path, key)) for key, part in tree.items()}
-    if isinstance(tree, list):
+    if isinstance(tree, list) or (isinstance(tree, tuple) and not all(map(is_number, tree))):
         return [map_leaves(function, part, (*path, i)) for i, part in enumerate(tree)]
     return function(path, tree)
 
@@ -308,7 +310,7 @@ class KVCache(Cache):
         self.shape = (batch, config.n_head, capacity, config.n_embd // config.n_head)
         self.lengths = np.zeros(batch, int)
         self.layers = [[] for _ in range(config.n_layer)]  # keys, values: [b, h, capacity, e]
-        self._end, self._places = 0, []  # of the reserved positions: their end, rows and slices
+        self._end, self._slots = 0, []  # of the reserved positions: their end, rows and slices
 
     def reserve(self, shape: tuple[int, int]) -> np.ndarray:
         batch, capacity = self.shape[0], self.shape[2]
@@ -320,9 +322,9 @@ class KVCache(Cache):
             raise Error(f"{self._end} positions do not fit into a cache of {capacity}: make it "
                         "with a larger capacity")
         if most == self.lengths.min():
-            self._places = [(slice(0, batch), slice(most, self._end))]
+            self._slots = [(slice(0, batch), slice(most, self._end))]
         else:
-            self._places = [(row, slice(n, n + shape[1]))
+            self._slots = [(row, slice(n, n + shape[1]))
                             for row, n in enumerate(self.lengths.tolist())]
         return self.lengths[:, None] + np.arange(shape[1])
 
@@ -336,8 +338,8 @@ class KVCache(Cache):
         buffers = self.buffers(layer, keys)
         for stored, new in zip(buffers, (keys, values), strict=True):
             new = new.swapaxes(1, 2)  # a head's positions lie side by side: faster to read
-            for row, place in self._places:
-                stored[row, :, place] = new[row]
+            for row, slots in self._slots:
+                stored[row, :, slots] = new[row]
         return tuple(stored[:, :, : self._end].swapaxes(1, 2) for stored in buffers)
 
     def advance(self, n_new: int) -> None:
@@ -371,7 +373,7 @@ class Tap:
 
     def __init__(self, function: TapFunction | SelectiveTap | None = None, prefix: str = ""):
         self.function, self.prefix = function, prefix
-        self._wants = getattr(function, "wants", all_but_results)
+        self._wants = getattr(function, "wants", None) or all_but_results
 
     def under(self, prefix):
         return self if self.function is None else Tap(self.function, self.prefix + prefix)
@@ -437,12 +439,16 @@ def sample(
     Temperature 0 takes the most probable token, the lowest id among equals. `seed` is anything
     that numpy.random.default_rng accepts.
     """
-    if not hasattr(logits, "__cuda_array_interface__"):  # a list, or another library's array
-        logits = np.asarray(logits)
-        logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
+    if not (hasattr(logits, "__cuda_array_interface__") and hasattr(logits, "get")):  # not CuPy's
+        try:
+            logits = np.asarray(logits)
+            logits = logits.astype(np.promote_types(logits.dtype, np.float32), copy=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise Error(f"logits cannot become a NumPy array: {error}") from None
     if logits.ndim != 1 or not logits.size:
         raise Error(f"logits have shape {logits.shape}: give those of one position, [n_vocab]")
-    if len(previous) and not 0 <= min(previous) <= max(previous) < logits.size:
+    used = previous if repetition_penalty is not None else ()
+    if len(used) and not 0 <= min(used) <= max(used) < logits.size:
         raise Error(f"previous has tokens outside the vocabulary of {logits.size}")
     options = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     return choose(logits, options, previous, generator(seed))
@@ -501,12 +507,13 @@ def probabilities(logits: np.ndarray, options: Sampling) -> np.ndarray:
 
 
 def generate(
-    model: Model, tokens: Sequence[int], n_tokens: int, stop: Sequence[int] = (),
+    model: Model, tokens: Sequence[int], n_tokens: int, *, stop: Sequence[int] = (),
     seed: Any = None, tap: TapFunction | None = None, **options: Any,
 ) -> Iterator[int]:  # fmt: skip
     """Yield up to `n_tokens` token ids that continue `tokens`, ending before an id in `stop`.
 
-    The options are those of `Sampling`. inference/generation.py yields the same tokens faster.
+    The options are those of `Sampling`; they are checked when the first token is asked for.
+    inference/generation.py yields the same tokens faster.
     """
     config, options, rng = model.config, Sampling(**options), generator(seed)
     text = token_batch([tokens], config)[0].tolist()
@@ -522,18 +529,20 @@ def generate(
             return
 
 
-def score(model: Model, tokens: Sequence[int], tap: TapFunction | None = None) -> np.ndarray:
+def score(model: Model, tokens: Sequence[int], *, tap: TapFunction | None = None) -> np.ndarray:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     At most n_ctx + 1 tokens. inference/scoring.py scores longer texts, and many at once.
     """
-    tokens = token_batch([tokens], model.config)[0]
+    tokens = token_batch([tokens], replace(model.config, n_vocab=model.n_vocab))[0]
     if len(tokens) == 1:
         return np.empty(0, np.float32)
     logits = to_host(forward(model.params, model.config, tokens[:-1], tap=tap))[:, : model.n_vocab]
     logits = logits - logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(logits)), tokens[1:]]
-    return (chosen - np.log(np.exp(logits).sum(axis=-1))).astype(np.float32)
+    log_p = chosen - np.log(np.exp(logits).sum(axis=-1))
+    check_finite(log_p.sum())
+    return log_p.astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -496,7 +496,7 @@ def commit() -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
 
     changed = [line for line in git("status", "--porcelain").splitlines()
-               if line[3:].endswith(".py") and not line[3:].startswith("benchmarks/")]
+               if line[3:].endswith((".py", ".cu")) and not line[3:].startswith("benchmarks/")]
     return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
 
 

@@ -7,11 +7,11 @@ from .cache import cache_folder
 from .downloading import download, sources_of
 from .files import CheckpointError
 from .layouts import Checkpoint, open_checkpoint, open_tokenizer
-from .loading import load, locate
+from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
 from .tensors import Tensor
 from .transfer import DownloadError
 
-__all__ = ["SHAKESPEARE", "Checkpoint", "CheckpointError", "DownloadError", "Tensor",
+__all__ = ["DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError", "DownloadError", "Tensor",
            "cache_folder", "download", "load", "locate", "open_checkpoint", "open_tokenizer",
            "sources_of"]

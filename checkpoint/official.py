@@ -20,7 +20,7 @@ HUB_URL = "https://huggingface.co"
 
 Pins = dict[str, tuple[int | None, str | None]]  # bytes and SHA-256 by file
 
-MERGES, VOCAB = (456318, bpe._OFFICIAL_MERGES), (1042301, bpe._OFFICIAL_IDS)
+MERGES, VOCAB = (456318, bpe.OFFICIAL_MERGES), (1042301, bpe.OFFICIAL_IDS)
 OPENAI_TOKENIZER: Pins = {TENSORFLOW.merges: MERGES, TENSORFLOW.vocab: VOCAB}
 HUB_TOKENIZER: Pins = {HUGGING_FACE.merges: MERGES, HUGGING_FACE.vocab: VOCAB}
 

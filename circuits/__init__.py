@@ -26,7 +26,7 @@ batch axis.
     bootstrapping          bootstrap
     calibration            measure
     tasks                  repeated_tokens, indirect_object, name_repetition
-    pictures               plot_map, plot_attention, plot_lens, plot_bars (with matplotlib)
+    pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars
 
 `python -m gpt2_np.circuits --help` shows the commands.
 
@@ -43,13 +43,20 @@ from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
 from .edges import edge_attribution, edge_names, find_edges, patch_edges
-from .edits import ablated, knock_out, patch, zero
+from .edits import Edit, ablated, knock_out, patch, zero
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
 from .inputs import Prompts, labels_of, prompts, token_id
 from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
 from .low_rank import LowRank
-from .metrics import log_probability, logit_difference, repeat_loss
+from .metrics import (
+    Differentiable,
+    Metric,
+    ReadsStream,
+    log_probability,
+    logit_difference,
+    repeat_loss,
+)
 from .names import activation_name, activation_names, head_names, node_names, parse_node
 from .paths import path_patching
 from .search import Circuit, find
@@ -58,8 +65,9 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Estimate", "Lens", "LowRank", "Measures", "Parts",
-    "Prompts", "Run", "Sweep", "Task", "ablated", "ablation", "activation_name",
+    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Lens", "LowRank",
+    "Measures", "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
+    "ablation", "activation_name",
     "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
     "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
     "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",

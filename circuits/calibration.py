@@ -22,7 +22,7 @@ from .bootstrapping import Estimate, bootstrap
 from .inputs import check_count, checked_ids, end_of_text, tokenizer_of
 from .metrics import log_sum_exp
 
-POSITIONS_AT_ONCE = 128  # logits of 1,024 positions in float64 would be 400 MB
+LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +138,8 @@ def sums_over_texts(model, texts, bins):
         for window, stop in zip(row, np.cumsum(lengths).tolist(), strict=True):
             targets = texts[window.text][window.first_scored + 1 : window.end + 1]
             scored = x[:, stop - len(targets) : stop]
-            for start in range(0, len(targets), POSITIONS_AT_ONCE):
-                block = slice(start, start + POSITIONS_AT_ONCE)
+            for start in range(0, len(targets), LOGITS_AT_ONCE):
+                block = slice(start, start + LOGITS_AT_ONCE)
                 logits = to_host(unembed(scored[:, block], params))[0, :, :n]
                 sums[window.text].add(logits.astype(float), targets[block])
     return sums

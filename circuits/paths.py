@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend import namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp_layer
+from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp
 from .activations import run
 from .head_weights import attention_weights
 from .inputs import check_same_length, position_slice, prompts, shared_positions
@@ -101,11 +101,16 @@ def direct_streams(stored, sent, sender, ends, first, through_mlps):
         if layer in ends and layer > sender:
             streams[layer] = np.tile(stored.stream(2 * layer)[:, first:], copies) + sent
         if through_mlps and layer < max(ends):
-            mid, post = (stored.stream(2 * layer + n)[:, first:] for n in (1, 2))
-            moved = xp.asarray(np.tile(mid, copies) + sent)
-            moved = to_host(mlp_layer(moved, model.params["blocks"][layer], NO_TAP))
-            sent = moved - np.tile(post, copies)
+            mid, block = stored.stream(2 * layer + 1)[:, first:], model.params["blocks"][layer]
+            moved, still = (to_host(mlp_out(xp.asarray(x), block))
+                            for x in (np.tile(mid, copies) + sent, mid))
+            sent = sent + moved - np.tile(still, copies)
     return streams
+
+
+def mlp_out(x, block):
+    """Return the output of a block's MLP alone. A sum with the larger stream would round it."""
+    return mlp(layer_norm(x, **block["ln_2"], tap=NO_TAP), **block["mlp"], tap=NO_TAP)
 
 
 def received_metric(stored, streams, receivers, first):

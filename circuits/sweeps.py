@@ -308,8 +308,8 @@ class BaseRun:
     def change(self, source, what, n_shared, layer, head=None, position=None):
         """Return the change of the stream [b, q, d] by a patch, from stored activations alone."""
         name = activation_name(what, layer)
-        old = self.run[name]
-        new = np.zeros_like(old) if source is None else source[name]
+        old = widened(self.run[name])
+        new = np.zeros_like(old) if source is None else widened(source[name])
         if head is not None:
             axis = 1 if what == "pattern" else 2  # [b, h, q, k], the others [b, q, h, e]
             old, new = old.take(head, axis), new.take(head, axis)
@@ -324,7 +324,7 @@ class BaseRun:
         """Return the change of a head's z [b, q, e] if its q, k, v, z or pattern becomes `new`."""
         if what == "z":
             return new - old
-        stored = {kind: self.run[activation_name(kind, layer)]
+        stored = {kind: widened(self.run[activation_name(kind, layer)])
                   for kind in needed_kinds(what) if kind != "pattern"}
         if what == "pattern":
             return (new - old) @ stored["v"][:, :, head]
@@ -332,6 +332,11 @@ class BaseRun:
         positions = np.broadcast_to(np.arange(self.length), q.shape[:2])
         z = attend(*(x[:, :, None] for x in (q, k, v)), positions, NO_TAP)[:, :, 0]
         return z - stored["z"][:, :, head]
+
+
+def widened(x):
+    """Return float16 as float32, since differences of rounded numbers say little."""
+    return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
 
 
 class EarlierPositions(Cache):

@@ -5,9 +5,9 @@ layer is five kernels, written for one token of each of a few rows. The whole st
 the token included, is one CUDA graph, and the host only says "again". So everything that changes
 from step to step (tokens, lengths, the addresses of the cache) is kept in the device's memory.
 
-`Decoder` belongs to a model, `Step` is the graph for a number of rows, and `CapturedGeneration`
-runs one generation on it. The kernels are in decode_step.cu. The reference's forward pass is what
-tests compare them with. None of the sizes has been tuned on a device yet.
+`CapturedSteps` belongs to a model, `Step` is the graph for a number of rows, and
+`CapturedGeneration` runs one generation on it. The kernels are in decode_step.cu.
+Tests compare them with the reference's forward pass. None of the sizes has been tuned on a device yet.
 """
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def splits(n_in: int, n_out: int, pack: int, multiprocessors: int) -> tuple[int,
 class Step:
     """The captured step of one model for a number of rows, with its buffers.
 
-    It serves one generation at a time: `Decoder` lends it out. `arrays` are those of `params` and
-    are kept alive with it, because the graph knows only their addresses.
+    It serves one generation at a time: `CapturedSteps` lends it out. `arrays` are those of
+    `params` and are kept alive with it, because the graph knows only their addresses.
     """
 
     def __init__(self, params: Any, config: Any, arrays: Sequence[Any], n_rows: int, xp: Any):
@@ -185,7 +185,7 @@ def pinned(xp: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-class Decoder:
+class CapturedSteps:
     """The captured steps of one model, made when first needed and lent to one generation each.
 
     `arrays` is the flat list of the arrays in `params`.

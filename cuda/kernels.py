@@ -9,13 +9,13 @@ from typing import Any
 
 @functools.cache
 def constants(source: str) -> dict[str, int]:
-    """Return what a .cu file defines in lines such as `constexpr int BLOCK = 256;`."""
+    """Return the constants of a .cu file, from lines such as `constexpr int BLOCK = 256;`."""
     found = re.findall(r"^constexpr int (\w+) = (\d+);", read(source), re.MULTILINE)
     return {name: int(value) for name, value in found}
 
 
 def compile_kernels(source: str, options: tuple[str, ...], xp: ModuleType) -> dict[str, Any]:
-    """Return the kernels of a .cu file by name. Raises whatever NVRTC or the driver raises."""
+    """Return the kernels of a .cu file by name. Raises the errors of NVRTC and of the driver."""
     text = read(source)
     names = re.findall(r"__global__ void (?:__launch_bounds__\(\w+\) )?(\w+)\(", text)
     module = xp.RawModule(code=text, options=("-std=c++17", *options))
@@ -23,8 +23,7 @@ def compile_kernels(source: str, options: tuple[str, ...], xp: ModuleType) -> di
 
 
 def read(source: str) -> str:
-    with open(source, encoding="utf-8") as file:
-        return file.read()
+    return __loader__.get_data(source).decode()  # from a zip file too
 
 
 def reason(error: Exception) -> str:

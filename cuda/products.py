@@ -26,7 +26,7 @@ def allow_tf32(allowed: bool = True) -> None:
     _tf32.set(allowed)
 
 
-class Layout(NamedTuple):
+class MatrixLayout(NamedTuple):
     """A stack of matrices in memory, in cuBLAS's terms. Steps count numbers, not bytes."""
 
     operation: int  # CUBLAS_N if rows lie one after another, CUBLAS_T if columns do
@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     stride: int  # from one matrix to the next
 
 
-def layout(array: Any) -> Layout | None:
+def layout(array: Any) -> MatrixLayout | None:
     """Return the layout of [..., row, column], or None if cuBLAS cannot read it where it lies."""
     strides = [n // array.dtype.itemsize for n in array.strides]
     n_rows, n_columns = array.shape[-2:]
@@ -53,7 +53,7 @@ def layout(array: Any) -> Layout | None:
     for (_, outer), (n, inner) in itertools.pairwise(stacked):
         if outer != n * inner:
             return None
-    return Layout(operation, step, stacked[-1][1] if stacked else 0)
+    return MatrixLayout(operation, step, stacked[-1][1] if stacked else 0)
 
 
 def device_product(left: Any, right: Any, xp: ModuleType) -> Any:

@@ -27,7 +27,7 @@ from .text_stream import StopWatcher
 
 
 class GrowingText:
-    """A prompt and the tokens that continue it, until `ended_by` says why no more will.
+    """A prompt and the tokens that continue it, until `ended_by` gives the reason for its end.
 
     "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token.
     """
@@ -95,7 +95,8 @@ def rows_left(before: Sequence[GrowingText], now: Sequence[GrowingText]) -> list
     """Return the rows of `before` that are in `now`, or None if all are."""
     if len(now) == len(before):
         return None
-    return [row for row, text in enumerate(before) if text in now]
+    left = set(map(id, now))
+    return [row for row, text in enumerate(before) if id(text) in left]
 
 
 class PlainDecoder:
@@ -173,7 +174,7 @@ def captured_decoder(
     map_leaves(lambda _, array: arrays.append(array), model.params)
     decoder = vars(model).get("_decoder")
     if decoder is None or not decoder.is_for(arrays):
-        decoder = decode_step.Decoder(model.params, model.config, arrays, xp)
+        decoder = decode_step.CapturedSteps(model.params, model.config, arrays, xp)
         vars(model)["_decoder"] = decoder
     last = np.array([text.tokens[-1] for text in texts])
     generators = [text.rng for text in texts]

@@ -1,6 +1,6 @@
 """Generation: the reference's `generate` made faster, for several prompts at once, and as text.
 
-Every row of a batch gets the tokens that its prompt gets alone. What all prompts begin with is
+Every row of a batch gets the tokens that its prompt gets alone. A prefix that all prompts share is
 computed once. The decoder that makes the tokens is picked to suit the device and the options.
 """
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .decoders import (
 from .packing import Packed
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
 
-# Run the prefix that all prompts share once if that saves at least this many tokens.
+# Run the prefix that all prompts share once if that saves more than this many tokens.
 LEAST_SHARED = 32
 
 

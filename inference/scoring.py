@@ -103,7 +103,7 @@ def text_windows(texts: Sequence[Sequence[int]], n_ctx: int, stride: int) -> lis
 
 
 def pack_windows(windows: Sequence[Window], n_ctx: int) -> list[list[Window]]:
-    """Pack windows into rows of up to n_ctx tokens: the longest first, each where it first fits."""
+    """Pack windows into rows of up to n_ctx tokens, the longest first, wherever there is room."""
     rows, room = [], []
     for window in sorted(windows, key=lambda w: w.start - w.end):
         length = window.end - window.start

@@ -16,7 +16,7 @@ class TextDecoder(Protocol):
         """Return the characters that this token completes."""
 
     def flush(self) -> str:
-        """Return what the last bytes stand for, though they are no whole character."""
+        """Return U+FFFD if the last bytes are no whole character, else nothing."""
 
 
 def stop_list(stop: Any) -> list[str | int]:

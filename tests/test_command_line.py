@@ -700,17 +700,33 @@ sys.meta_path.insert(0, Slow)
 """
 
 
+PROGRAMS = {
+    "file": [ROOT / "gpt2_np.py"], "circuits": ["-m", "gpt2_np.circuits"],
+    "installed": ["-m", "gpt2_np"], "installed command": ["bin/gpt2-np"],
+}  # fmt: skip
+
+
 @posix
-@pytest.mark.parametrize("command", [[ROOT / "gpt2_np.py"], ["-m", "gpt2_np"]])
-def test_ctrl_c_while_numpy_loads_ends_it_quietly(tmp_path, command):
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "in the background"])
+def test_ctrl_c_while_numpy_loads_ends_it_quietly(tmp_path, installed, program, ignored):
+    """A shell starts a job in the background with SIGINT ignored, and that stays so."""
     (tmp_path / "sitecustomize.py").write_text(SLOW_NUMPY)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    with subprocess.Popen([sys.executable, *command, "--help"], env=environment,
+    where = installed if program.startswith("installed") else ROOT
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{where}"}
+    handler = signal.SIG_IGN if ignored else signal.SIG_DFL
+    command = [installed / part if part == "bin/gpt2-np" else part for part in PROGRAMS[program]]
+    with subprocess.Popen([sys.executable, *command, "--help"], env=environment, cwd=tmp_path,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"numpy\n"
         process.send_signal(signal.SIGINT)
+        if ignored:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
+            process.kill()
         assert process.communicate(timeout=60) == (b"", b"")
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -(signal.SIGKILL if ignored else signal.SIGINT)
 
 
 @posix

@@ -391,8 +391,17 @@ def test_parameters_that_do_not_match_the_sizes_are_rejected():
             gpt2_np.Model(replace(TINY, **changes), params)
     del params["blocks"][1]["mlp"]["c_fc"]["b"]
     path = r"params\['blocks'\]\[1\]\['mlp'\]\['c_fc'\]\['b'\]"
-    with pytest.raises(gpt2_np.Error, match=path + r" is None: .* \(80,\)"):
+    with pytest.raises(gpt2_np.Error, match=path + r" is missing: .* \(80,\)"):
         gpt2_np.Model(TINY, params)
+
+
+def test_blocks_may_be_a_tuple_and_what_is_missing_is_named():
+    params = random_params(TINY)
+    model = gpt2_np.Model(TINY, {**params, "blocks": tuple(params["blocks"])})
+    assert_same(forward(model.params, TINY, TOKENS), forward(params, TINY, TOKENS))
+    for wrong, found in ({"ln_f": {"g": params["ln_f"]["g"]}}, "missing"), ({"wte": 3}, "int"):
+        with pytest.raises(gpt2_np.Error, match=f"is {found}: these sizes need"):
+            gpt2_np.Model(TINY, {**params, **wrong})
 
 
 def test_models_compare_by_identity():

@@ -192,3 +192,20 @@ def test_logits_may_be_a_list_and_must_be_of_one_position():
     for shape in ((0,), (2, 5), ()):
         with pytest.raises(gpt2_np.Error, match="give those of one position"):
             sample(np.ones(shape, np.float32))
+
+
+def test_logits_of_another_device_are_an_error():
+    class Tensor:  # as torch.Tensor on a GPU
+        __cuda_array_interface__ = None
+
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    with pytest.raises(gpt2_np.Error, match="cannot become a NumPy array: can't convert"):
+        sample(Tensor(), 1.0)
+
+
+def test_previous_tokens_outside_the_vocabulary_are_an_error_if_they_are_used():
+    with pytest.raises(gpt2_np.Error, match="outside the vocabulary of 200"):
+        sample(LOGITS, repetition_penalty=1.2, previous=[200])
+    assert sample(LOGITS, previous=[200]) == LOGITS.argmax()

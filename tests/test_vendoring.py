@@ -30,6 +30,9 @@ results = dict(
     drawn=list(gpt2_np.generate(model, tokens, 9, **options)),
     score=gpt2_np.score(model, tokens * 3),
 )
+if hasattr(gpt2_np, "generate_batch"):  # more than the reference alone
+    results["batch"] = gpt2_np.generate_batch(model, [tokens, tokens[:2]], 9, **options)
+    results["windows"] = gpt2_np.score(model, tokens * 6)
 pickle.dump((results, sorted(sys.modules)), sys.stdout.buffer)
 """
 
@@ -75,6 +78,9 @@ def assert_same(results, expected):
         np.testing.assert_allclose(results[name], expected[name], rtol=1e-5, atol=1e-5)
     for name in "greedy", "drawn":
         assert results[name] == expected[name]
+    if "batch" in results:
+        assert results["batch"] == expected["batch"]
+        np.testing.assert_allclose(results["windows"], expected["windows"], rtol=1e-5, atol=1e-5)
 
 
 def copy_reference(folder, package=False):
@@ -259,6 +265,8 @@ def test_the_package_works_in_a_zip_file_and_asks_for_weights_outside_it(tmp_pat
 import sys; sys.path.insert(0, {archive!r})
 import gpt2_np
 assert gpt2_np.backend and gpt2_np.inference.drafts
+from gpt2_np.cuda import elementwise, kernels
+assert kernels.constants(elementwise.SOURCE)["BLOCK"]
 try:
     gpt2_np.load("shakespeare")
 except gpt2_np.CheckpointError as error:

@@ -44,7 +44,7 @@ def step_of(model, n_rows, xp):
 
 
 def decoder_of(model, xp):
-    return decode_step.Decoder(model.params, model.config, flat(model.params), xp)
+    return decode_step.CapturedSteps(model.params, model.config, flat(model.params), xp)
 
 
 # --- the host's work -------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Texts packed into one row do not attend to each other."""
 import numpy as np
+import pytest
 from random_model import TINY, random_model
 
-from gpt2_np import KVCache, forward
+from gpt2_np import Error, KVCache, forward
 from gpt2_np.inference.packing import Packed
 
 MODEL = random_model()
@@ -23,3 +24,9 @@ def test_a_packed_pass_fills_a_cache_that_each_text_continues():
     logits = forward(MODEL.params, TINY, [[7]] * len(TEXTS), cache)[:, 0]
     alone = [forward(MODEL.params, TINY, [*text, 7])[-1] for text in TEXTS]
     np.testing.assert_allclose(logits, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_patterns_of_packed_texts_are_an_error():
+    packed = Packed([len(text) for text in TEXTS])
+    with pytest.raises(Error, match="run one text at a time"):
+        forward(MODEL.params, TINY, ROW, packed, tap=lambda name, array: None)

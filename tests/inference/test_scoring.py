@@ -43,6 +43,17 @@ def test_scores_equal_those_of_the_reference(n_tokens):
         np.testing.assert_allclose(scores, score(model, text[:n_tokens]), rtol=1e-5, atol=1e-6)
 
 
+def test_the_reference_has_no_score_of_padding_nor_of_damaged_weights():
+    class Tokenizer:
+        n_vocab = TINY.n_vocab - 11
+
+    with pytest.raises(gpt2_np.Error, match="outside the vocabulary of 50"):
+        reference.score(gpt2_np.Model(TINY, MODEL.params, Tokenizer), [0, 50])
+    params = {**MODEL.params, "wpe": np.full_like(MODEL.params["wpe"], np.nan)}
+    with pytest.raises(gpt2_np.Error, match="not all finite"):
+        reference.score(gpt2_np.Model(TINY, params), TEXT[:5])
+
+
 def test_a_tap_changes_the_scores():
     def tap(name, array):
         return array * 2 if name == "blocks.0.hook_mlp_out" else None
