@@ -7,7 +7,8 @@ from step to step (tokens, lengths, the addresses of the cache) is kept in the d
 
 `CapturedSteps` belongs to a model, `Step` is the graph for a number of rows, and
 `CapturedGeneration` runs one generation on it. The kernels are in decode_step.cu.
-Tests compare them with the reference's forward pass. None of the sizes has been tuned on a device yet.
+Tests compare them with the reference's forward pass. None of the sizes has been
+tuned on a device yet.
 """
 from __future__ import annotations
 
