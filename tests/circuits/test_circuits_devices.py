@@ -16,10 +16,7 @@ Z, SCORES = "blocks.1.attn.hook_z", "blocks.0.attn.hook_attn_scores"
 
 @pytest.fixture(params=["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
-    if request.param == "cuda":
-        xp = backend.pick("cuda")
-    else:
-        xp = strict_arrays
+    xp = backend.pick("cuda") if request.param == "cuda" else strict_arrays
     return Model(TINY, map_params(xp.asarray, HOST.params))
 
 
