@@ -21,15 +21,14 @@ from typing import Any, Protocol
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
+if __name__ == "gpt2_np":  # in a clone, `import gpt2_np` finds this file before the package
+    root = os.path.dirname(os.path.abspath(__file__))
+    if os.path.exists(os.path.join(root, "cuda", "decode_step.cu")):
+        spec = importlib.util.spec_from_file_location(__name__, os.path.join(root, "__init__.py"))
+        sys.modules[__name__] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[__name__])
 
 import numpy as np
-
-ROOT = os.path.dirname(os.path.abspath(__file__))
-if __name__ == "gpt2_np" and os.path.exists(os.path.join(ROOT, "cuda", "decode_step.cu")):
-    # In a clone, `import gpt2_np` finds this file before the package. Load the package instead.
-    spec = importlib.util.spec_from_file_location(__name__, os.path.join(ROOT, "__init__.py"))
-    sys.modules[__name__] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[__name__])
 
 try:
     from .backend import Error, accelerated, einsum, namespace, tiled, to_host
@@ -279,7 +278,9 @@ def map_leaves(function, tree, path=()):
     """Return `tree` with function(path, leaf) for every leaf. A path is ("ln_f", "g")."""
     if isinstance(tree, Mapping):
         return {key: map_leaves(function, part, (*path, key)) for key, part in tree.items()}
-    if isinstance(tree, list) or (isinstance(tree, tuple) and not all(map(is_number, tree))):
+    if isinstance(tree, tuple) and tree and isinstance(tree[0], Mapping):
+        tree = list(tree)
+    if isinstance(tree, list):
         return [map_leaves(function, part, (*path, i)) for i, part in enumerate(tree)]
     return function(path, tree)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 
 from .. import bpe
-from ..gpt2_np import ROOT
 from .bundle import DATA, INDEX
 from .layouts import CONFIG, HPARAMS, HUGGING_FACE, TENSORFLOW
 from .safetensors import SAFETENSORS
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHAKESPEARE = os.path.join(ROOT, "models", "shakespeare")
 
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
