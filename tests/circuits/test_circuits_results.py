@@ -71,7 +71,7 @@ def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
 
 def test_nothing_is_folded_unless_it_is_asked_for():
     defaults = {name: inspect.signature(getattr(circuits, name)).parameters.get("folded")
-                for name in circuits.__all__ if callable(getattr(circuits, name))}
+                for name in circuits.__all__ if inspect.isfunction(getattr(circuits, name))}
     folding = {name for name, default in defaults.items() if default}
     assert {"ov", "copying_scores", "singular_tokens", "neuron_tokens"} < folding
     assert all(defaults[name].default is False for name in folding)
