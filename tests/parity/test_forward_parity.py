@@ -8,6 +8,7 @@ from transformers.generation import logits_process
 
 import gpt2_np
 from gpt2_np import SIZES, forward
+from gpt2_np.gpt2_np import probabilities
 
 pytestmark = pytest.mark.parity
 ALL_SIZES = [
@@ -176,7 +177,7 @@ def test_distributions_equal_transformers_processors(options):
     for _ in range(20):
         logits = (rng.standard_normal(500) * 3).astype(np.float32)
         expected = processors(None, torch.tensor(logits, dtype=torch.float64)[None]).softmax(-1)[0]
-        ours = gpt2_np.probabilities(logits, gpt2_np.Sampling(**{"temperature": 1.0, **options}))
+        ours = probabilities(logits, gpt2_np.Sampling(**{"temperature": 1.0, **options}))
         np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-6, atol=1e-12)
 
 
