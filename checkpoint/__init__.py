@@ -5,13 +5,14 @@ memory. So reading is memory-mapping: `load` checks the position of each tensor 
 """
 from .cache import cache_folder
 from .downloading import download, sources_of
-from .files import CheckpointError
-from .layouts import Checkpoint, open_checkpoint, open_tokenizer
+from .files import CheckpointError, CheckpointWarning
+from .layouts import Checkpoint, open_checkpoint
 from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
 from .tensors import Tensor
 from .transfer import DownloadError
+from .vocabulary import open_tokenizer
 
-__all__ = ["DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError", "DownloadError", "Tensor",
-           "cache_folder", "download", "load", "locate", "open_checkpoint", "open_tokenizer",
-           "sources_of"]
+__all__ = ["DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError", "CheckpointWarning",
+           "DownloadError", "Tensor", "cache_folder", "download", "load", "locate",
+           "open_checkpoint", "open_tokenizer", "sources_of"]

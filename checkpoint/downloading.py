@@ -16,12 +16,10 @@ from .files import CheckpointError, reason
 from .layouts import (
     HUGGING_FACE,
     TENSORFLOW,
-    TOKENIZER_JSON,
     Checkpoint,
     Layout,
     match_tensors,
     open_checkpoint,
-    open_tokenizer,
     read_config,
     read_hparams,
 )
@@ -37,6 +35,7 @@ from .transfer import (
     fetch,
     offline,
 )
+from .vocabulary import TOKENIZER_JSON, open_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

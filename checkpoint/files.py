@@ -26,6 +26,10 @@ class CheckpointError(Error):
     """A file is damaged, hostile, or not a GPT-2's. The message names the file."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was loaded without a part of it. The message says which part, and why."""
+
+
 class Malformed(ValueError):
     """A parser found a fault. The caller knows in which file."""
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import bpe
 from ..bpe import shown
 from ..gpt2_np import Config, map_leaves, parameter_shapes
 from .bundle import INDEX, read_bundle
@@ -53,7 +52,6 @@ def hugging_face_name(path: tuple) -> str:
 HPARAMS, CONFIG = "hparams.json", "config.json"
 TENSORFLOW = Layout(HPARAMS, "vocab.bpe", "encoder.json", tensorflow_name)
 HUGGING_FACE = Layout(CONFIG, "merges.txt", "vocab.json", hugging_face_name)
-TOKENIZER_JSON = "tokenizer.json"  # merges and vocab in one: transformers 5 writes no other
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -80,29 +78,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
         f"{folder} holds neither {HPARAMS} (OpenAI's layout) nor {CONFIG} (Hugging Face's): give "
         "the folder of a checkpoint, which holds one of them"
     )
-
-
-def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
-    """Return the tokenizer beside the weights, or None if there is none."""
-    merges = checkpoint.folder / checkpoint.layout.merges
-    vocab = checkpoint.folder / checkpoint.layout.vocab
-    both = checkpoint.folder / TOKENIZER_JSON
-    try:
-        if exists(merges):
-            tokenizer = bpe.Tokenizer.from_files(merges, vocab if exists(vocab) else None)
-        elif checkpoint.layout is HUGGING_FACE and exists(both):
-            merges = both
-            tokenizer = bpe.Tokenizer.from_json(both)
-        else:
-            return None
-    except (bpe.TokenizerError, OSError) as error:
-        raise CheckpointError(f"{merges} is not a tokenizer of GPT-2: {error}") from error
-    if tokenizer.n_vocab > checkpoint.config.n_vocab:
-        raise CheckpointError(
-            f"{merges} has {tokenizer.n_vocab} tokens, expected at most the "
-            f"{checkpoint.config.n_vocab} of {checkpoint.layout.config}"
-        )
-    return tokenizer
 
 
 # --- tensors for parameters ------------------------------------------------------------

@@ -13,9 +13,10 @@ from ..gpt2_np import SIZES, Model, map_leaves
 from .cache import is_verified
 from .downloading import download, is_url, sources_of
 from .files import CheckpointError, exists
-from .layouts import open_checkpoint, open_tokenizer
+from .layouts import open_checkpoint
 from .official import SHAKESPEARE
 from .tensors import MappedFiles, as_array
+from .vocabulary import open_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
