@@ -170,7 +170,7 @@ class Tokenizer:
 
     Three attributes come from Hugging Face's files: `added_tokens`, special ones included;
     `start_ids`, which `encode` puts before every text; `add_prefix_space`, with which a text that
-    does not begin with white space gets a space first, as does the text after an added token.
+    does not begin with a space gets one, as does the text after each added token.
     """
 
     n_vocab: int
@@ -284,7 +284,7 @@ class Tokenizer:
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
-            elif self.add_prefix_space and not bare and part and not _is_space(part[0]):
+            elif self.add_prefix_space and not bare and part and part[0] != " ":
                 ids += self._encode_ordinary(f" {part}")
             else:
                 ids += self._encode_ordinary(part)
@@ -442,7 +442,7 @@ class Tokenizer:
         it also for what these files have no place for: `start_ids`, `add_prefix_space`, and added
         tokens that are not plain special ones.
         """
-        ids, merges = self.all_ids(names[1]), "".join(f"{line}\n" for line in self._lines)
+        contents = self.merges_text(), json.dumps(self.all_ids(names[1]))
         extra = [token for token in self.added_tokens if token[2:6] != (True, False, False, False)]
         if extra or self.start_ids or self.add_prefix_space:
             kind = f"the added token {shown(extra[0].name)}" if extra else (
@@ -452,8 +452,12 @@ class Tokenizer:
                 "as a folder in Hugging Face's layout"
             )
         os.makedirs(folder, exist_ok=True)
-        _write(os.path.join(folder, names[0]), f"{_HEADER}\n{merges}")
-        _write(os.path.join(folder, names[1]), json.dumps(ids))
+        for name, content in zip(names, contents, strict=True):
+            _write(os.path.join(folder, name), content)
+
+    def merges_text(self) -> str:
+        """Return the content of vocab.bpe, which Hugging Face calls merges.txt."""
+        return "".join(f"{line}\n" for line in (_HEADER, *self._lines))
 
     def all_ids(self, file: str = "the file of ids") -> dict[str, int]:
         """Return the ids of all tokens by their names in GPT-2's files, in the order of the ids.
@@ -633,7 +637,7 @@ def check_merges(lines: list[str], name_line: Callable[[int], str], quoted: bool
         if left not in known or right not in known:
             found = f"is {shown(line)}, expected" if quoted else "is not"
             raise TokenizerError(
-                f"{name_line(n)} {found} two tokens, each of them a byte or made by an earlier merge"
+                f"{name_line(n)} {found} two tokens, each a byte or made by an earlier merge"
             )
         known.add(left + right)
     if len(set(lines)) < len(lines):

@@ -382,3 +382,51 @@ def processor_ids(found: Any, n_vocab: int) -> list[int]:
                 return ids
     raise Malformed(f"its post_processor is {shown(kind)} with other parts than tokens before the "
                     "text, so that a text could not be continued: remove it")
+
+
+# --- writing ----------------------------------------------------------------------------
+
+
+def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: int) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json into an existing folder.
+
+    `AutoTokenizer` of transformers 4 and 5 gives the same ids from them, and so does
+    `open_tokenizer`. Raises TokenizerError, before it writes, for a tokenizer that these files
+    cannot hold.
+    """
+    import json
+
+    end = "<|endoftext|>" if tokenizer.end_of_text is not None else None
+    by_id = {token.id: token for token in tokenizer.added_tokens}
+    begin = end
+    if tokenizer.start_ids:
+        first = by_id.get(tokenizer.start_ids[0])
+        if len(tokenizer.start_ids) > 1 or first is None or not first.special:
+            raise TokenizerError(
+                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token: "
+                f"{SETTINGS} has no place for others"
+            )
+        begin = first.name
+    special = [name for name in tokenizer.special_tokens if name not in (begin, end)]
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": model_max_length,
+        "add_prefix_space": tokenizer.add_prefix_space,
+        "add_bos_token": bool(tokenizer.start_ids),
+        "bos_token": begin,
+        "eos_token": end,
+        "unk_token": end,
+        "additional_special_tokens": special,
+        "added_tokens_decoder": {
+            str(id): {"content": token.name, "special": token.special}
+            | {flag: getattr(token, flag) for flag in FLAGS}
+            for id, token in sorted(by_id.items())
+        },
+    }
+    contents = {
+        HUGGING_FACE.merges: tokenizer.merges_text(),
+        HUGGING_FACE.vocab: json.dumps(tokenizer.all_ids(HUGGING_FACE.vocab)),
+        SETTINGS: json.dumps(settings, indent=2) + "\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content.encode())
