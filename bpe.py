@@ -260,16 +260,15 @@ class Tokenizer:
         return dict(zip(self._lines, count()))
 
     def encode(
-        self, text: str, allowed_special: Collection[str] | Literal["all"] = (), bare: bool = False
+        self, text: str, allowed_special: Collection[str] | Literal["all"] = ()
     ) -> list[int]:
         """Return the ids of a text. With GPT-2's merges they equal those of tiktoken's "gpt2".
 
         "<|endoftext|>" in the text is thirteen ordinary characters, unless it is allowed by name or
-        by "all". Added tokens that are not special always count. `bare` leaves `start_ids` and
-        `add_prefix_space` out, as for a part of a text. Lone surrogates count as U+FFFD. `regex`
-        and tiktoken may class a letter differently if it is newer than the Unicode version of one
-        of them. Raises TokenizerError if `allowed_special` has an unknown name, or for the reason
-        that `words` gives.
+        by "all". Added tokens that are not special always count. Lone surrogates count as U+FFFD.
+        `regex` and tiktoken may class a letter differently if it is newer than the Unicode version
+        of one of them. Raises TokenizerError if `allowed_special` has an unknown name, or for the
+        reason that `words` gives.
         """
         text = _replace_surrogates(text)
         names = self.special_tokens if allowed_special == "all" else allowed_special
@@ -280,14 +279,13 @@ class Tokenizer:
                     f"vocabulary are {shown(list(self.special_tokens))}"
                 )
         parts = self._cut_at_added(text, set(names)) if names or self._has_words else [text]
-        ids = [] if bare else list(self.start_ids)
+        ids = list(self.start_ids)
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
-            elif self.add_prefix_space and not bare and part and part[0] != " ":
-                ids += self._encode_ordinary(f" {part}")
             else:
-                ids += self._encode_ordinary(part)
+                space = " " if self.add_prefix_space and part and part[0] != " " else ""
+                ids += self._encode_ordinary(space + part)
         return ids
 
     def _cut_at_added(self, text: str, names: Collection[str]) -> list[str | int]:
