@@ -438,10 +438,12 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
     begin = end
     if tokenizer.start_ids:
         first = by_id.get(tokenizer.start_ids[0])
-        if len(tokenizer.start_ids) > 1 or first is None or not first.special:
+        fits = first is not None and first.special and len(tokenizer.start_ids) == 1
+        # Transformers writes the name into a template, in which these characters have a meaning.
+        if not fits or any(letter in ":$" or letter.isspace() for letter in first.name):
             raise TokenizerError(
-                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token: "
-                f"{SETTINGS} has no place for others"
+                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token, "
+                f"without spaces, ':' and '$' in its name: {SETTINGS} has no place for others"
             )
         begin = first.name
     special = [name for name in tokenizer.special_tokens if name not in (begin, end)]
