@@ -11,8 +11,8 @@ from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
 from .tensors import Tensor
 from .transfer import DownloadError
-from .vocabulary import open_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_files, write_tokenizer
 
 __all__ = ["DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError", "CheckpointWarning",
            "DownloadError", "Tensor", "cache_folder", "download", "load", "locate",
-           "open_checkpoint", "open_tokenizer", "sources_of"]
+           "open_checkpoint", "open_tokenizer", "sources_of", "tokenizer_files", "write_tokenizer"]
