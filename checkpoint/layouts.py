@@ -139,14 +139,16 @@ def find_weights(folder: Path) -> Path:
 # --- weights that are never read -------------------------------------------------------
 
 PICKLED = re.compile(r".+\.(bin|pt|pth|ckpt|pkl|h5|msgpack)(\.index\.json)?")
+OF_TRANSFORMERS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 OF_TRAINER = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
 
 def is_pickled(name: str) -> bool:
     """Return True for a file of weights that are pickled, in HDF5 or in Flax's MessagePack."""
     return PICKLED.fullmatch(name) is not None and not OF_TRAINER.fullmatch(name)
 
-def rank(name: str) -> int:
-    return not name.startswith("pytorch_model")
+def rank(name: str) -> bool:
+    """Order a list so that the files which transformers finds by itself come first."""
+    return not OF_TRANSFORMERS.fullmatch(name)
 
 def conversion(folder: Any, name: str) -> str:
     """Return why a file of weights is not read, and the two lines of Python that convert it."""
@@ -158,12 +160,15 @@ def conversion(folder: Any, name: str) -> str:
         f"M.from_pretrained({target}{options.get(suffix, '')}).save_pretrained({target})"
     )
     if suffix in options:
-        return f"that format is not read; convert it with transformers 4: {lines}"
-    if not name.startswith("pytorch_model"):
+        return f"that format is not read; convert it to safetensors with transformers 4: {lines}"
+    if not OF_TRANSFORMERS.fullmatch(name):
         file = repr(os.path.join(str(folder), name))
         target = repr(os.path.join(str(folder), SAFETENSORS))
         lines = (
             "import torch, safetensors.torch as st; st.save_file({k: v.clone() for k, v in "
             f"torch.load({file}, 'cpu', weights_only=True).items()}}, {target})"
         )
-    return f"pickled weights are never read, because they run code; convert them: {lines}"
+    return (
+        "pickled weights are never read, because they run code; convert them to safetensors: "
+        + lines
+    )
