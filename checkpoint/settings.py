@@ -43,14 +43,15 @@ def read_config(file: Path) -> Config:
 
 
 def checked_config(file: Path, found: Mapping[str, Any], keys: Mapping[str, str]) -> Config:
-    sizes = {}
+    sizes: dict[str, int] = {}
     for name in Config.__annotations__:
-        sizes[name] = value = found.get(key := keys.get(name, name))
+        value = found.get(key := keys.get(name, name))
         limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
         if type(value) is not int or not 1 <= value <= limit:
             raise CheckpointError(
                 f"{file}: {key} is {shown(value)}, expected a whole number from 1 to {limit}"
             )
+        sizes[name] = value
     config = Config(**sizes)
     if config.n_embd % config.n_head:
         raise CheckpointError(
