@@ -240,7 +240,7 @@ def test_a_head_beside_the_model_in_a_bundle_is_left_out_with_a_warning(tmp_path
     params = make.write_tensorflow(tmp_path, tokenizer=False)
     tensors = make.tensorflow_tensors(params) | {"value/w": np.ones((8, 1))}
     make.write_bundle(tmp_path, tensors)
-    with pytest.warns(CheckpointWarning, match="left out 1 tensors .*'value/w'"):
+    with pytest.warns(CheckpointWarning, match="left out 1 tensor .*'value/w'"):
         assert_same_params(checkpoint.load(tmp_path).params, params)
 
 
