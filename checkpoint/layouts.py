@@ -72,12 +72,22 @@ def open_folder(folder: Path) -> Checkpoint:
         return open_hugging_face(find_weights(folder))
     if os.path.isfile(folder / LATEST) or any(name.endswith(".index") for name in listing(folder)):
         return open_bundle(find_index(folder))
-    adapter = exists(folder / "adapter_config.json")
+    remedy = "give the folder of a checkpoint, which holds one of them"
+    if exists(folder / "adapter_config.json"):
+        remedy = "an adapter: merge it into its model with peft's merge_and_unload(), and save that"
+    elif inside := checkpoints_inside(folder):
+        remedy = f"give the folder inside it, {shown(inside[0] if len(inside) == 1 else inside)}"
     raise CheckpointError(
         f"{folder} holds neither {HPARAMS} (OpenAI's layout) nor {CONFIG} (Hugging Face's): "
-        + ("it is an adapter; merge it into its model with peft's merge_and_unload() and save that"
-           if adapter else "give the folder of a checkpoint, which holds one of them")
-    )  # fmt: skip
+        + remedy
+    )
+
+
+def checkpoints_inside(folder: Path) -> list[str]:
+    """Return the folders in which a trainer has left checkpoints, of the first hundred names."""
+    marks = (HPARAMS, CONFIG, LATEST)
+    return [name for name in listing(folder)[:100]
+            if any(os.path.isfile(folder / name / mark) for mark in marks)]  # fmt: skip
 
 
 # --- OpenAI's layout -------------------------------------------------------------------
