@@ -50,7 +50,7 @@ def test_settings_that_change_nothing_are_accepted(tmp_path, settings):
         ("activation_function", {}), ("layer_norm_epsilon", 1e-6), ("layer_norm_epsilon", [1e-5]),
         ("add_cross_attention", True), ("n_inner", 31), ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"load_in_8bit": True}), ("scale_attn_weights", "yes"),
-        ("tie_word_embeddings", "no"),
+        ("tie_word_embeddings", "no"), ("is_causal", False), ("transformers_weights", "x"),
     ],
     ids=str,
 )  # fmt: skip
