@@ -9,10 +9,11 @@ from .files import CheckpointError, CheckpointWarning
 from .layouts import Checkpoint, open_checkpoint
 from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
+from .saving import SAVED_DTYPES, check_new, save
 from .tensors import Tensor
 from .transfer import DownloadError
 from .vocabulary import open_tokenizer
 
-__all__ = ["DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError", "CheckpointWarning",
-           "DownloadError", "Tensor", "cache_folder", "download", "load", "locate",
-           "open_checkpoint", "open_tokenizer", "sources_of"]
+__all__ = ["DTYPES", "SAVED_DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError",
+           "CheckpointWarning", "DownloadError", "Tensor", "cache_folder", "check_new", "download",
+           "load", "locate", "open_checkpoint", "open_tokenizer", "save", "sources_of"]

@@ -75,13 +75,18 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     """Return a tensor as a read-only array: a view of `buffer` if its bytes can be used as is."""
     stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
     raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == "BF16":
+        raw = widen_bfloat16(raw)
     # The official safetensors files begin their data at an odd byte. Every matrix product would
     # copy an unaligned array again, so one copy is made now.
     array = np.require(raw, dtype, "A").reshape(tensor.shape)
     array.flags.writeable = False
     return array
+
+
+def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
+    """Return the float32 of which these integers are the upper halves."""
+    return (upper.astype(np.uint32) << 16).view(np.float32)
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
