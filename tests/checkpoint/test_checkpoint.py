@@ -274,8 +274,9 @@ def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
 # --- refused checkpoints ---------------------------------------------------------------------
 
 
-NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder",
-         pathlib.Path("no"), None, 3, b"x", ["124M"]]  # fmt: skip
+NAMES = ["gpt2 medium", "gpt3", "125M", "../x", "a/b/c", "", "x" * 5000, "a\0b", "\ud800",
+         "ftp://host/folder", "no--such/name", "owner/name@", "./owner/name", "owner/..",
+         pathlib.Path("owner/name"), None, 3, b"x", ["124M"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
