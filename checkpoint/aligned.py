@@ -86,7 +86,10 @@ def write_aligned(checkpoint: Checkpoint, part: Path) -> None:
             f"an aligned copy needs {n_bytes:,} bytes, and {free:,} are free, of which it may take "
             "half"
         )
-    rows = map_leaves(lambda _, tensor: StoredRows(tensor), checkpoint.tensors)
+    # The copy has the stored numbers: config.json scales them again when the copy is opened.
+    rows = map_leaves(
+        lambda _, tensor: StoredRows(tensor._replace(query_scale=1.0)), checkpoint.tensors
+    )
     write_file(part, safetensors_file(rows, whole, "float32"))
 
 

@@ -17,6 +17,7 @@ from .layouts import (
     TENSORFLOW,
     Checkpoint,
     Layout,
+    conversion,
     match_tensors,
     open_checkpoint,
     read_config,
@@ -32,12 +33,15 @@ from .transfer import (
     TooLarge,
     Unavailable,
     fetch,
+    is_served,
     offline,
 )
 from .vocabulary import open_tokenizer, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def download(name: str, progress: bool = True) -> Path:
@@ -163,12 +167,27 @@ def fetch_safetensors(source: Source) -> list[str]:
         except NotServed:
             if source.pinned:
                 raise
-    fetch(source, SHARDS)
+    try:
+        fetch(source, SHARDS)
+    except NotServed as error:
+        refuse_pickles(source)
+        raise NotServed(f"{source.url}/{SAFETENSORS} is not on the server; {error}") from error
     with removing(source.folder, SHARDS):
         shards = sorted(set(read_weight_map(source.folder / SHARDS).values()))
     for shard in shards:
         fetch(source, shard)
     return [SHARDS, *shards]
+
+
+def refuse_pickles(source: Source) -> None:
+    """Raise NotServed with the lines that convert them if a server has only pickled weights."""
+    for name in PICKLES:
+        if is_served(source, name):
+            folder = source.repository or "."  # where it is converted, a folder of that name
+            where = "" if source.repository else ", in a folder with a copy of its files"
+            raise NotServed(
+                f"{source.url} has no {SAFETENSORS}, only {name}: {conversion(folder, name)}{where}"
+            )
 
 
 def check_crcs(checkpoint: Checkpoint) -> None:

@@ -104,11 +104,12 @@ def locate(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path:
     if isinstance(name, str) and (official_size(name) or is_url(name)):
         return locate_download(name, progress)
     if isinstance(name, str | os.PathLike):
-        if exists(name):
+        path = os.fspath(name)
+        if exists(path) or exists(f"{path}.index"):  # the prefix of a TensorFlow bundle
             return Path(name)
         if isinstance(name, str) and repository(name):
             return locate_download(name, progress)
-        name = redacted(os.fspath(name))
+        name = redacted(path)
     raise CheckpointError(
         f"{shown(name)} is neither {known_names()} nor an existing path: give one of these, or the "
         "http(s) URL of a checkpoint's folder"

@@ -1,182 +1,232 @@
-"""The names of models: OpenAI's sizes as people call them, and repositories of the hub."""
-import json
-import shutil
+"""Names of tensors: wrappers are taken off, heads left out aloud, another function refused."""
+import warnings
 
+import make_checkpoints as make
+import numpy as np
 import pytest
-from downloads import cached
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from make_checkpoints import SMALL, assert_same_params, write_hugging_face
 
-import gpt2_np
 from gpt2_np import checkpoint
-from gpt2_np.checkpoint import DownloadError, official, sources
+from gpt2_np.checkpoint import CheckpointError, CheckpointWarning
 
-NAMES = {
-    "124M": ["124m", "117M", "gpt2", "GPT2", "openai-community/gpt2"],
-    "355M": ["345M", "gpt2-medium", "openai-community/gpt2-medium"],
-    "774M": ["762M", "gpt2-large", "OpenAI-community/GPT2-large"],
-    "1558M": ["1542M", "1.5B", "1.5b", "gpt2-xl", "openai-community/gpt2-xl"],
-}
+WTE = make.random_params(SMALL)["wte"]
+SHAPE = WTE.shape
 
 
-@pytest.fixture
-def hub(server, monkeypatch):
-    """The server as the hub, with the repository owner/name, and the parameters of that."""
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    return write_hugging_face(server.folder / "owner/name/resolve/main")
+def head(array, dtype="F32"):
+    return {"lm_head.weight": (dtype, array.shape, make.encode(array, dtype))}
 
 
-# --- OpenAI's sizes ----------------------------------------------------------------------------
+def write_tensors(folder, change=lambda tensors: tensors, dtype="F32", **settings):
+    """Write a checkpoint whose dict of float32 arrays was changed. Return the parameters."""
+    params = write_hugging_face(folder, tokenizer=False, **settings)
+    tensors = change(make.hugging_face_tensors(params))
+    make.write_safetensors(folder / "model.safetensors", {
+        name: (dtype, array.shape, make.encode(array, dtype)) for name, array in tensors.items()
+    })  # fmt: skip
+    return params
 
 
-@pytest.mark.parametrize("size", NAMES)
-def test_an_official_model_has_the_names_that_people_use(size):
-    for name in (size, *NAMES[size]):
-        assert checkpoint.official_size(name) == size
-        assert checkpoint.sources_of(name) == checkpoint.sources_of(size)
-        assert all(source.pinned for source in checkpoint.sources_of(name))
+@pytest.fixture(autouse=True)
+def no_other_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
-@pytest.mark.parametrize("name", ["125M", "gpt2-", "gpt", "owner/gpt2", "gpt2@main", "", None, 3])
-def test_no_other_name_is_taken_for_an_official_one(name):
-    assert checkpoint.official_size(name) is None
-
-
-def test_every_size_has_its_name_on_the_hub():
-    names = {size: official.HUB[size][0] for size in gpt2_np.SIZES}
-    assert {official.SIZE_BY_NAME[name]: name for name in names.values()} == names
-    assert all(name == name.lower() for name in official.SIZE_BY_NAME)
-
-
-@pytest.mark.parametrize("name", ["gpt2", "117M", "openai-community/gpt2"])
-def test_another_name_loads_the_same_verified_files(server, mirror, name):
-    assert_same_params(gpt2_np.load(name, "cpu").params, mirror)
-    folder = checkpoint.locate("124M")
-    n_requests = len(server.log)
-    assert checkpoint.locate(name) == checkpoint.download(name) == folder
-    assert len(server.log) == n_requests
-
-
-def test_an_existing_path_wins_over_every_name_but_the_sizes(tmp_path, monkeypatch, mirror):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("gpt2", "owner/name", "124M"):
-        own = write_hugging_face(folder, seed=5)
-    assert_same_params(gpt2_np.load("gpt2").params, own)
-    assert_same_params(gpt2_np.load("owner/name").params, own)
-    assert_same_params(gpt2_np.load("124M").params, mirror)
-    assert checkpoint.official_size("gpt2") is None
-
-
-def test_another_revision_of_an_official_repository_is_not_the_pinned_one(server, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    (source,) = checkpoint.sources_of("openai-community/gpt2@main")
-    assert not source.pinned
-    assert source.url == f"{server.url}/openai-community/gpt2/resolve/main"
-
-
-# --- the hub -----------------------------------------------------------------------------------
-
-
-def test_a_repository_of_the_hub_is_downloaded_once(server, hub):
-    assert_same_params(gpt2_np.load("owner/name").params, hub)
-    asked = [path.removeprefix("/owner/name/resolve/main/") for path in server.paths()]
-    assert asked[0] == "config.json" and asked[-1] == "model.safetensors"
-    assert not [path for path in asked if path in ("hparams.json", "vocab.bpe")]
-    server.log.clear()
-    model = gpt2_np.load("owner/name")
-    assert model.config == SMALL and model.tokenizer.n_vocab == SMALL.n_vocab
-    assert server.log == []
-
-
-def test_all_files_that_a_tokenizer_may_need_are_fetched(server, hub):
-    folder = server.folder / "owner/name/resolve/main"
-    (folder / "added_tokens.json").write_text("{}")
-    (folder / "tokenizer_config.json").write_text("{}")
-    found = {file.name for file in checkpoint.download("owner/name").iterdir()}
-    assert {"merges.txt", "vocab.json", "added_tokens.json", "tokenizer_config.json"} <= found
-
-
-def test_a_tokenizer_too_large_to_read_is_refused_and_not_left_out(server, hub):
-    path = "/owner/name/resolve/main/tokenizer.json"
-    server.instead = {path: b"{" + b" " * 5 * 2**20 + b"}"}
-    with pytest.raises(DownloadError, match=r"tokenizer\.json has \d+ bytes, expected at most"):
-        gpt2_np.load("owner/name")
-
-
-@pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "0123456789abcdef0123456789abcdef01234567"])
-def test_a_revision_is_another_model(server, hub, revision):
-    path = "owner/name/resolve/" + revision.replace("/", "%2F")
-    other = write_hugging_face(server.folder / path, seed=9)
-    assert_same_params(gpt2_np.load("owner/name").params, hub)
-    assert_same_params(gpt2_np.load(f"owner/name@{revision}").params, other)
-    assert_same_params(gpt2_np.load("owner/name").params, hub)
-
-
-def test_distilgpt2_is_known_without_its_owner(server, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    params = write_hugging_face(server.folder / "distilbert/distilgpt2/resolve/main")
-    assert_same_params(gpt2_np.load("distilgpt2").params, params)
-    server.log.clear()
-    assert_same_params(gpt2_np.load("DistilGPT2").params, params)
-    assert server.log == []
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_repository_that_is_private_or_missing_is_one_sentence(server, hub, status):
-    server.first = [status]
-    with pytest.raises(DownloadError) as caught:
-        gpt2_np.load("owner/name")
-    message = str(caught.value)
-    for part in (f"answered {status}", "spelling of owner/name", "no folder here", "gated",
-                 "HF_TOKEN"):
-        assert part in message
-    assert message.count("owner/name cannot be downloaded") == 1 and "\n" not in message
-    assert len(server.log) == 1
-
-
-def test_a_name_and_a_url_on_the_command_line_tell_of_the_same_model(hub, capsys):
-    assert gpt2_np.main(["--info", "-m", "owner/name", "--json"]) == 0
-    about = json.loads(capsys.readouterr().out)
-    assert about["model"] == "owner/name" and about["config"]["n_embd"] == SMALL.n_embd
-    assert gpt2_np.main(["--info", "-m", "gpt2-xl", "--json"]) == 0  # without a download
-    assert json.loads(capsys.readouterr().out)["config"]["n_embd"] == 1600
-
-
-def test_offline_a_repository_comes_from_the_cache_only(server, hub, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE forbids"):
-        gpt2_np.load("owner/name")
-    assert server.log == [] and cached("") == []
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-    checkpoint.download("owner/name")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert_same_params(gpt2_np.load("owner/name").params, hub)
-
-
-@pytest.mark.parametrize("name", ["a/b", "a1/b.c-d_e", "a/b@main", "a/b@refs/pr/1"])
-def test_a_repository_is_an_owner_and_a_name(name):
-    assert sources.repository(name)
+# --- wrappers --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "a/", "/a", "a/b/c", "../b", "a/..", "a/.", ".a/b", "a--b/c", "a/b@", "a/b@..",
-             "a/b@x/../y", "a/b@/x", "a b/c", "a/b\n", "a/b?c", "é/b", "~/b", "a/" + "b" * 97]
+    "prefix",
+    ["_orig_mod.", "module.", "module._orig_mod.transformer.", "_orig_mod.module.transformer.",
+     "transformer._orig_mod.", "model.", "base_model.model.transformer.", "model.module.module.",
+     "pretrained_model.transformer.", "_forward_module.transformer."],
 )  # fmt: skip
-def test_a_path_is_not_taken_for_a_repository(name):
-    assert sources.repository(name) is None
+def test_prefixes_of_wrappers_are_taken_off_in_any_order(tmp_path, prefix):
+    params = write_hugging_face(tmp_path, tokenizer=False, prefix=prefix)
+    assert_same_params(checkpoint.load(tmp_path).params, params)
 
 
-# --- pickles -----------------------------------------------------------------------------------
+def test_wrappers_inside_a_name_are_taken_off_too(tmp_path):
+    def wrap(tensors):
+        return {name.replace("attn.", "_orig_mod.attn.", 1): a for name, a in tensors.items()}
+
+    params = write_tensors(tmp_path, wrap)
+    assert_same_params(checkpoint.load(tmp_path).params, params)
 
 
-@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
-def test_a_server_that_has_only_pickles_gets_the_lines_that_convert_them(server, hub, pickled):
-    folder = server.folder / "owner/name/resolve/main"
-    shutil.move(folder / "model.safetensors", folder / pickled)
-    for name in ("owner/name", f"{server.url}/owner/name/resolve/main"):
-        with pytest.raises(DownloadError) as caught:
-            gpt2_np.load(name)
-        message = str(caught.value)
-        for part in ("pickled weights are never read", pickled, "from_pretrained("):
-            assert part in message
-        assert "\n" not in message
-    assert not cached(pickled) and not cached(pickled + ".part")
+def test_a_tensor_under_two_names_must_have_the_same_values(tmp_path):
+    wpe = make.random_params(SMALL)["wpe"]
+    twice = {"transformer.wpe.weight": ("F32", (8, 8), wpe.tobytes())}
+    params = write_hugging_face(tmp_path, tokenizer=False, extra=twice)
+    assert_same_params(checkpoint.load(tmp_path).params, params)
+    for other in ("F32", (8, 8), bytes(256)), ("U8", (1,), b"1"), ("F64", (8, 8), bytes(512)):
+        twice["transformer.wpe.weight"] = other
+        write_hugging_face(tmp_path, tokenizer=False, extra=twice)
+        message = r"tensors 'wpe\.weight' and 'transformer\.wpe\.weight' differ, expected"
+        with pytest.raises(CheckpointError, match=message):
+            checkpoint.load(tmp_path)
+
+
+# --- the unembedding -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "module.lm_head.weight"])
+def test_a_head_without_an_embedding_is_the_embedding(tmp_path, name):
+    def only_head(tensors):
+        return {name if key == "wte.weight" else key: a for key, a in tensors.items()}
+
+    params = write_tensors(tmp_path, only_head)
+    assert_same_params(checkpoint.load(tmp_path).params, params)
+
+
+def test_a_head_that_is_the_embedding_in_a_wider_type_is_no_difference(tmp_path):
+    rounded = make.decoded(WTE, "F16")
+    for dtype in "F32", "F64":
+        write_hugging_face(tmp_path, tokenizer=False, dtype="F16", extra=head(rounded, dtype))
+        np.testing.assert_array_equal(checkpoint.load(tmp_path).params["wte"], rounded)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_a_head_that_is_the_embedding_rounded_is_left_out_with_a_warning(tmp_path, dtype):
+    if dtype == "BF16":  # rounded to nearest, where `encode` cuts off
+        bits = WTE.view(np.uint32)
+        content = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+        extra = {"lm_head.weight": (dtype, SHAPE, content)}
+    else:
+        extra = head(WTE, dtype)
+    params = write_hugging_face(tmp_path, tokenizer=False, extra=extra)
+    with pytest.warns(CheckpointWarning, match="'wte.weight' in another precision"):
+        assert_same_params(checkpoint.load(tmp_path).params, params)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+@pytest.mark.parametrize("tie", [True, False, None])
+def test_an_untied_head_is_refused_for_every_value_of_the_setting(tmp_path, dtype, tie):
+    other = WTE.copy()
+    other[-1, -1] += 1
+    extra = head(other, dtype)
+    write_hugging_face(tmp_path, tokenizer=False, extra=extra, tie_word_embeddings=tie)
+    with pytest.raises(CheckpointError, match=r"'lm_head\.weight' differs from 'wte\.weight'"):
+        checkpoint.load(tmp_path)
+
+
+def test_untied_in_the_config_and_equal_in_the_file_is_a_gpt2(tmp_path):
+    options = {"tokenizer": False, "tie_word_embeddings": False}
+    params = write_hugging_face(tmp_path, extra=head(WTE), **options)
+    assert_same_params(checkpoint.load(tmp_path).params, params)
+
+
+def test_untied_in_the_config_needs_both_in_the_file(tmp_path):
+    write_hugging_face(tmp_path, tokenizer=False, tie_word_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"no tensor 'lm_head\.weight', but tie_word"):
+        checkpoint.load(tmp_path)
+    write_tensors(tmp_path, lambda tensors: {
+        "lm_head.weight" if key == "wte.weight" else key: a for key, a in tensors.items()
+    }, tie_word_embeddings=False)  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"no tensor 'wte\.weight'"):
+        checkpoint.load(tmp_path)
+
+
+# --- beside the model ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["v_head.summary.weight", "v_head.summary.bias"], ["score.weight"], ["classifier.bias"],
+     ["multiple_choice_head.summary.weight"], ["transformer.value_head.weight"],
+     ["qa_outputs.weight", "qa_outputs.bias", "a.x", "ref_model.transformer.h.0.ln_1.weight"]],
+    ids=lambda names: names[0],
+)  # fmt: skip
+def test_a_head_is_left_out_with_a_warning_that_names_it(tmp_path, names):
+    extra = {name: ("F32", (8,), bytes(32)) for name in names}
+    params = write_hugging_face(tmp_path, tokenizer=False, extra=extra, prefix="transformer.")
+    named = names[0].removeprefix("transformer.")
+    with pytest.warns(CheckpointWarning, match=f"left out {len(names)} tensors.*{named}") as seen:
+        assert_same_params(checkpoint.load(tmp_path).params, params)
+    assert len(seen) == 1 and ("…" in str(seen[0].message)) == (len(names) > 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h.2.ln_1.weight", "does not belong to a GPT-2 with .*n_layer=2"),
+        ("h.0.attn.rotary.inv_freq", "does not belong"),
+        ("h.0.attn.c_attn.weight_v", "does not belong"),
+        ("lm_head.bias", "does not belong"),
+        ("wte.weight.extra", "does not belong"),
+        ("transformer.ln_f.scale", "does not belong"),
+        ("h.0.attn.c_attn.lora_A.default.weight", "LoRA adapter: merge it with peft"),
+        ("base_model.model.transformer.h.0.attn.c_attn.lora_B.weight", "LoRA adapter"),
+        ("h.0.crossattention.c_attn.weight", "cross-attention"),
+        ("transformer.h.1.ln_cross_attn.weight", "cross-attention"),
+        ("h.0.mlp.adapters.x.adapter_down.0.weight", "an adapter"),
+        ("prompt_encoder.default.embedding.weight", "a trained prompt"),
+        ("h.0.attn.c_attn.SCB", "quantized weights: save the model again"),
+        ("h.0.attn.c_attn.weight_scale", "quantized weights"),
+        ("h.0.mlp.c_fc.qweight", "quantized weights"),
+        ("h.0.mlp.c_fc.weight.absmax", "quantized weights"),
+    ],
+)
+def test_a_tensor_that_changes_the_function_is_refused_by_name(tmp_path, name, message):
+    write_hugging_face(tmp_path, tokenizer=False, extra={name: ("F32", (8,), bytes(32))})
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: tensor .*{message}"):
+        checkpoint.load(tmp_path)
+
+
+def transposed(tensors):
+    """Return the weights as torch.nn.Linear stores them, which is how nanoGPT writes a GPT-2."""
+    return {name: a.T.copy() if a.ndim == 2 and name.startswith("h.") else a
+            for name, a in tensors.items()}  # fmt: skip
+
+
+def test_weights_of_linear_layers_are_refused_with_the_four_to_transpose(tmp_path):
+    write_tensors(tmp_path, transposed, prefix="_orig_mod.transformer.")
+    message = r"c_attn\.weight' has shape \(24, 8\), expected \(8, 24\): it is transposed, .*nanoG"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(tmp_path)
+    for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        assert name in str(caught.value)
+
+
+def test_a_missing_bias_is_refused_with_the_remedy_for_models_without(tmp_path):
+    write_tensors(tmp_path, lambda tensors: {
+        name: a for name, a in tensors.items() if not name.endswith(".bias")
+    })  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"no tensor .*bias', .*without biases needs zeros"):
+        checkpoint.load(tmp_path)
+
+
+words = st.sampled_from(
+    ["transformer", "module", "h", "0", "attn", "bias", "weight", "wte", "x", "lm_head", "lora_A",
+     "model", "_orig_mod", "c_attn", "", "score"]
+)  # fmt: skip
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.dictionaries(st.lists(words, min_size=1, max_size=5).map(".".join) | st.text(max_size=8),
+                       st.integers(0, 3), max_size=3))  # fmt: skip
+def test_any_tensors_beside_the_model_leave_it_right_or_are_refused(tmp_path, names):
+    extra = {name: ("F32", (n,), bytes(4 * n)) for name, n in names.items()
+             if name != "__metadata__"}  # fmt: skip
+    params = write_hugging_face(tmp_path, tokenizer=False, extra=extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CheckpointWarning)
+        try:
+            model = checkpoint.load(tmp_path)
+        except CheckpointError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+        else:
+            assert_same_params(model.params, params)
+
+
+def test_a_name_of_very_many_parts_is_handled_in_time(tmp_path):
+    name = "model." * 300_000 + "x"
+    write_hugging_face(tmp_path, tokenizer=False, extra={name: ("F32", (1,), bytes(4))})
+    with pytest.warns(CheckpointWarning, match="left out 1 tensors"):
+        checkpoint.load(tmp_path)
