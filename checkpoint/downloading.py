@@ -29,6 +29,7 @@ from .sources import DownloadError, Source, sources_of
 from .tensors import MappedFiles, Tensor
 from .transfer import (
     WITHOUT_NETWORK,
+    Insecure,
     NotServed,
     TooLarge,
     Unavailable,
@@ -79,7 +80,7 @@ def download(name: str, progress: bool = True) -> Path:
             ) from error
     raise DownloadError(
         f"{name} cannot be downloaded: {'; '.join(map(str, failures))}"
-        + ("" if isinstance(failures[-1], NotServed) else f"; {WITHOUT_NETWORK}")
+        + ("" if isinstance(failures[-1], NotServed | Insecure) else f"; {WITHOUT_NETWORK}")
     )
 
 

@@ -34,6 +34,10 @@ class Unavailable(DownloadError):
     """A source cannot serve the model now. Another may."""
 
 
+class Insecure(Unavailable):
+    """The server sends us where others on the way could read and change the file."""
+
+
 class NotServed(Unavailable):
     """The server answers, and does not have the file."""
 
@@ -167,15 +171,20 @@ def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
 
 
 def refuse_plain_http(response: Any, **_: Any) -> None:
-    """Refuse a redirect from https to anything that others on the way can read and change."""
+    """Raise Insecure for a redirect from https to anything else."""
     from urllib.parse import urljoin
 
     if not response.is_redirect:
         return
-    target = urljoin(response.url, response.headers["location"])
+    target = "nowhere"
+    with contextlib.suppress(ValueError):  # requests says what is wrong with it
+        target = urljoin(response.url, response.headers["location"])
     if response.url.lower().startswith("https:") and not target.lower().startswith("https:"):
-        url, target = redacted(response.url), redacted(target)
-        raise NotServed(f"{url} redirects to {shown(target)}, expected https as before")
+        response.close()
+        raise Insecure(
+            f"{redacted(response.url)} redirects to {shown(redacted(target))}, expected https as "
+            "before: use another server"
+        )
 
 
 def is_served(source: Source, name: str) -> bool:
