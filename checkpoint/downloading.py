@@ -65,7 +65,10 @@ def download(name: str, progress: bool = True) -> Path:
     for source in sorted(sources, key=lambda source: not source.is_verified()):
         try:
             with locked(source.folder, source.note):
-                if not (offline() or source.is_verified()):
+                if verified_files(source.folder):
+                    if not source.is_verified():
+                        source.note(f"verifying {source.folder} again")
+                elif not offline():
                     source.note(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder
