@@ -97,8 +97,9 @@ def fetch_checkpoint(source: Source) -> None:
         checkpoint = open_checkpoint(folder)
     with removing(folder, *weights):
         check_crcs(checkpoint)
-    with removing(folder, *tokenizer_files(layout)):
-        open_tokenizer(checkpoint)
+    if source.pinned:  # any other may have a tokenizer that is not read: `load` warns then
+        with removing(folder, *tokenizer_files(layout)):
+            open_tokenizer(checkpoint)
     copy = keep_aligned(checkpoint, was_verified, source.note)
     found = stamps(folder)
     found.pop(ALIGNED, None)

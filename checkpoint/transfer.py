@@ -15,7 +15,9 @@ from ..bpe import shown
 from .bundle import DATA
 from .cache import PART, TAG
 from .files import MAX_SMALL_FILE, CheckpointError
+from .layouts import HUGGING_FACE
 from .sources import DownloadError, Source, redacted
+from .vocabulary import MAX_TOKENIZER_JSON, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -123,7 +125,7 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
     with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
-        limit = MAX_SMALL_FILE if total is None else total
+        limit = max_bytes(part.stem) if total is None else total
         digest = hash_of(part) if have and sha256 else hashlib.sha256()
         silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
@@ -219,8 +221,8 @@ def checked_answer(
     if size is not None and total != size:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
-    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
-        raise TooLarge(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > max_bytes(part.stem):
+        raise TooLarge(f"{url} has {total} bytes, expected at most {max_bytes(part.stem)}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
         part.unlink(missing_ok=True)
@@ -228,6 +230,11 @@ def checked_answer(
         strong = tag if not tag.startswith("W/") else ""
         tag_file(part).write_text(strong or headers.get("Last-Modified", ""))
     return start, total
+
+
+def max_bytes(name: str) -> int:
+    """Return the bytes that a file may have which is read whole."""
+    return MAX_TOKENIZER_JSON if name in tokenizer_files(HUGGING_FACE) else MAX_SMALL_FILE
 
 
 def check_space(url: str, part: Path, n_bytes: int) -> None:
