@@ -27,9 +27,10 @@ from .tensors import WEIGHT_TYPES, widen_bfloat16
 if TYPE_CHECKING:
     from pathlib import Path
 
-SAVED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+SAVED_DTYPES = tuple(STORED)
 SHARD_BYTES = 5 * 10**9  # of tensors in a file; above that they go into several, as elsewhere
-BLOCK_BYTES = 2**22  # of weights that are converted at a time
+BLOCK = 2**17  # weights that are converted at a time
 ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their item size
 GENERATION = "generation_config.json"
 
@@ -50,8 +51,9 @@ def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -
             f"the tokenizer is a {type(model.tokenizer).__name__}, expected a bpe.Tokenizer: leave "
             "it out with gpt2_np.Model(model.config, model.params)"
         )
-    check_shapes(model.params, parameter_shapes(model.config))  # arrays may have been replaced
-    shards = split_tensors(model.config, dtype)
+    config = Config(**{name: int(size) for name, size in vars(model.config).items()})
+    check_shapes(model.params, parameter_shapes(config))  # arrays may have been replaced
+    shards = split_tensors(config, dtype)
     n_bytes = sum(shard_bytes(shard, dtype) for shard in shards)
     with whole_folder(check_new(folder), n_bytes) as part:
         write_weights(part, model.params, shards, dtype)
@@ -60,7 +62,7 @@ def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -
         end = end_of_text(model)
         write_json(part / GENERATION, {"bos_token_id": end, "eos_token_id": end})
         # The last one: no library loads a folder without it.
-        write_json(part / CONFIG, settings(model.config, end, dtype))
+        write_json(part / CONFIG, settings(config, end, dtype))
 
 
 # --- settings --------------------------------------------------------------------------
@@ -76,13 +78,16 @@ def end_of_text(model: Model) -> int | None:
 
 def settings(config: Config, end: int | None, dtype: str) -> dict[str, Any]:
     """Return the content of config.json, with the keys that the official ones have."""
-    sizes = {"n_positions": config.n_ctx, "vocab_size": config.n_vocab,
-             **{name: getattr(config, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}}
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "torch_dtype": dtype,
-        **{name: int(size) for name, size in sizes.items()},
+        "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_layer": config.n_layer,
         "n_inner": None,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
@@ -124,7 +129,7 @@ def split_tensors(config: Config, dtype: str) -> list[Shard]:
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return math.prod(shape) * np.dtype(WEIGHT_TYPES[SAVED_DTYPES[dtype]]).itemsize
+    return math.prod(shape) * np.dtype(WEIGHT_TYPES[STORED[dtype]]).itemsize
 
 
 def shard_bytes(shard: Shard, dtype: str) -> int:
@@ -154,7 +159,7 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
     start = 0
     for name, (_, shape) in shard.items():
         end = start + tensor_bytes(shape, dtype)
-        header[name] = {"dtype": SAVED_DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [start, end]}
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
@@ -165,7 +170,7 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
 
 def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
     """Yield the rows of a tensor in the stored type. Raises CheckpointError if they do not fit."""
-    rows = max(1, BLOCK_BYTES // (8 * math.prod(array.shape[1:])))
+    rows = max(1, BLOCK // math.prod(array.shape[1:]))
     for start in range(0, len(array), rows):
         values = to_host(array[start : start + rows])
         if values.dtype.kind != "f":
@@ -182,9 +187,9 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
 
 def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Return numbers in the stored type, rounded to the nearest, and again as floats."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # overflow is looked for afterwards
         if dtype != "bfloat16":
-            block = np.ascontiguousarray(values, WEIGHT_TYPES[SAVED_DTYPES[dtype]])
+            block = np.ascontiguousarray(values, WEIGHT_TYPES[STORED[dtype]])
             return block, block
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     # Adding just under half of the last place that stays, and that place itself, makes ties even.
