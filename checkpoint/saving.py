@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
 SAVED_DTYPES = tuple(STORED)
 SHARD_BYTES = 5 * 10**9  # of tensors in a file; above that they go into several, as elsewhere
-BLOCK = 2**17  # weights that are converted at a time
+BLOCK = 2**15  # weights that are converted at a time: their temporary arrays fit into the cache
 ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their item size
 GENERATION = "generation_config.json"
 
@@ -193,9 +193,9 @@ def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
             return block, block
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     # Adding just under half of the last place that stays, and that place itself, makes ties even.
-    rounded = bits + (0x7FFF + (bits >> 16 & 1))
-    upper = np.where(np.isnan(values), 0x7FC00000, rounded) >> 16
-    block = upper.astype(WEIGHT_TYPES["BF16"])
+    rounded = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
+    rounded[np.isnan(values)] = 0x7FC0
+    block = rounded.astype(WEIGHT_TYPES["BF16"])
     return block, widen_bfloat16(block)
 
 

@@ -214,7 +214,7 @@ def test_arrays_of_any_kind_are_saved_as_the_same_numbers(model, tmp_path, monke
 @pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
 @pytest.mark.parametrize("stored", [np.float32, np.float64])
 def test_no_second_copy_of_the_weights_is_in_memory(tmp_path, stored, dtype):
-    config = Config(n_vocab=50257, n_ctx=16, n_embd=64, n_head=1, n_layer=1)
+    config = Config(n_vocab=20_000, n_ctx=16, n_embd=64, n_head=1, n_layer=1)
     number = np.array(0.1, stored)  # one number in memory, which every weight is
     params = map_params(lambda array: np.broadcast_to(number, array.shape),
                         random_params(config, scale=0))
@@ -225,7 +225,7 @@ def test_no_second_copy_of_the_weights_is_in_memory(tmp_path, stored, dtype):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 40 * saving.BLOCK < config.n_vocab * config.n_embd * 2
+    assert peak < 2**21 < config.n_vocab * config.n_embd * 2
     assert_same_params(gpt2_np.load(tmp_path / "saved", "cpu").params["ln_f"],
                        {key: saving.encode(params["ln_f"][key], dtype)[1].astype(np.float32)
                         for key in ("g", "b")})
