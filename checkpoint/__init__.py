@@ -12,8 +12,9 @@ from .official import SHAKESPEARE
 from .saving import SAVED_DTYPES, check_new, save
 from .tensors import Tensor
 from .transfer import DownloadError
-from .vocabulary import open_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_files, write_tokenizer
 
 __all__ = ["DTYPES", "SAVED_DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError",
            "CheckpointWarning", "DownloadError", "Tensor", "cache_folder", "check_new", "download",
-           "load", "locate", "open_checkpoint", "open_tokenizer", "save", "sources_of"]
+           "load", "locate", "open_checkpoint", "open_tokenizer", "save", "sources_of",
+           "tokenizer_files", "write_tokenizer"]

@@ -16,7 +16,7 @@ from .files import CheckpointError, exists
 from .layouts import open_checkpoint
 from .official import SHAKESPEARE
 from .tensors import MappedFiles, as_array
-from .vocabulary import open_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_or_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,9 @@ def load(
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU if one works), "cpu" or "cuda". On the CPU,
     float32 weights stay in the file, memory-mapped, and all arrays are read-only. On the GPU, the
-    tensors are copied one after another. float16 is for the GPU. Raises CheckpointError or
-    DownloadError, and Error if the device is not available or has too little memory.
+    tensors are copied one after another. float16 is for the GPU. A tokenizer unlike GPT-2's costs
+    the tokenizer: a CheckpointWarning says why. Raises CheckpointError or DownloadError, and Error
+    if the device is not available or has too little memory.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(DTYPES)}")
@@ -52,7 +53,9 @@ def load(
         return backend.to_device(as_array(tensor, files[tensor.file], dtype), xp)
 
     params = map_leaves(array, checkpoint.tensors)
-    return Model(checkpoint.config, params, open_tokenizer(checkpoint))
+    official = isinstance(name_or_path, str) and name_or_path in SIZES
+    tokenizer = (open_tokenizer if official else tokenizer_or_warning)(checkpoint)
+    return Model(checkpoint.config, params, tokenizer)
 
 
 def weight_bytes(tensors: dict[str, Any], dtype: str) -> int:

@@ -23,6 +23,7 @@ from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
 from .tensors import WEIGHT_TYPES, widen_bfloat16
+from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,9 +57,9 @@ def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -
     shards = split_tensors(config, dtype)
     n_bytes = sum(shard_bytes(shard, dtype) for shard in shards)
     with whole_folder(check_new(folder), n_bytes) as part:
-        write_weights(part, model.params, shards, dtype)
         if model.tokenizer is not None:
-            model.tokenizer.save(part, (HUGGING_FACE.merges, HUGGING_FACE.vocab))
+            write_tokenizer(model.tokenizer, part, config.n_ctx)
+        write_weights(part, model.params, shards, dtype)
         end = end_of_text(model)
         write_json(part / GENERATION, {"bos_token_id": end, "eos_token_id": end})
         # The last one: no library loads a folder without it.
@@ -234,6 +235,9 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
                 "folder on another disk"
             )
         yield part
+        for file in part.iterdir():
+            with open(file, "r+b") as opened:
+                os.fsync(opened.fileno())
         sync_folder(part)
         part.rename(target)
         sync_folder(target.parent)
@@ -270,5 +274,3 @@ def write_file(file: Path, pieces: Iterable[Any]) -> None:
     with open(file, "xb") as opened:
         for piece in pieces:
             opened.write(piece)
-        opened.flush()
-        os.fsync(opened.fileno())

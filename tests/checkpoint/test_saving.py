@@ -349,36 +349,48 @@ def test_a_file_that_the_system_cuts_off_leaves_nothing(model, tmp_path, n_bytes
     assert list(tmp_path.iterdir()) == []
 
 
-def at_every_write(monkeypatch, act):
-    """Call act(i) whenever a file has been written, before anything else happens to it."""
-    fsync, calls = os.fsync, []
+def at_every_step(monkeypatch, act):
+    """Call act(i) before a file is written, and before one is made durable, and before the end."""
+    steps = []
 
-    def counted(file):
-        calls.append(file)
-        act(len(calls))
-        fsync(file)
+    def before(function):
+        def step(*arguments):
+            steps.append(function)
+            act(len(steps))
+            return function(*arguments)
 
-    monkeypatch.setattr(os, "fsync", counted)
-    return calls
+        return step
+
+    monkeypatch.setattr(os, "fsync", before(os.fsync))
+    monkeypatch.setattr(Path, "rename", before(Path.rename))
+    for name in "write_file", "write_tokenizer":
+        monkeypatch.setattr(saving, name, before(getattr(saving, name)))
+    return steps
+
+
+@pytest.fixture
+def sharded(monkeypatch):
+    """Models are saved in several files."""
+    monkeypatch.setattr(saving, "SHARD_BYTES", 7000)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"),
                                    KeyboardInterrupt()])
-def test_a_full_disk_or_ctrl_c_at_any_file_leaves_nothing(model, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(saving, "SHARD_BYTES", 7000)
-    saving.sync_folder(tmp_path)
+def test_a_full_disk_or_ctrl_c_at_any_step_leaves_nothing(
+    model, tmp_path, monkeypatch, sharded, error
+):
     with monkeypatch.context() as patched:
-        calls = at_every_write(patched, lambda i: None)
+        steps = at_every_step(patched, lambda i: None)
         gpt2_np.save(model, tmp_path / "whole")
-    n_files = len(contents(tmp_path / "whole"))
-    assert len(calls) >= n_files > 5
-    for moment in range(1, n_files + 1):
+    n = len(steps)
+    assert [step.__name__ for step in steps[n - 3 :]] == ["fsync", "rename", "fsync"]
+    for moment in [*range(1, n - 2), n - 1]:  # not every system makes folders durable
         def fail(i, moment=moment):
             if i == moment:
                 raise error
 
         with monkeypatch.context() as patched:
-            at_every_write(patched, fail)
+            at_every_step(patched, fail)
             with pytest.raises(BaseException) as raised:
                 gpt2_np.save(model, tmp_path / "saved")
         if isinstance(error, OSError):
@@ -389,27 +401,32 @@ def test_a_full_disk_or_ctrl_c_at_any_file_leaves_nothing(model, tmp_path, monke
         assert os.listdir(tmp_path) == ["whole"]
 
 
-def test_a_folder_that_is_not_complete_loads_at_no_moment(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "SHARD_BYTES", 7000)
-    refused = []
+def test_a_folder_that_is_not_complete_loads_at_no_moment(model, tmp_path, monkeypatch, sharded):
+    outcomes = []
 
     def look(i):
+        if [file.name for file in tmp_path.iterdir()] == ["saved"]:
+            outcomes.append("renamed")
+            return
         (part,) = tmp_path.iterdir()
         assert part.name.startswith("saved.")
         assert part.suffix == ".tmp"
         if (part / "config.json").exists():
             assert_same_params(gpt2_np.load(part, "cpu").params, model.params)
+            outcomes.append("complete")
         else:
             with pytest.raises(CheckpointError, match="holds neither"):
                 gpt2_np.load(part, "cpu")
-            refused.append(i)
+            outcomes.append("unfinished")
 
     with monkeypatch.context() as patched:
-        at_every_write(patched, look)
-        with pytest.MonkeyPatch.context() as inner:  # the folder is not yet under its name
-            inner.setattr(saving, "sync_folder", lambda folder: None)
-            gpt2_np.save(model, tmp_path / "saved")
-    assert len(refused) == len(contents(tmp_path / "saved")) - 1
+        at_every_step(patched, look)
+        gpt2_np.save(model, tmp_path / "saved")
+    n_files = len(contents(tmp_path / "saved"))
+    assert n_files > 8
+    assert outcomes == sorted(outcomes, key=["unfinished", "complete", "renamed"].index)
+    assert outcomes.count("unfinished") == n_files - 2  # the tokenizer's three are one step
+    assert outcomes.count("complete") > n_files
 
 
 def test_of_two_that_save_at_once_the_second_is_refused(model, tmp_path, monkeypatch):
