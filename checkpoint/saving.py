@@ -60,25 +60,28 @@ def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -
         if model.tokenizer is not None:
             write_tokenizer(model.tokenizer, part, config.n_ctx)
         write_weights(part, model.params, shards, dtype)
-        end = end_of_text(model)
-        write_json(part / GENERATION, {"bos_token_id": end, "eos_token_id": end})
+        ends = end_ids(model)
+        write_json(part / GENERATION, ends)
         # The last one: no library loads a folder without it.
-        write_json(part / CONFIG, settings(config, end, dtype))
+        write_json(part / CONFIG, settings(config, dtype) | ends)
 
 
 # --- settings --------------------------------------------------------------------------
 
 
-def end_of_text(model: Model) -> int | None:
-    """Return the id of <|endoftext|>. The official number of tokens means the official ids."""
-    if model.tokenizer is not None:
-        return model.tokenizer.end_of_text
-    n_vocab = SIZES["124M"].n_vocab
-    return n_vocab - 1 if model.config.n_vocab == n_vocab else None
+def end_ids(model: Model) -> dict[str, int | None]:
+    """Return the ids that begin and end a text, both <|endoftext|> in a GPT-2 as published."""
+    if model.tokenizer is None:  # the official number of tokens means the official ids
+        n_vocab = SIZES["124M"].n_vocab
+        begin = end = n_vocab - 1 if model.config.n_vocab == n_vocab else None
+    else:
+        end = model.tokenizer.end_of_text
+        begin = next(iter(model.tokenizer.start_ids), end)
+    return {"bos_token_id": begin, "eos_token_id": end}
 
 
-def settings(config: Config, end: int | None, dtype: str) -> dict[str, Any]:
-    """Return the content of config.json, with the keys that the official ones have."""
+def settings(config: Config, dtype: str) -> dict[str, Any]:
+    """Return the other content of config.json, with the keys that the official ones have."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -96,8 +99,6 @@ def settings(config: Config, end: int | None, dtype: str) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
         "attn_pdrop": 0.1,
         "embd_pdrop": 0.1,
         "resid_pdrop": 0.1,
@@ -180,8 +181,8 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
         overflow = np.isinf(floats) & np.isfinite(values)
         if overflow.any():
             raise CheckpointError(
-                f"{name} holds {values[overflow][0]:.6g}, which is too large for {dtype}: save as "
-                f"{'float32' if dtype == 'float16' else 'float16'}"
+                f"{name} holds {values[overflow][0]:.6g}, which is too large for {dtype}: "
+                + ("make it smaller" if dtype == "float32" else "save as float32")
             )
         yield block
 

@@ -242,15 +242,16 @@ def refusal(model, folder, dtype="float32"):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value", "shown"),
-    [("float16", 65520, "65520"), ("float16", -1e9, "-1e+09"), ("bfloat16", 3.4e38, "3.4e+38"),
-     ("float32", 1e39, "1e+39"), ("bfloat16", -1e39, "-1e+39")],
+    ("dtype", "value", "shown", "advice"),
+    [("float16", 65520, "65520", "save as float32"), ("float16", -1e9, "-1e+09", "as float32"),
+     ("bfloat16", 3.4e38, "3.4e+38", "as float32"), ("float32", 1e39, "1e+39", "make it smaller")],
 )  # fmt: skip
-def test_a_weight_too_large_for_the_type_is_refused(model, tmp_path, dtype, value, shown):
+def test_a_weight_too_large_for_the_type_is_refused(model, tmp_path, dtype, value, shown, advice):
     params = map_params(lambda array: array.astype(float), model.params)
     params["blocks"][7]["attn"]["c_proj"]["w"][2, 3] = value
     sentence = refusal(Model(CONFIG, params), tmp_path / "saved", dtype)
     assert sentence.startswith(f"transformer.h.7.attn.c_proj.weight holds {shown}, which is too ")
+    assert sentence.endswith(advice)
     assert list(tmp_path.iterdir()) == []
 
 

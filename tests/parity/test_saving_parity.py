@@ -3,6 +3,8 @@
 It runs with transformers 4 and 5. What they write differs, and so does the type that they load.
 """
 import json
+import subprocess
+import sys
 from importlib.resources import files
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import safetensors
 import torch
 import transformers
+from copies import ROOT
 from make_checkpoints import TEXT, hugging_face_tensors
 from random_model import map_params, random_params
 
@@ -218,3 +221,11 @@ def test_a_model_edited_in_numpy_is_handed_on_to_transformer_lens(
     text = "to be or not"
     ids = loaded.to_tokens(text, prepend_bos=False)[0].tolist()
     assert ids == model.tokenizer.encode(text)
+
+
+def test_the_example_gives_the_loss_of_transformers_to_four_places():
+    done = subprocess.run([sys.executable, ROOT / "examples" / "edit_and_save.py"], check=True,
+                          capture_output=True, text=True)  # fmt: skip
+    names, losses = zip(*(line.split(":") for line in done.stdout.splitlines()), strict=True)
+    assert names[1:] == (names[1], "loaded again", "in transformers")
+    assert len({figure.split()[0] for figure in losses[1:]}) == 1
