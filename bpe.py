@@ -85,12 +85,12 @@ def words(text: str) -> list[str]:
     return _word_finder(text.isascii())(text)
 
 
-def _is_space(character: str) -> bool:
+def is_space(character: str) -> bool:
     """Return True for white space of Unicode, to which Python adds four separators of ASCII."""
     return character.isspace() and not "\x1c" <= character <= "\x1f"
 
 
-def _in_word(character: str) -> bool:
+def in_word(character: str) -> bool:
     """Return True for a character of words: a letter, mark, digit or connector, as "_" is one."""
     if character.isascii():
         return character.isalnum() or character == "_"
@@ -568,13 +568,13 @@ def _cut_at(text: str, tokens: dict[str, AddedToken]) -> list[str | int]:
     for found in re.finditer("|".join(map(re.escape, names)), text):
         token, (start, stop) = tokens[found[0]], found.span()
         around = text[max(start - 1, 0) : start] + text[stop : stop + 1]
-        if token.single_word and any(map(_in_word, around)):
+        if token.single_word and any(map(in_word, around)):
             continue
         if token.lstrip:
-            while start > end and _is_space(text[start - 1]):
+            while start > end and is_space(text[start - 1]):
                 start -= 1
             start = max(start, end)
-        while token.rstrip and stop < len(text) and _is_space(text[stop]):
+        while token.rstrip and stop < len(text) and is_space(text[stop]):
             stop += 1
         parts += [text[end:start], token.id]
         end = stop
@@ -661,7 +661,7 @@ def read_merges(path: str) -> tuple[list[str], bool]:
 
 
 def read_ids(
-    path: str, lines: list[str], merges_path: str, official: bool
+    path: str, lines: list[str], merges_path: str, official: bool, added: Collection[str] = ()
 ) -> tuple[dict[str, int] | None, dict[str, int]]:
     """Return the ids of all tokens in encoder.json (or vocab.json), and those of no merge.
 
@@ -671,14 +671,13 @@ def read_ids(
     if official and official_ids:
         return None, {_END_OF_TEXT: len(lines) + 256}
     ids = _parse_ids(text, path)
-    others = check_ids(ids, path, lines, merges_path)
-    return ids, others
+    return ids, check_ids(ids, path, lines, merges_path, added)
 
 
 def check_ids(
-    ids: dict[str, int], path: str, lines: list[str], merges_path: str
+    ids: dict[str, int], path: str, lines: list[str], merges_path: str, added: Collection[str] = ()
 ) -> dict[str, int]:
-    """Return the ids of tokens that merges do not make, in their order.
+    """Return the ids of tokens that merges do not make and that were not `added`, in their order.
 
     Raises TokenizerError if a token of the merges has no id, if the ids are not 0, 1, 2 and so on,
     or if the merges seem cut short.
@@ -702,14 +701,15 @@ def check_ids(
                 f"{path}: {shown(token)} and {shown(owners[id])} both have id {id}, expected one "
                 "token for each id"
             )
-    others = sorted(ids.keys() - tokens.keys(), key=ids.__getitem__)
-    for name in [*others[:1], *others[-1:]]:  # two tokens joined: a merge whose line is lost
+    others = {name: id for name, id in ids.items() if name not in tokens and name not in added}
+    others = dict(sorted(others.items(), key=lambda item: item[1]))
+    for name in [*others][:1] + [*others][-1:]:  # two tokens joined: a merge whose line is lost
         if any(name[:i] in tokens and name[i:] in tokens for i in range(1, min(len(name), 1000))):
             raise TokenizerError(
                 f"{path}: {shown(name)} has id {ids[name]} and joins two tokens, but is missing "
                 f"from {merges_path}: is the file cut short?"
             )
-    return {name: ids[name] for name in others}
+    return others
 
 
 def _plain_special(names: Sequence[str], first: int) -> list[AddedToken]:

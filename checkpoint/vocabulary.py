@@ -92,29 +92,35 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
 def hugging_face_tokenizer(folder: Path, in_json: bool) -> bpe.Tokenizer:
     """Return the tokenizer of tokenizer.json, or else of vocab.json and merges.txt."""
     settings = read_settings(folder)
-    parts: dict[str, Any] = {}
+    parts = read_tokenizer_json(folder / TOKENIZER_JSON) if in_json else {}
+    if not in_json and settings["tokenizer_class"] not in GPT2_CLASSES:
+        raise Malformed(f"tokenizer_class is {settings['tokenizer_class']}, which needs "
+                        f"{TOKENIZER_JSON}: save the tokenizer again")
+    listings = added_listings(folder, settings, parts)
+    names = {token.name for entries in listings for token in entries}
+    official = False
     if in_json:
-        official, file = False, folder / TOKENIZER_JSON
-        parts = read_tokenizer_json(file)
         lines, ids = model_of(parts)
         bpe.check_merges(lines, lambda n: f"{TOKENIZER_JSON}: merge {n}")
-        bpe.check_ids(ids, TOKENIZER_JSON, lines, "its merges")
+        bpe.check_ids(ids, TOKENIZER_JSON, lines, "its merges", names)
     else:
         merges, vocab = folder / HUGGING_FACE.merges, folder / HUGGING_FACE.vocab
         lines, official = bpe.read_merges(str(merges))
         check_ends(merges)
-        found, others = bpe.read_ids(str(vocab), lines, str(merges), official)
+        found, others = bpe.read_ids(str(vocab), lines, str(merges), official, names)
         official = found is None
         ids = found or bpe.usual_ids([line.replace(" ", "") for line in lines]) | others
-    special_map: dict[str, Any] = {}
-    if "added_tokens_decoder" not in settings and exists(folder / SPECIAL):
-        special_map = read_json(folder / SPECIAL)
-    added = added_tokens(folder, settings, special_map, parts, ids)
+    readings = [numbered(listing, ids) for listing in listings]
+    added = readings[0]
+    if differing := set(added) ^ set(readings[-1]):
+        raise Malformed(f"versions 4 and 5 of transformers read the added token "
+                        f"{shown(min(differing).name)} differently from these files: name all "
+                        f"added tokens in {SETTINGS} by saving the tokenizer again")
     if in_json:
         n_vocab = len(ids.keys() | {token.name for token in added})
         first = processor_ids(parts.get("post_processor"), n_vocab)
     else:
-        first = start_ids(settings, special_map, added)
+        first = start_ids(settings, read_special_map(folder, settings), added)
     space = prefix_space(settings, parts)
     return bpe.Tokenizer.from_parts(lines, None if official else ids, added, first, space, official)
 
@@ -217,43 +223,41 @@ def entries(found: Any, where: str, special: bool = False) -> list[Entry]:
     return [entry(token, id, special) for token, id in zip(found, ids, strict=True)]
 
 
-def added_tokens(
-    folder: Path, settings: dict[str, Any], special_map: dict[str, Any], parts: dict[str, Any],
-    ids: dict[str, int],
-) -> list[AddedToken]:
-    """Return the added tokens of all files, in the order in which transformers adds them.
+def added_listings(
+    folder: Path, settings: dict[str, Any], parts: dict[str, Any]
+) -> list[list[Entry]]:
+    """Return the added tokens of all files as version 4 of transformers reads them, and as 5 does.
 
-    Raises Malformed if files disagree on a token, or give it another id than transformers does.
+    What version 5 alone can load has one listing.
     """
     in_json = entries(parts.get("added_tokens"), "added_tokens")
+    special_map = read_special_map(folder, settings)
     if "added_tokens_decoder" in settings:
         decoder = settings["added_tokens_decoder"]
-        listed = by_id({id: entry(token, id) for id, token in numbers(decoder, SETTINGS).items()})
+        listed = by_id({id: entry(token, id) for id, token in numbers(decoder).items()})
     else:
         old = read_json(folder / ADDED) if exists(folder / ADDED) else {}
-        if not all(type(id) is int for id in old.values()):
-            raise Malformed(f"{ADDED} does not give each token an integer")
-        names = {token.name for token in named_entries(settings, special_map)}
+        special = {token.name for token in named_entries(settings, special_map, 4)}
         listed = by_id({
-            id: Entry(name, False, id, (False, False, False, name not in names))
+            id: Entry(name, False, id, (False, False, False, name not in special))
             for name, id in old.items()
         } | {token.id: token for token in in_json})  # fmt: skip
-    named = named_entries(settings, special_map)
-    rebuilt = settings["tokenizer_class"] in GPT2_CLASSES  # by version 5, from model and settings
-    readings = [[*in_json, *listed, *named]] if not (rebuilt and only_version_5(settings)) else []
-    readings += [[*listed, *named]] if rebuilt else []
-    results = [numbered(reading, ids) for reading in readings]
-    differences = set(results[0]) ^ set(results[-1])
-    if differences:
-        raise Malformed(f"{shown(min(differences).name)} is an added token in {TOKENIZER_JSON} and "
-                        f"not in {SETTINGS}, which transformers 4 and 5 read differently: save "
-                        "the tokenizer again")
-    return results[0]
+    rebuilt = settings["tokenizer_class"] in GPT2_CLASSES  # by version 5, without added_tokens
+    version_4 = [*in_json, *listed, *named_entries(settings, special_map, 4)]
+    version_5 = [*listed, *named_entries(settings, special_map, 5)]
+    version_5 = version_5 if rebuilt else in_json + version_5
+    return [version_5] if only_version_5(settings) else [version_4, version_5]
 
 
-def numbers(found: Any, where: str) -> dict[int, Any]:
+def read_special_map(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return special_tokens_map.json, which counts only without an added_tokens_decoder."""
+    unused = "added_tokens_decoder" in settings or not exists(folder / SPECIAL)
+    return {} if unused else read_json(folder / SPECIAL)
+
+
+def numbers(found: Any) -> dict[int, Any]:
     if not isinstance(found, dict) or not all(key.isdecimal() for key in found):
-        raise Malformed(f"{where}: added_tokens_decoder is not an object with ids as keys")
+        raise Malformed(f"{SETTINGS}: added_tokens_decoder is not an object with ids as keys")
     return {int(id): token for id, token in found.items()}
 
 
@@ -269,23 +273,26 @@ def roles(settings: dict[str, Any], special_map: dict[str, Any]) -> dict[str, An
     return (dict.fromkeys(NAMED[:3], "<|endoftext|>") if default else {}) | settings | special_map
 
 
-def named_entries(settings: dict[str, Any], special_map: dict[str, Any]) -> list[Entry]:
+def named_entries(
+    settings: dict[str, Any], special_map: dict[str, Any], version: int
+) -> list[Entry]:
     """Return the special tokens that have a role: the end of a text, padding and so on."""
     in_role = roles(settings, special_map)
     found = [in_role.get(role) for role in NAMED]
+    lists, own = [], []
     for source in (settings, special_map):
         for key in ("additional_special_tokens", "extra_special_tokens"):
             more = source.get(key) or []
-            found += more.values() if isinstance(more, dict) else more
-    known = {token.name for token in entries([token for token in found if token], "", True)}
-    for role, token in settings.items():
-        if role.endswith("_token") and role not in NAMED and isinstance(token, str):
-            if only_version_5(settings):
-                found.append(token)
-            elif token not in known:
-                raise Malformed(f"{SETTINGS}: {role} makes {shown(token)} a special token in "
-                                "transformers 5 and not in 4: remove it, or name the token in "
-                                "additional_special_tokens")  # fmt: skip
+            if isinstance(more, dict):
+                own += more.values()
+            else:
+                lists += more if isinstance(more, list) else [more]
+    if version == 4:
+        found += [*lists, *own]
+    else:
+        other = [token for role, token in settings.items() if role.endswith("_token")
+                 and role not in NAMED and isinstance(token, str | dict)]  # fmt: skip
+        found += [*other, *own, *lists]
     return entries([token for token in found if token], "special tokens", special=True)
 
 
@@ -327,9 +334,13 @@ def numbered(found: Iterable[Entry], ids: Mapping[str, int]) -> list[AddedToken]
 
 def interfere(one: AddedToken, other: AddedToken) -> bool:
     """Return True if it may matter which of two tokens is looked for first."""
+    for token, name in ((one, other.name), (other, one.name)):
+        if token.single_word and (bpe.in_word(name[0]) or bpe.in_word(name[-1])):
+            return True
+        if (token.lstrip or token.rstrip) and name != name.strip():
+            return True
     a, b = one.name, other.name
-    touching = one.single_word or other.single_word
-    return touching or a in b or b in a or any(
+    return a in b or b in a or any(
         a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, min(len(a), len(b))))
 
 
@@ -408,6 +419,9 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
             )
         begin = first.name
     special = [name for name in tokenizer.special_tokens if name not in (begin, end)]
+    ids = tokenizer.all_ids(HUGGING_FACE.vocab)
+    while ids and (last := by_id.get(len(ids) - 1)) and last.name != end:
+        ids.popitem()  # transformers gives tokens added last the next ids
     settings = {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": model_max_length,
@@ -425,7 +439,7 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
     }
     contents = {
         HUGGING_FACE.merges: tokenizer.merges_text(),
-        HUGGING_FACE.vocab: json.dumps(tokenizer.all_ids(HUGGING_FACE.vocab)),
+        HUGGING_FACE.vocab: json.dumps(ids),
         SETTINGS: json.dumps(settings, indent=2) + "\n",
     }
     for name, content in contents.items():
