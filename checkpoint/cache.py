@@ -171,7 +171,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
 
 def try_lock(file: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

@@ -213,7 +213,7 @@ def checked_answer(
         raise Interrupted(f"{url} does not continue {part}")
     if status not in (200, 206):
         raise NotServed(f"{url} answered {status} {response.reason}")
-    length = span[2] if start else headers.get("Content-Length", "")
+    length = span[2] if span and start else headers.get("Content-Length", "")
     total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
     kind = headers.get("Content-Type", "")
     if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
