@@ -70,12 +70,12 @@ def test_the_environment_or_the_platform_gives_the_cache_folder(monkeypatch, tmp
     assert checkpoint.cache_folder() == pathlib.Path.home() / "Library" / "Caches" / "gpt2_np"
 
 
-def test_load_shows_progress_or_not(larger, capsys):
-    gpt2_np.load(larger, "cpu", progress=False)
+def test_load_shows_progress_or_not(bundle, capsys):
+    gpt2_np.load(bundle[0], "cpu", progress=False)
     assert capsys.readouterr() == ("", "")
     shutil.rmtree(checkpoint.cache_folder())
-    gpt2_np.load(larger, "cpu")
-    assert DATA in capsys.readouterr().err
+    gpt2_np.load(bundle[0], "cpu")
+    assert f"downloading {bundle[0]}" in capsys.readouterr().err
 
 
 def test_progress_is_on_stderr_with_size_and_speed_or_not_at_all(larger, capsys):
