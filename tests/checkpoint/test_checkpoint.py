@@ -531,8 +531,9 @@ def test_importing_the_module_loads_numpy_and_the_standard_library_only():
 
 
 # Modules that are loaded by then: by Python itself, by NumPy, or by the reference.
-LOADED_ANYWAY = {"__future__", "collections", "contextlib", "functools", "math", "numpy", "os",
-                 "re", "stat", "struct", "sys", "time", "typing"}  # fmt: skip
+LOADED_ANYWAY = {"__future__", "collections", "contextlib", "functools", "math", "numpy",
+                 "operator", "os", "re", "stat", "struct", "sys", "time", "typing",
+                 "warnings"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
