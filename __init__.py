@@ -11,7 +11,7 @@ run_as_program = (
 if run_as_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 
-from .checkpoint import CheckpointError, DownloadError, load
+from .checkpoint import CheckpointError, DownloadError, load, save
 from .command_line import main
 from .gpt2_np import (
     SIZES,
@@ -32,5 +32,5 @@ from .inference.scoring import score, score_batch
 __all__ = [
     "SIZES", "CheckpointError", "Config", "DownloadError", "Error", "KVCache", "Model", "Sampling",
     "__version__", "complete", "describe", "forward", "generate", "generate_batch", "load",
-    "main", "parameter_shapes", "sample", "score", "score_batch", "stream",
+    "main", "parameter_shapes", "sample", "save", "score", "score_batch", "stream",
 ]  # fmt: skip

@@ -76,8 +76,8 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     """Return a tensor as a read-only array: a view of `buffer` if its bytes can be used as is."""
     stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
     raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == "BF16":
+        raw = widen_bfloat16(raw)
     # The official safetensors files begin their data at an odd byte. Every matrix product would
     # copy an unaligned array again, so one copy is made now.
     array = np.require(raw, dtype, "A").reshape(tensor.shape)
@@ -86,6 +86,29 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
         array[..., : array.shape[-1] // 3] *= tensor.query_scale
     array.flags.writeable = False
     return array
+
+
+def read_bytes(tensor: Tensor) -> bytearray:
+    """Return the bytes of a tensor, read into memory of their own. Raises CheckpointError."""
+    content = bytearray(tensor.size)
+    try:
+        with open(tensor.file, "rb") as opened:
+            opened.seek(tensor.start)
+            n_read = opened.readinto(content)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file} cannot be read: {reason(error)}") from error
+    if n_read != tensor.size:
+        raise CheckpointError(
+            f"{tensor.file} ends at byte {tensor.start + n_read}, expected a tensor up to "
+            f"{tensor.start + tensor.size}: it has been cut off since it was opened; run again "
+            "when it is whole"
+        )
+    return content
+
+
+def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
+    """Return the float32 of which these integers are the upper halves."""
+    return (upper.astype(np.uint32) << 16).view(np.float32)
 
 
 def same_values(a: Tensor, b: Tensor, dtype: str | None = None) -> bool:

@@ -1,0 +1,277 @@
+"""From a model to a folder in Hugging Face's layout, which other libraries load too.
+
+A folder is written under another name beside its place and renamed when it is complete. So a
+process that is killed leaves either the whole folder or none. The weights pass through memory a
+block of rows at a time.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..backend import to_host
+from ..bpe import Tokenizer, shown
+from ..gpt2_np import SIZES, Config, Model, check_shapes, map_leaves, parameter_shapes
+from .files import CheckpointError, reason
+from .layouts import CONFIG, HUGGING_FACE
+from .safetensors import SAFETENSORS, SHARDS
+from .tensors import WEIGHT_TYPES, widen_bfloat16
+from .vocabulary import write_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+SAVED_DTYPES = tuple(STORED)
+SHARD_BYTES = 5 * 10**9  # of tensors in a file; above that they go into several, as elsewhere
+BLOCK = 2**15  # weights that are converted at a time: their temporary arrays fit into the cache
+ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their item size
+GENERATION = "generation_config.json"
+
+
+def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -> None:
+    """Write a model as a new folder in Hugging Face's layout, which `load` reads again.
+
+    The folder has the weights as safetensors, the sizes, and the tokenizer if the model has one.
+    It appears whole, under its name, or not at all. Missing folders above it are made. `dtype` is
+    "float32", "float16" or "bfloat16", to which weights are rounded, ties to even. Arrays may be of
+    any floating type and on any device. Raises CheckpointError if the folder exists or cannot be
+    written, and if a weight is too large for `dtype`.
+    """
+    if dtype not in SAVED_DTYPES:
+        raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(SAVED_DTYPES)}")
+    if not isinstance(model.tokenizer, Tokenizer | None):
+        raise CheckpointError(
+            f"the tokenizer is a {type(model.tokenizer).__name__}, expected a bpe.Tokenizer: leave "
+            "it out with gpt2_np.Model(model.config, model.params)"
+        )
+    config = Config(**{name: int(size) for name, size in vars(model.config).items()})
+    check_shapes(model.params, parameter_shapes(config))  # arrays may have been replaced
+    shards = split_tensors(config, dtype)
+    n_bytes = sum(shard_bytes(shard, dtype) for shard in shards)
+    with whole_folder(check_new(folder), n_bytes) as part:
+        if model.tokenizer is not None:
+            write_tokenizer(model.tokenizer, part, config.n_ctx)
+        write_weights(part, model.params, shards, dtype)
+        ends = end_ids(model)
+        write_json(part / GENERATION, ends)
+        # The last one: no library loads a folder without it.
+        write_json(part / CONFIG, settings(config, dtype) | ends)
+
+
+# --- settings --------------------------------------------------------------------------
+
+
+def end_ids(model: Model) -> dict[str, int | None]:
+    """Return the ids that begin and end a text, both <|endoftext|> in a GPT-2 as published."""
+    if model.tokenizer is None:  # the official number of tokens means the official ids
+        n_vocab = SIZES["124M"].n_vocab
+        begin = end = n_vocab - 1 if model.config.n_vocab == n_vocab else None
+    else:
+        end = model.tokenizer.end_of_text
+        begin = next(iter(model.tokenizer.start_ids), end)
+    return {"bos_token_id": begin, "eos_token_id": end}
+
+
+def settings(config: Config, dtype: str) -> dict[str, Any]:
+    """Return the other content of config.json, with the keys that the official ones have."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "torch_dtype": dtype,
+        "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_layer": config.n_layer,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
+        "tie_word_embeddings": True,
+        "attn_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "resid_pdrop": 0.1,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+
+
+# --- weights ---------------------------------------------------------------------------
+
+Shard = dict[str, tuple[tuple, tuple[int, ...]]]  # path in `params` and shape, by name
+
+
+def split_tensors(config: Config, dtype: str) -> list[Shard]:
+    """Return the tensors of each file. A file is filled until the next tensor does not fit."""
+    shards: list[Shard] = [{}]
+    room = SHARD_BYTES
+
+    def add(path, shape):
+        nonlocal room
+        n_bytes = tensor_bytes(shape, dtype)
+        if n_bytes > room and shards[-1]:
+            shards.append({})
+            room = SHARD_BYTES
+        room -= n_bytes
+        shards[-1][f"transformer.{HUGGING_FACE.tensor_name(path)}"] = path, shape
+
+    map_leaves(add, parameter_shapes(config))
+    return [dict(sorted(shard.items())) for shard in shards]
+
+
+def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return math.prod(shape) * np.dtype(WEIGHT_TYPES[STORED[dtype]]).itemsize
+
+
+def shard_bytes(shard: Shard, dtype: str) -> int:
+    return sum(tensor_bytes(shape, dtype) for _, shape in shard.values())
+
+
+def write_weights(folder: Path, params: Mapping[str, Any], shards: list[Shard], dtype: str) -> None:
+    """Write the files of weights and, if there are several, their index."""
+    if len(shards) == 1:
+        write_file(folder / SAFETENSORS, safetensors_file(params, shards[0], dtype))
+        return
+    weight_map, total = {}, dict.fromkeys(("total_parameters", "total_size"), 0)
+    for i, shard in enumerate(shards, 1):
+        name = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / name, safetensors_file(params, shard, dtype))
+        weight_map |= dict.fromkeys(shard, name)
+        total["total_parameters"] += sum(math.prod(shape) for _, shape in shard.values())
+        total["total_size"] += shard_bytes(shard, dtype)
+    write_json(folder / SHARDS, {"metadata": total, "weight_map": weight_map})
+
+
+def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Iterator[Any]:
+    """Yield the bytes of a safetensors file: the header, then each tensor in blocks."""
+    import json
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, (_, shape) in shard.items():
+        end = start + tensor_bytes(shape, dtype)
+        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [start, end]}
+        start = end
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-(8 + len(head)) % ALIGNMENT)
+    yield len(head).to_bytes(8, "little") + head
+    for name, (path, _) in shard.items():
+        yield from encoded_blocks(name, functools.reduce(operator.getitem, path, params), dtype)
+
+
+def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
+    """Yield the rows of a tensor in the stored type. Raises CheckpointError if they do not fit."""
+    rows = max(1, BLOCK // math.prod(array.shape[1:]))
+    for start in range(0, len(array), rows):
+        values = to_host(array[start : start + rows])
+        if values.dtype.kind != "f":
+            raise CheckpointError(f"{name} has type {values.dtype}, expected a floating type")
+        block, floats = encode(values, dtype)
+        overflow = np.isinf(floats) & np.isfinite(values)
+        if overflow.any():
+            raise CheckpointError(
+                f"{name} holds {values[overflow][0]:.6g}, which is too large for {dtype}: "
+                + ("make it smaller" if dtype == "float32" else "save as float32")
+            )
+        yield block
+
+
+def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers in the stored type, rounded to the nearest, and again as floats."""
+    with np.errstate(all="ignore"):  # overflow is looked for afterwards
+        if dtype != "bfloat16":
+            block = np.ascontiguousarray(values, WEIGHT_TYPES[STORED[dtype]])
+            return block, block
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    # Adding just under half of the last place that stays, and that place itself, makes ties even.
+    rounded = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
+    rounded[np.isnan(values)] = 0x7FC0
+    block = rounded.astype(WEIGHT_TYPES["BF16"])
+    return block, widen_bfloat16(block)
+
+
+# --- files -----------------------------------------------------------------------------
+
+
+def check_new(folder: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a new folder. Raises CheckpointError if something is there."""
+    from pathlib import Path
+
+    try:
+        target = Path(folder).absolute()
+        os.lstat(target)
+    except FileNotFoundError:
+        return target
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{shown(folder)} cannot become a folder: {reason(error)}; give another path"
+        ) from error
+    raise CheckpointError(f"{target} exists: give the path of a new folder to save into")
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
+    """Give a folder beside `target` to fill, and rename it at the end. A failure leaves nothing."""
+    import shutil
+
+    made = [above for above in target.parents if not above.exists()]
+    part = target.with_name(f"{target.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        part.mkdir(parents=True)
+        free = shutil.disk_usage(part).free
+        if n_bytes > free:
+            raise CheckpointError(
+                f"{target} needs {n_bytes:,} bytes, and {free:,} are free: make room, or give a "
+                "folder on another disk"
+            )
+        yield part
+        for file in part.iterdir():
+            with open(file, "r+b") as opened:
+                os.fsync(opened.fileno())
+        sync_folder(part)
+        part.rename(target)
+        sync_folder(target.parent)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        for above in made:
+            with contextlib.suppress(OSError):
+                above.rmdir()
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{target} cannot be written: {reason(error)}; nothing was kept: make room, or "
+                "give another folder"
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, on systems that can."""
+    with contextlib.suppress(OSError):  # Windows opens no folder
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    import json
+
+    write_file(file, [json.dumps(content, indent=2, sort_keys=True).encode() + b"\n"])
+
+
+def write_file(file: Path, pieces: Iterable[Any]) -> None:
+    with open(file, "xb") as opened:
+        for piece in pieces:
+            opened.write(piece)
