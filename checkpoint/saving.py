@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -36,7 +36,10 @@ ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their i
 GENERATION = "generation_config.json"
 
 
-def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -> None:
+def save(
+    model: Model, folder: str | os.PathLike[str],
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> None:  # fmt: skip
     """Write a model as a new folder in Hugging Face's layout, which `load` reads again.
 
     The folder has the weights as safetensors, the sizes, and the tokenizer if the model has one.
