@@ -7,9 +7,7 @@ block of rows at a time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,7 +168,10 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
     yield len(head).to_bytes(8, "little") + head
     for name, (path, _) in shard.items():
-        yield from encoded_blocks(name, functools.reduce(operator.getitem, path, params), dtype)
+        array: Any = params
+        for key in path:
+            array = array[key]
+        yield from encoded_blocks(name, array, dtype)
 
 
 def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
