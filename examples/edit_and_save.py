@@ -55,9 +55,10 @@ def main():
         print(f"loaded again:   {loss(gpt2_np.load(folder), tokens):.4f}")
         try:
             import torch
-            from transformers import GPT2LMHeadModel
+            from transformers import GPT2LMHeadModel, logging
         except ImportError:
             return
+        logging.disable_progress_bar()
         ids = torch.tensor([tokens])
         theirs = GPT2LMHeadModel.from_pretrained(folder)
         print(f"in transformers: {theirs(ids, labels=ids).loss.item():.4f}")

@@ -211,6 +211,15 @@ def test_arrays_of_any_kind_are_saved_as_the_same_numbers(model, tmp_path, monke
     assert all(content == found["float32"] for content in found.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
+def test_a_model_on_a_gpu_is_saved_as_on_the_cpu(model, tmp_path, dtype):
+    gpt2_np.save(model, tmp_path / "first")
+    gpt2_np.save(gpt2_np.load(tmp_path / "first", "cuda"), tmp_path / "second", dtype)
+    gpt2_np.save(model, tmp_path / "third", dtype)
+    assert contents(tmp_path / "second") == contents(tmp_path / "third")
+
+
 @pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
 @pytest.mark.parametrize("stored", [np.float32, np.float64])
 def test_no_second_copy_of_the_weights_is_in_memory(tmp_path, stored, dtype):
