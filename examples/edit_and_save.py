@@ -60,8 +60,9 @@ def main():
             return
         logging.disable_progress_bar()
         ids = torch.tensor([tokens])
-        theirs = GPT2LMHeadModel.from_pretrained(folder)
-        print(f"in transformers: {theirs(ids, labels=ids).loss.item():.4f}")
+        logits = GPT2LMHeadModel.from_pretrained(folder)(ids).logits
+        theirs = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).item()
+        print(f"in transformers: {theirs:.4f}")
 
 
 if __name__ == "__main__":
