@@ -76,8 +76,10 @@ def locate(name_or_path: str | os.PathLike[str]) -> Path:
             if is_verified(source.folder):
                 return source.folder
         return download(name_or_path)
-    if isinstance(name_or_path, (str, os.PathLike)) and exists(name_or_path):
-        return Path(name_or_path)
+    if isinstance(name_or_path, (str, os.PathLike)):
+        path = os.fspath(name_or_path)
+        if exists(path) or exists(f"{path}.index"):  # the prefix of a TensorFlow bundle
+            return Path(name_or_path)
     raise CheckpointError(
         f"{shown(name_or_path)} is neither a known model ({', '.join(SIZES)}, shakespeare) nor an "
         "existing path: give one of these, or the http(s) URL of a checkpoint's folder"

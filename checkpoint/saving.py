@@ -20,7 +20,7 @@ from ..gpt2_np import SIZES, Config, Model, check_shapes, map_leaves, parameter_
 from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
-from .tensors import WEIGHT_TYPES, widen_bfloat16
+from .tensors import WEIGHT_TYPES, rounded, widened
 from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -181,7 +181,8 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
         values = to_host(array[start : start + rows])
         if values.dtype.kind != "f":
             raise CheckpointError(f"{name} has type {values.dtype}, expected a floating type")
-        block, floats = encode(values, dtype)
+        block = rounded(values, STORED[dtype])
+        floats = widened(block) if dtype == "bfloat16" else block
         overflow = np.isinf(floats) & np.isfinite(values)
         if overflow.any():
             raise CheckpointError(
@@ -189,20 +190,6 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
                 + ("make it smaller" if dtype == "float32" else "save as float32")
             )
         yield block
-
-
-def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers in the stored type, rounded to the nearest, and again as floats."""
-    with np.errstate(all="ignore"):  # overflow is looked for afterwards
-        if dtype != "bfloat16":
-            block = np.ascontiguousarray(values, WEIGHT_TYPES[STORED[dtype]])
-            return block, block
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    # Adding just under half of the last place that stays, and that place itself, makes ties even.
-    rounded = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
-    rounded[np.isnan(values)] = 0x7FC0
-    block = rounded.astype(WEIGHT_TYPES["BF16"])
-    return block, widen_bfloat16(block)
 
 
 # --- files -----------------------------------------------------------------------------

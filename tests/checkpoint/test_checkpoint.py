@@ -277,11 +277,11 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt.index", "model.h5"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "model.h5", "x"])
 def test_a_file_that_is_not_safetensors_is_refused_unread(tmp_path, name):
     write_hugging_face(tmp_path)
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(CheckpointError, match=f"{name} is not a checkpoint: expected a folder, or"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a checkpoint: expected a folder, a"):
         checkpoint.load(tmp_path / name)
 
 
@@ -314,31 +314,6 @@ def test_sizes_that_make_no_sense_are_refused_before_anything_is_allocated(
         checkpoint.load(tmp_path)
     message = str(caught.value)
     assert str(file) in message and "expected" in message and len(message) < 600
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model_type", "gpt_neo"),
-        ("activation_function", "gelu"),
-        ("activation_function", "relu"),
-        ("layer_norm_epsilon", 1e-6),
-        ("scale_attn_weights", False),
-        ("scale_attn_by_inverse_layer_idx", True),
-        ("reorder_and_upcast_attn", True),
-        ("add_cross_attention", True),
-        ("tie_word_embeddings", False),
-        ("n_inner", 31),
-        ("n_ctx", 9),
-        ("layer_norm_epsilon", [1e-5]),
-        ("activation_function", {}),
-    ],
-    ids=str,
-)
-def test_a_config_of_another_function_than_the_forward_pass_is_refused(tmp_path, key, value):
-    write_hugging_face(tmp_path, **{key: value})
-    with pytest.raises(CheckpointError, match=rf"config\.json: {key} is .*, expected"):
-        checkpoint.load(tmp_path)
 
 
 BOMBS = [
@@ -430,7 +405,8 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_opened(tmp_path, name):
         ({"h.0.attn.bias.x": ("F32", (1,), bytes(4))}, r"h\.0\.attn\.bias\.x.*does not belong"),
         ({"lm_head.weight": ("F32", (280, 8), bytes(8960))}, r"lm_head\.weight.*differs from 'wte"),
         ({"lm_head.weight": ("F16", (280, 8), bytes(4480))}, r"lm_head\.weight.*differs from 'wte"),
-        ({"transformer.wpe.weight": ("F32", (8, 8), bytes(256))}, "with and without the prefix"),
+        ({"h.0.attn.c_attn.weight": ("I8", (8, 24), bytes(192))}, r"weight' is I8 of shape"),
+        ({"h.0.attn.c_attn.weight": ("F8_E4M3", (8, 24), bytes(192))}, r"weight' is F8_E4M3 of"),
         ({"wpe.weight": ("F32", (8, 9), bytes(288))}, r"'wpe\.weight' is .*\(8, 9\).*\(8, 8\)"),
         ({"wpe.weight": ("I32", (8, 8), bytes(256))}, r"'wpe\.weight' is I32.*expected F32, F16"),
         ({"wpe.weight": ("U8", (8, 8), bytes(64))}, r"'wpe\.weight' is U8"),
@@ -509,8 +485,9 @@ def test_importing_the_module_loads_numpy_and_the_standard_library_only():
 
 
 # Modules that are loaded by then: by Python itself, by NumPy, or by the reference.
-LOADED_ANYWAY = {"__future__", "collections", "contextlib", "functools", "math", "numpy", "os",
-                 "re", "stat", "struct", "sys", "time", "typing"}  # fmt: skip
+LOADED_ANYWAY = {"__future__", "collections", "contextlib", "functools", "math", "numpy",
+                 "operator", "os", "re", "stat", "struct", "sys", "time", "typing",
+                 "warnings"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
