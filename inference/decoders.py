@@ -24,6 +24,7 @@ from ..gpt2_np import (
 )
 from .drafts import Drafts
 from .text_stream import StopWatcher
+from .turns import turn
 
 
 class GrowingText:
@@ -112,7 +113,8 @@ class PlainDecoder:
             self.cache.select(rows)
             self.texts = texts
         last = [text.tokens[-1:] for text in texts]
-        logits = next_logits(self.model, last, self.cache, self.tap)
+        with turn(self.model, has_tap=self.tap.function is not None):
+            logits = next_logits(self.model, last, self.cache, self.tap)
         yield from add_chosen(texts, logits[:, 0], self.options)
 
 
@@ -127,9 +129,10 @@ class DraftingDecoder:
     def step(self, texts: Sequence[GrowingText]) -> Iterator[tuple[GrowingText, int]]:
         [text] = texts
         draft = self.drafts.propose(min(text.n_left - 1, text.n_ctx - len(text.tokens)))
-        started = time.perf_counter()
-        logits = next_logits(self.model, [[text.tokens[-1], *draft]], self.cache)
-        self.drafts.learn_time(time.perf_counter() - started)
+        with turn(self.model):
+            started = time.perf_counter()
+            logits = next_logits(self.model, [[text.tokens[-1], *draft]], self.cache)
+            self.drafts.learn_time(time.perf_counter() - started)
         for row, drafted in zip(logits[0], [*draft, None], strict=True):
             token = text.choose(row, self.options)
             if not text.add(token):

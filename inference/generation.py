@@ -36,6 +36,7 @@ from .decoders import (
 )
 from .packing import Packed
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
+from .turns import turn
 
 # Run the prefix that all prompts share once if that saves more than this many tokens.
 LEAST_SHARED = 32
@@ -213,7 +214,8 @@ class Generation:
         growing = [text for text in self.texts if not text.ended_by]
         if not growing:
             return
-        cache, logits = self.read_prompts()
+        with turn(self.model, has_tap=self.tap.function is not None):
+            cache, logits = self.read_prompts()
         chosen, decoder = add_chosen(growing, logits, self.options), None
         while True:
             for text, token in chosen:

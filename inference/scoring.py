@@ -28,6 +28,7 @@ from ..gpt2_np import (
     transformer,
 )
 from .packing import Packed
+from .turns import turn
 
 # Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
 LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
@@ -67,10 +68,11 @@ def score_windows(model, texts, stride, tap):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
         lengths = [w.end - w.start for w in row]
-        x = transformer(params, config, inputs[None], Packed(lengths), tap)
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
-        x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-        log_p = target_log_probabilities(x, targets, wte)
+        with turn(model, has_tap=tap.function is not None):
+            x = transformer(params, config, inputs[None], Packed(lengths), tap)
+            x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
+            log_p = target_log_probabilities(x, targets, wte)
         check_finite(log_p.sum())
         log_p = iter(log_p)
         for w in row:
