@@ -30,14 +30,15 @@ from .turns import turn
 class GrowingText:
     """A prompt and the tokens that continue it, until `ended_by` gives the reason for its end.
 
-    "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token.
+    "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token. Until
+    then it is empty.
     """
 
     def __init__(self, prompt: Sequence[int], n_tokens: int, n_ctx: int, stops: StopWatcher,
                  rng: np.random.Generator):
         self.tokens, self.n_prompt, self.n_ctx = list(prompt), len(prompt), n_ctx
         self.n_tokens, self.stops, self.rng = n_tokens, stops, rng
-        self.ended_by = None if n_tokens else "length"
+        self.ended_by = "" if n_tokens else "length"
 
     @property
     def continuation(self) -> list[int]:
@@ -182,4 +183,4 @@ def captured_decoder(
     last = np.array([text.tokens[-1] for text in texts])
     generators = [text.rng for text in texts]
     run = decoder.start(cache, last, options, model.n_vocab, generators)
-    return run and CapturedDecoder(run, texts, options)
+    return CapturedDecoder(run, texts, options) if run else None

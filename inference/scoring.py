@@ -12,13 +12,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..gpt2_np import (
     NO_TAP,
     Error,
     Model,
+    SelectiveTap,
     Tap,
     TapFunction,
+    Tokens,
     check_finite,
     einsum,
     is_number,
@@ -36,10 +39,10 @@ LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
 
 def score(
     model: Model,
-    tokens: Sequence[int],
+    tokens: Tokens,
     stride: int | None = None,
-    tap: TapFunction | None = None,
-) -> np.ndarray:
+    tap: TapFunction | SelectiveTap | None = None,
+) -> npt.NDArray[np.float32]:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
@@ -50,8 +53,8 @@ def score(
 
 
 def score_batch(
-    model: Model, texts: Iterable[Sequence[int]], stride: int | None = None
-) -> list[np.ndarray]:
+    model: Model, texts: Iterable[Tokens], stride: int | None = None
+) -> list[npt.NDArray[np.float32]]:
     """Return the `score` of several texts of any lengths, computed together."""
     return score_windows(model, texts, stride, NO_TAP)
 
