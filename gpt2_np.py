@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -87,7 +87,7 @@ class Model:
     """
 
     config: Config
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     tokenizer: Any = None
 
     def __post_init__(self):
@@ -355,6 +355,7 @@ class KVCache(Cache):
 
 
 TapFunction = Callable[[str, Any], Any]  # (name, array) -> a replacement, or None
+Tokens = Sequence[int] | np.ndarray  # ids, [position]
 
 
 class SelectiveTap(Protocol):
@@ -417,11 +418,11 @@ class Sampling:
             if not (unset or (is_number(value) and valid(value))):
                 raise Error(f"{name} is {value!r}: it must be {expected}")
 
-        check("temperature", lambda t: 0 <= t < math.inf, "0 or a positive number")
+        check("temperature", lambda t: t == 0 or 1e-99 < t < math.inf, "0, or above 1e-99")
         check("top_k", lambda k: k >= 1 and k % 1 == 0, "a positive integer")
         check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
         check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        check("repetition_penalty", lambda r: 0 < r < math.inf, "a positive number")
+        check("repetition_penalty", lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6")
 
 
 def is_number(value):
