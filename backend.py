@@ -273,7 +273,7 @@ def make_plan(specification: str) -> Plan | None:
     return Plan(
         order(left, batch + rows + summed),
         order(right, batch + summed + columns),
-        *map(len, (batch, rows, summed, columns)),
+        len(batch), len(rows), len(summed), len(columns),
         order(batch + rows + columns, output),
     )
 
@@ -421,7 +421,7 @@ class Tile(NamedTuple):
     keys: slice
 
 
-def tiled(attend: Callable) -> Callable:
+def tiled(attend: Callable[..., Any]) -> Callable[..., Any]:
     """Return attend(q, k, v, positions, tap) computed in tiles of scores that stay in the cache.
 
     q is [b, q, h, e], k and v are [b, k, h, e]. `positions` [b, q] are those of the queries in
@@ -510,7 +510,7 @@ def block_elements(xp):
 # --- elementwise functions -------------------------------------------------------------
 
 
-def accelerated(function: Callable) -> Callable:
+def accelerated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a version of one of the reference's functions that suits the array at hand.
 
     NumPy arrays go to the function of the same name in `ON_HOST`, arrays on a GPU to the kernel of
@@ -579,4 +579,6 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return result
 
 
-ON_HOST = {"gelu": gelu, "mask_future": mask_future, "softmax": softmax}
+ON_HOST: dict[str, Callable[..., Any]] = {
+    "gelu": gelu, "mask_future": mask_future, "softmax": softmax
+}  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -72,7 +73,7 @@ def run_command(
     """
     restore_interrupts()
     for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
+        if isinstance(output, io.TextIOWrapper):  # not a notebook's stream, nor a closed one
             output.reconfigure(encoding="utf-8", errors="replace")
     args = parser.parse_args(argv)
     try:
@@ -286,7 +287,7 @@ def prompt_text(args) -> str:
     return text
 
 
-def prompt_tokens(model: Model, text: str) -> list[int]:
+def prompt_tokens(model, text: str) -> list[int]:
     """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token."""
     return model.tokenizer.encode(text, allowed_special="all")
 
@@ -366,7 +367,7 @@ def interact(model, args):
         import readline  # noqa: F401
     if sys.stdin is None:
         raise Error(STDIN_CLOSED)
-    with contextlib.suppress(AttributeError):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:

@@ -52,8 +52,8 @@ def gradients(
         x = x + layer_norm_gradient(inside @ block["mlp"]["c_fc"]["w"].T, seen[here["resid_mid"]],
                                     block["ln_2"]["g"])
         found[here["resid_mid"]] = found[here["attn_out"]] = x
-        by_kind = attention_gradients(x, *(seen[here[s]] for s in ("q", "k", "v", "pattern")),
-                                      weights.W_O)
+        q, k, v, pattern = (seen[here[short]] for short in ("q", "k", "v", "pattern"))
+        by_kind = attention_gradients(x, q, k, v, pattern, weights.W_O)
         found |= {here[kind]: array for kind, array in by_kind.items()}
         by_head = sum(einsum("bqhe,hde->bqd", by_kind[kind], w)
                       for kind, w in zip("qkv", weights.reading, strict=True))

@@ -113,7 +113,7 @@ def ablated(
 
 def heads_by_name(nodes):
     """Return {name: heads}: the heads of each hook_z, None for the whole of a hook_mlp_out."""
-    found: dict[str, list | None] = {}
+    found: dict[str, Any] = {}
     for layer, head in nodes:
         if head is None:
             found[activation_name("mlp_out", layer)] = None

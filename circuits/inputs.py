@@ -6,7 +6,6 @@ they are unless `bos=True`. Results say which it was in `bos`, beside the `token
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model, map_leaves, token_batch
+from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +93,10 @@ def token_id(model: Model, text_or_id: Any) -> int:
     """
     if not isinstance(text_or_id, str):
         return int(checked_ids(model, [[text_or_id]])[0, 0])
-    ids = tokenizer_of(model).encode(text_or_id, allowed_special="all")
+    tokenizer = tokenizer_of(model)
+    ids = tokenizer.encode(text_or_id, allowed_special="all")
     if len(ids) != 1:
-        pieces = [model.tokenizer.decode([i]) for i in ids]
+        pieces = [tokenizer.decode([i]) for i in ids]
         hint = "" if text_or_id[:1] == " " else "; words inside a text begin with a space"
         raise Error(f"{shown(text_or_id)} is {len(ids)} tokens {shown(pieces)}: "
                     f"it must be one{hint}")
@@ -116,10 +116,10 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
+def labels_of(model: Model, tokens: Tokens) -> list[str]:
     """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
-    n = 0 if model.tokenizer is None else model.n_vocab
-    return [model.tokenizer.decode([i]) if i < n else str(i) for i in map(int, tokens)]
+    tokenizer, n = model.tokenizer, model.n_vocab
+    return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 
 
 def check_same_length(given, other, kind, any_number=False):

@@ -78,8 +78,10 @@ def lens(
         logits = to_host(unembed(normalized, params))[..., :n]
         rows.append((*read_logits(logits, targets, top), logits if keep_logits else None))
     columns = list(zip(*rows, strict=True))
-    return Lens(stream_points(config), *map(np.stack, columns[:5]),
-                np.stack(columns[5]) if keep_logits else None, targets, given.tokens, given.bos)
+    probability, rank, spread, best, best_probability = map(np.stack, columns[:5])
+    logits = np.stack(columns[5]) if keep_logits else None
+    return Lens(stream_points(config), probability, rank, spread, best, best_probability, logits,
+                targets, given.tokens, given.bos)
 
 
 class FixedScale:

@@ -293,7 +293,7 @@ class BaseRun:
         """
         cells = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
         while cells:
-            start, first, count = *cells[0][:2], 0
+            (start, first), count = cells[0][:2], 0
             for cell_start, cell_first, _ in cells:
                 if cell_start != start or count >= self.copies_at_once(cell_first):
                     break

@@ -233,7 +233,7 @@ class CapturedGeneration:
     other options `chooses` is False: the device makes logits, and the host chooses.
     """
 
-    step = None
+    step: Any = None  # None once more after `close`
 
     def __init__(self, step: Step, free: list[Step], cache: Any, tokens: Sequence[int],
                  options: Any, n_vocab: int, generators: Sequence[np.random.Generator]):
