@@ -27,12 +27,12 @@ from .gpt2_np import (
     sample,
 )
 from .inference.costs import describe
-from .inference.generation import complete, generate, generate_batch, stream
+from .inference.generation import ContextWarning, complete, generate, generate_batch, stream
 from .inference.scoring import score, score_batch
 
 __all__ = [
-    "SIZES", "CheckpointError", "Config", "DownloadError", "Error", "KVCache", "Model", "Sampling",
-    "__version__", "backend", "bpe", "checkpoint", "complete", "describe", "forward", "generate",
-    "generate_batch", "load", "main", "parameter_shapes", "sample", "score", "score_batch",
-    "stream",
+    "SIZES", "CheckpointError", "Config", "ContextWarning", "DownloadError", "Error", "KVCache",
+    "Model", "Sampling", "__version__", "backend", "bpe", "checkpoint", "complete", "describe",
+    "forward", "generate", "generate_batch", "load", "main", "parameter_shapes", "sample", "score",
+    "score_batch", "stream",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,7 +89,7 @@ class Model:
     """
 
     config: Config
-    params: Mapping[str, Any]
+    params: Mapping[str, Any] = field(repr=False)
     tokenizer: Tokenizer | None = None
 
     def __post_init__(self):
@@ -418,11 +418,11 @@ class Sampling:
             if not (unset or (is_number(value) and valid(value))):
                 raise Error(f"{name} is {value!r}: it must be {expected}")
 
-        check("temperature", lambda t: 0 <= t < math.inf, "0 or a positive number")
+        check("temperature", lambda t: t == 0 or 1e-99 < t < math.inf, "0, or above 1e-99")
         check("top_k", lambda k: k >= 1 and k % 1 == 0, "a positive integer")
         check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
         check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        check("repetition_penalty", lambda r: 0 < r < math.inf, "a positive number")
+        check("repetition_penalty", lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6")
 
 
 def is_number(value):

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..backend import einsum
 from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
+from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
 from .inputs import check_numbers, prompts
@@ -39,9 +40,16 @@ def gradients(
     given = prompts(model, text_or_tokens, bos)
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), last_only=True)
     check_numbers("the logits", seen.logits, model)
+    of_logits = metric.gradient(seen.logits)
+    with turn(model):
+        return backward_pass(model, seen, of_logits)
+
+
+def backward_pass(model, seen, of_logits):
+    """Return the gradients by name, from a run and the gradient of its logits, [b, v]."""
     config, found = model.config, {}
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
-    x[:, -1] = metric.gradient(seen.logits) @ on_host(model.params["wte"])
+    x[:, -1] = of_logits @ on_host(model.params["wte"])
     x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
                             on_host(model.params["ln_f"]["g"]))
     for layer in reversed(range(config.n_layer)):

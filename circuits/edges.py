@@ -23,6 +23,7 @@ from ..gpt2_np import (
     mlp,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .backward import gradients, layer_norm_gradient
 from .head_weights import attention_weights
@@ -166,6 +167,11 @@ def patch_edges(
 
 
 def edge_patched_logits(model, base, written, patched):
+    with turn(model):
+        return edge_patched_pass(model, base, written, patched)
+
+
+def edge_patched_pass(model, base, written, patched):
     config, params, h = model.config, model.params, model.config.n_head
     streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
                               on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..backend import namespace, to_host
 from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
+from ..inference.turns import turn
 from .activations import run
 from .inputs import answer_ids, check_numbers, one_each, position_slice, prompts
 from .metrics import entropy
@@ -75,7 +76,8 @@ def lens(
     rows = []
     for name in streams:
         normalized = layer_norm(xp.asarray(seen[name][:, here]), **params["ln_f"], tap=tap)
-        logits = to_host(unembed(normalized, params))[..., :n]
+        with turn(model):
+            logits = to_host(unembed(normalized, params))[..., :n]
         rows.append((*read_logits(logits, targets, top), logits if keep_logits else None))
     columns = list(zip(*rows, strict=True))
     probability, rank, spread, best, best_probability = map(np.stack, columns[:5])

@@ -15,6 +15,7 @@ import numpy as np
 from ..backend import namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp
+from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
 from .inputs import check_same_length, position_slice, prompts, shared_positions
@@ -102,8 +103,9 @@ def direct_streams(stored, sent, sender, ends, first, through_mlps):
             streams[layer] = np.tile(stored.stream(2 * layer)[:, first:], copies) + sent
         if through_mlps and layer < max(ends):
             mid, block = stored.stream(2 * layer + 1)[:, first:], model.params["blocks"][layer]
-            moved, still = (to_host(mlp_out(xp.asarray(x), block))
-                            for x in (np.tile(mid, copies) + sent, mid))
+            with turn(model):
+                moved, still = (to_host(mlp_out(xp.asarray(x), block))
+                                for x in (np.tile(mid, copies) + sent, mid))
             sent = sent + moved - np.tile(still, copies)
     return streams
 

@@ -37,6 +37,7 @@ from ..gpt2_np import (
     mlp_layer,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .edits import replacements
 from .head_weights import attention_weights
@@ -220,12 +221,14 @@ class BaseRun:
         """
         copies = len(x) // self.n_prompts
         params, metric = self.model.params, self.metric
-        x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
+        with turn(self.model, has_tap=tap is not NO_TAP):
+            x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
         if self.last_only and isinstance(metric, ReadsStream):
             x = to_host(x).reshape(copies, self.n_prompts, -1)
             return np.stack([checked_values(metric.of_stream(own, params), self.n_prompts)
                              for own in x])
-        logits = to_host(unembed(x, params))
+        with turn(self.model):
+            logits = to_host(unembed(x, params))
         logits = logits.reshape(copies, self.n_prompts, *logits.shape[1:])
         if not self.last_only:
             earlier = np.broadcast_to(self.run.logits[:, :first],
