@@ -40,7 +40,8 @@ def called(installed: str, module: str) -> str:
 def add_model_options(add: Callable[..., Any]) -> None:
     """Add the options that `text_model` reads, by the `add_argument` of a parser."""
     add("-m", "--model", default="124M", metavar="NAME",
-        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+        help=f"{', '.join(SIZES)} or gpt2, gpt2-medium, ..., shakespeare, a folder or file, a URL, "
+        "or owner/name on Hugging Face's hub (default 124M)")
     add("--device", default="auto", choices=backend.DEVICES, help="default auto")
     add("--tf32", action="store_true",
         help="on a GPU, float32 products of less precision on tensor cores")
@@ -168,8 +169,10 @@ def command_line() -> argparse.ArgumentParser:
     add("--info", action="store_true", help="sizes, bytes and operations of a model")
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
-    add("--dtype", default="float32", choices=checkpoint.DTYPES,
-        help="default float32; float16 on a GPU only")
+    add("--save", metavar="FOLDER",
+        help="write the model as a new folder in Hugging Face's layout, in the type --dtype")
+    add("--dtype", default="float32", choices=(*checkpoint.DTYPES, "bfloat16"),
+        help="default float32; float16 on a GPU or to save, bfloat16 to save")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
@@ -181,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-JOBS = ("score", "info", "interactive", "download")  # beside generating, the default
+JOBS = ("score", "info", "interactive", "download", "save")  # beside generating, the default
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -190,6 +193,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         print_info(args)
     elif job == "download":
         print(checkpoint.download(args.model))
+    elif job == "save":
+        save(args)
     elif job == "interactive":
         interact(text_model(args), args)
     else:
@@ -200,11 +205,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def check_usage(args, parser) -> str:
     """Return the job that was asked for. Ends the program if arguments do not go together."""
-    jobs = [name for name in JOBS if getattr(args, name)]
+    jobs = [name for name in JOBS if getattr(args, name) not in (None, False)]
     if len(jobs) > 1:
         parser.error(f"--{jobs[0]} and --{jobs[1]} are different jobs: choose one")
     job = jobs[0] if jobs else "generate"
-    if args.json and job in ("interactive", "download"):
+    if args.json and job in ("interactive", "download", "save"):
         parser.error(f"--json goes with generating, --score and --info, not with --{job}")
     check_unused_options(args, parser, job)
     if args.json and args.no_echo:
@@ -225,8 +230,12 @@ def check_unused_options(args, parser, job):
     generating = [] if job == "generate" else ["samples"]
     if job not in ("generate", "interactive"):
         generating += ["tokens", *SAMPLING, "seed", "stop", "no_draft", "no_echo"]
-    running = ["device", "tf32", "verbose"] if job in ("info", "download") else []
+    running = ["device", "tf32", "verbose"] if job in ("info", "download", "save") else []
     running += ["dtype"] if job == "download" else []
+    dtypes = checkpoint.SAVED_DTYPES if job == "save" else checkpoint.DTYPES
+    if args.dtype not in dtypes:
+        use = "running a model, not with --save" if job == "save" else "--save"
+        parser.error(f"--dtype {args.dtype} goes with {use}: choose {' or '.join(dtypes)}")
     for name in generating + running:
         if getattr(args, name) != parser.get_default(name):
             use = "generating" if name in generating else "running a model"
@@ -389,7 +398,13 @@ def interact(model, args):
             print(f"gpt2_np: {error}", file=sys.stderr)
 
 
-# --- scoring and costs -----------------------------------------------------------------
+# --- saving, scoring and costs ---------------------------------------------------------
+
+
+def save(args):
+    folder = checkpoint.check_new(args.save)  # before a download of gigabytes
+    checkpoint.save(checkpoint.load(args.model, "cpu"), folder, args.dtype)
+    print(folder)
 
 
 def print_score(model, text, args):
@@ -422,7 +437,8 @@ def print_score(model, text, args):
 
 
 def print_info(args):
-    config = SIZES.get(args.model) or checkpoint.load(args.model, "cpu").config
+    size = checkpoint.official_size(args.model)
+    config = SIZES[size] if size else checkpoint.load(args.model, "cpu").config
     about = describe(config, np.dtype(args.dtype).itemsize)
     if args.json:
         print_json({"model": args.model, "dtype": args.dtype, **about})

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ class Tensor(NamedTuple):
     start: int
     size: int
     crc: int | None = None  # CRC-32C of the bytes, which only a TensorFlow bundle gives
+    query_scale: float = 1.0  # factor of the first third of the last axis: see `query_scales`
 
 
 def check_size(tensor: Tensor) -> None:
@@ -75,13 +76,53 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     """Return a tensor as a read-only array: a view of `buffer` if its bytes can be used as is."""
     stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
     raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    if tensor.dtype == "BF16":
+        raw = widen_bfloat16(raw)
     # The official safetensors files begin their data at an odd byte. Every matrix product would
     # copy an unaligned array again, so one copy is made now.
     array = np.require(raw, dtype, "A").reshape(tensor.shape)
+    if tensor.query_scale != 1:
+        array = array.copy()
+        array[..., : array.shape[-1] // 3] *= tensor.query_scale
     array.flags.writeable = False
     return array
+
+
+def read_bytes(tensor: Tensor) -> np.ndarray:
+    """Return the bytes of a tensor, read into memory of their own. Raises CheckpointError."""
+    content = np.empty(tensor.size, np.uint8)
+    try:
+        with open(tensor.file, "rb") as opened:
+            opened.seek(tensor.start)
+            n_read = opened.readinto(content)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file} cannot be read: {reason(error)}") from error
+    if n_read != tensor.size:
+        raise CheckpointError(
+            f"{tensor.file} ends at byte {tensor.start + n_read}, expected a tensor up to "
+            f"{tensor.start + tensor.size}: it has been cut off since it was opened; run again "
+            "when it is whole"
+        )
+    return content
+
+
+def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
+    """Return the float32 of which these integers are the upper halves."""
+    return (upper.astype(np.uint32) << 16).view(np.float32)
+
+
+def same_values(a: Tensor, b: Tensor, dtype: str | None = None) -> bool:
+    """Return True if two tensors hold the same numbers, or do once both are rounded to `dtype`."""
+    if a.shape != b.shape:
+        return False
+    if a.dtype == b.dtype:
+        return same_bytes(a, b)
+    if not {a.dtype, b.dtype} <= WEIGHT_TYPES.keys():
+        return False
+    return all(
+        np.array_equal(rounded(x, dtype), rounded(y, dtype), equal_nan=True)
+        for x, y in zip(blocks(a), blocks(b), strict=True)
+    )
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -90,3 +131,21 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
     files, step = MappedFiles(), 2**20
     x, y = (np.frombuffer(files[t.file], np.uint8, t.size, t.start) for t in (a, b))
     return all(np.array_equal(x[i : i + step], y[i : i + step]) for i in range(0, a.size, step))
+
+
+def blocks(tensor: Tensor, length: int = 2**18) -> Iterator[np.ndarray]:
+    """Yield the numbers of a tensor as float64, `length` at a time."""
+    files, item = MappedFiles(), ITEM_BYTES[tensor.dtype]
+    for start in range(0, tensor.size, length * item):
+        size = min(length * item, tensor.size - start)
+        part = Tensor(tensor.file, tensor.dtype, (size // item,), tensor.start + start, size)
+        yield as_array(part, files[tensor.file], "float64")
+
+
+def rounded(numbers: np.ndarray, dtype: str | None) -> np.ndarray:
+    """Round float64 to the nearest numbers of a type of weights."""
+    with np.errstate(over="ignore"):
+        if dtype == "BF16":
+            bits = numbers.astype(np.float32).view(np.uint32)
+            return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return numbers.astype(WEIGHT_TYPES[dtype]) if dtype else numbers

@@ -1,20 +1,21 @@
-"""One file from a server: whole, verified, and continued after a transfer that broke off."""
+"""One file from a server: whole, verified, and continued after a transfer that broke off.
+
+Errors of `requests` are not chained to ours, because they show addresses with all that is in them.
+"""
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error
 from .bundle import DATA
 from .cache import PART, TAG
 from .files import MAX_SMALL_FILE, CheckpointError
-from .official import Pins
+from .sources import DownloadError, Source, redacted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +30,6 @@ WITHOUT_NETWORK = (
 )
 
 
-class DownloadError(Error):
-    """The files are not available: no network, no space, not on the server. The message says."""
-
-
 class Unavailable(DownloadError):
     """A source cannot serve the model now. Another may."""
 
@@ -41,26 +38,16 @@ class NotServed(Unavailable):
     """The server answers, and does not have the file."""
 
 
+class TooLarge(NotServed):
+    """The server has a file of that name, which has more bytes than such a file may have."""
+
+
 class Interrupted(Exception):
     """A transfer broke off, and may succeed when it is tried again."""
 
     def __init__(self, message: str, attempts: int = ATTEMPTS, wait: float = 0.0):
         super().__init__(message)
         self.attempts, self.wait = attempts, wait  # the wait is in seconds
-
-
-class Source(NamedTuple):
-    """A folder on a server, and the folder on this machine that its files go to."""
-
-    url: str
-    folder: Path
-    progress: bool  # show bars and notes on stderr
-    pinned: Pins
-    config: Config | None  # the expected sizes, if the model has a name
-
-    def note(self, message: str) -> None:
-        if self.progress:
-            print(message, file=sys.stderr)
 
 
 def offline() -> bool:
@@ -111,7 +98,7 @@ def receive_with_retries(
         except Interrupted as error:
             failures = failures + 1 if bytes_in(part) <= before else 1
             if failures >= error.attempts:
-                raise Unavailable(str(error)) from error
+                raise Unavailable(str(error)) from None
             wait = min(max(error.wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT)
             source.note(f"{error}; trying again in {wait:g} s")
             time.sleep(wait)
@@ -120,7 +107,6 @@ def receive_with_retries(
 def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
     """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
     import hashlib
-    from urllib.parse import urlsplit
 
     import requests
     from tqdm import tqdm
@@ -131,14 +117,7 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
     headers = {"Accept-Encoding": "identity"}
     if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
-    try:
-        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except (requests.ConnectionError, requests.Timeout) as error:
-        host = urlsplit(url).netloc
-        raise Interrupted(f"{host} cannot be reached ({cause(error)})", attempts=2) from error
-    except (requests.RequestException, ValueError) as error:
-        raise Unavailable(f"{url} cannot be fetched: {error}") from error
-    with response:
+    with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
         limit = MAX_SMALL_FILE if total is None else total
         digest = hash_of(part) if have and sha256 else hashlib.sha256()
@@ -150,16 +129,63 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
                 for piece in response.iter_content(PIECE):
                     have += len(piece)
                     if have > limit:
-                        raise NotServed(f"{url} sends more than {limit} bytes")
+                        raise TooLarge(f"{url} sends more than {limit} bytes")
                     digest.update(piece)
                     bar.update(file.write(piece))
                 file.flush()
                 os.fsync(file.fileno())
-        except requests.RequestException as error:
-            raise Interrupted(f"{url} broke off after {have:,} bytes") from error
+        except requests.RequestException:
+            raise Interrupted(f"{url} broke off after {have:,} bytes") from None
     if have < (total or 0):
         raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
     return digest.hexdigest()
+
+
+def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
+    """Return the answer of a server, whose body is still to come.
+
+    Credentials go to the source's own server: `requests` drops them where a redirect leads to
+    another one.
+    """
+    from urllib.parse import urlsplit
+
+    import requests
+
+    try:
+        return requests.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT, auth=source.credentials,
+            hooks={"response": refuse_plain_http},
+        )  # fmt: skip
+    except Unavailable:
+        raise
+    except (requests.ConnectionError, requests.Timeout) as error:
+        host = urlsplit(url).netloc
+        reason = redacted(cause(error))
+        raise Interrupted(f"{host} cannot be reached ({reason})", attempts=2) from None
+    except (requests.RequestException, ValueError) as error:
+        raise Unavailable(f"{url} cannot be fetched: {redacted(str(error))}") from None
+
+
+def refuse_plain_http(response: Any, **_: Any) -> None:
+    """Refuse a redirect from https to anything that others on the way can read and change."""
+    from urllib.parse import urljoin
+
+    if not response.is_redirect:
+        return
+    target = urljoin(response.url, response.headers["location"])
+    if response.url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        url, target = redacted(response.url), redacted(target)
+        raise NotServed(f"{url} redirects to {shown(target)}, expected https as before")
+
+
+def is_served(source: Source, name: str) -> bool:
+    """Return True if a server has a file, of which nothing is fetched but the header."""
+    try:
+        with ask(source, f"{source.url}/{name}", {"Accept-Encoding": "identity"}) as response:
+            kind = response.headers.get("Content-Type", "")
+            return response.status_code == 200 and not re.search("html|xml", kind)
+    except (Interrupted, Unavailable):
+        return False
 
 
 def checked_answer(
@@ -185,7 +211,7 @@ def checked_answer(
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
     if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
-        raise NotServed(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+        raise TooLarge(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
         part.unlink(missing_ok=True)

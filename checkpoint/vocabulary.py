@@ -3,9 +3,18 @@ from __future__ import annotations
 
 from .. import bpe
 from .files import CheckpointError, exists
-from .layouts import HUGGING_FACE, Checkpoint
+from .layouts import HUGGING_FACE, Checkpoint, Layout
 
 TOKENIZER_JSON = "tokenizer.json"  # merges and vocab in one: transformers 5 writes no other
+SETTINGS = "tokenizer_config.json"
+ADDED = "added_tokens.json"  # transformers 3 and 4
+SPECIAL = "special_tokens_map.json"  # the same
+
+
+def tokenizer_files(layout: Layout) -> tuple[str, ...]:
+    """Return the names of all files that `open_tokenizer` may read. A folder may have none."""
+    more = (TOKENIZER_JSON, SETTINGS, ADDED, SPECIAL) if layout is HUGGING_FACE else ()
+    return (layout.merges, layout.vocab, *more)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:

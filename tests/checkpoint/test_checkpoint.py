@@ -274,8 +274,9 @@ def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
 # --- refused checkpoints ---------------------------------------------------------------------
 
 
-NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder",
-         pathlib.Path("no"), None, 3, b"x", ["124M"]]  # fmt: skip
+NAMES = ["gpt2 medium", "gpt3", "125M", "../x", "a/b/c", "", "x" * 5000, "a\0b", "\ud800",
+         "ftp://host/folder", "no--such/name", "owner/name@", "./owner/name", "owner/..",
+         pathlib.Path("owner/name"), None, 3, b"x", ["124M"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
@@ -293,11 +294,11 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt.index", "model.h5"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.ckpt", "model.h5", "x"])
 def test_a_file_that_is_not_safetensors_is_refused_unread(tmp_path, name):
     write_hugging_face(tmp_path)
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with pytest.raises(CheckpointError, match=f"{name} is not a checkpoint: expected a folder, or"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a checkpoint: expected a folder, a"):
         checkpoint.load(tmp_path / name)
 
 
@@ -330,31 +331,6 @@ def test_sizes_that_make_no_sense_are_refused_before_anything_is_allocated(
         checkpoint.load(tmp_path)
     message = str(caught.value)
     assert str(file) in message and "expected" in message and len(message) < 600
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("model_type", "gpt_neo"),
-        ("activation_function", "gelu"),
-        ("activation_function", "relu"),
-        ("layer_norm_epsilon", 1e-6),
-        ("scale_attn_weights", False),
-        ("scale_attn_by_inverse_layer_idx", True),
-        ("reorder_and_upcast_attn", True),
-        ("add_cross_attention", True),
-        ("tie_word_embeddings", False),
-        ("n_inner", 31),
-        ("n_ctx", 9),
-        ("layer_norm_epsilon", [1e-5]),
-        ("activation_function", {}),
-    ],
-    ids=str,
-)
-def test_a_config_of_another_function_than_the_forward_pass_is_refused(tmp_path, key, value):
-    write_hugging_face(tmp_path, **{key: value})
-    with pytest.raises(CheckpointError, match=rf"config\.json: {key} is .*, expected"):
-        checkpoint.load(tmp_path)
 
 
 BOMBS = [
@@ -448,7 +424,8 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_opened(tmp_path, name):
         ({"h.0.attn.bias.x": ("F32", (1,), bytes(4))}, r"h\.0\.attn\.bias\.x.*does not belong"),
         ({"lm_head.weight": ("F32", (280, 8), bytes(8960))}, r"lm_head\.weight.*differs from 'wte"),
         ({"lm_head.weight": ("F16", (280, 8), bytes(4480))}, r"lm_head\.weight.*differs from 'wte"),
-        ({"transformer.wpe.weight": ("F32", (8, 8), bytes(256))}, "with and without the prefix"),
+        ({"h.0.attn.c_attn.weight": ("I8", (8, 24), bytes(192))}, r"weight' is I8 of shape"),
+        ({"h.0.attn.c_attn.weight": ("F8_E4M3", (8, 24), bytes(192))}, r"weight' is F8_E4M3 of"),
         ({"wpe.weight": ("F32", (8, 9), bytes(288))}, r"'wpe\.weight' is .*\(8, 9\).*\(8, 8\)"),
         ({"wpe.weight": ("I32", (8, 8), bytes(256))}, r"'wpe\.weight' is I32.*expected F32, F16"),
         ({"wpe.weight": ("U8", (8, 8), bytes(64))}, r"'wpe\.weight' is U8"),
