@@ -16,18 +16,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from .cuda import elementwise
 from .cuda.products import allow_tf32, device_product
 
-__all__ = ["DEVICES", "DeviceError", "Error", "about", "accelerated", "allow_tf32", "check_dtype",
-           "check_room", "einsum", "is_cuda_error", "memory_advice", "namespace", "pick", "tiled",
-           "to_device", "to_host", "total_memory"]
+__all__ = ["DEVICES", "DeviceError", "DeviceName", "Error", "about", "accelerated", "allow_tf32",
+           "check_dtype", "check_room", "einsum", "is_cuda_error", "memory_advice", "namespace",
+           "pick", "tiled", "to_device", "to_host", "total_memory"]
 
-DEVICES = ("auto", "cpu", "cuda")
+DeviceName = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[str, ...] = get_args(DeviceName)
 
 # Elementwise work goes through the second-level cache (1 to 2 MiB a core) in blocks of this many
 # elements, and attention in tiles of about as many scores: 128 queries of one head see 1,024 keys.
