@@ -92,7 +92,7 @@ class Model:
     params: Mapping[str, Any] = field(repr=False)
     tokenizer: Tokenizer | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.config.n_embd % self.config.n_head:
             raise Error(f"{self.config.n_head} heads do not divide n_embd = {self.config.n_embd}")
         check_shapes(self.params, parameter_shapes(self.config))
@@ -411,7 +411,7 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def check(name, valid, expected):
             value = getattr(self, name)
             unset = value is None and name != "temperature"
