@@ -6,8 +6,8 @@ they are unless `bos=True`. Results say which it was in `bos`, beside the `token
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,11 @@ class Prompts:
     bos: bool
 
 
-def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Prompts:
+PromptsLike = Prompts | str | Sequence[str] | Tokens | Sequence[Tokens]  # what `prompts` reads
+Answers = str | int | np.integer | Sequence[str | int] | np.ndarray  # one, or one a prompt
+
+
+def prompts(model: Model, text_or_tokens: PromptsLike, bos: bool | None = None) -> Prompts:
     """Return a text, a list of texts, ids [q] or [b, q], or Prompts, as Prompts.
 
     `bos` puts <|endoftext|> first: by default before text and not before ids. Raises Error if
@@ -86,7 +90,7 @@ def end_of_text(model, needed=False):
     return end
 
 
-def token_id(model: Model, text_or_id: Any) -> int:
+def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
     """Return the id of a text that is exactly one token, or an id, checked.
 
     Raises Error for a text of several tokens and for an id outside the vocabulary.

@@ -19,7 +19,6 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from .activations import run
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
+    PromptsLike,
     check_index,
     check_numbers,
     check_same_length,
@@ -104,8 +104,8 @@ class Sweep:
 
 def patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     what: str = "z",
     *,
@@ -134,11 +134,11 @@ def patching(
 
 def ablation(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     metric: Metric,
     what: str = "z",
     mode: str = "zero",
-    reference: Any = None,
+    reference: PromptsLike | None = None,
     *,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,

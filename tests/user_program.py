@@ -46,7 +46,8 @@ def right(name: str | Path) -> None:
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     task = circuits.repeated_tokens(model, 5, 2)
     sweep = circuits.patching(model, task.corrupted, task.clean, task.metric(model), "z")
-    print(seen.logits.shape, pattern.shape, sweep.normalized.shape, first_token(model, ids))
+    table = circuits.lens(model, [ids, ids], answer=" art", top=3).probability
+    print(table[-1], seen.logits.shape, pattern.shape, sweep.normalized, first_token(model, ids))
 
 
 def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
@@ -65,5 +66,6 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     if model.tokenizer is not None:
         model.tokenizer.encodee("ROMEO.")  # error
     circuits.run(model, ids, edit={})  # error
+    circuits.lens(model, 0.5)  # error
     print(circuits.run(model, ids).logitts)  # error
     print(gpt2_np.bpe.Tokeniser, model.n_voc)  # error
