@@ -70,14 +70,16 @@ def run_command(
 ) -> int:
     """Run job(args, parser) as a program and return its exit status.
 
-    Output is UTF-8 on any locale. Each failure is one sentence on standard error.
+    Each failure is one sentence on standard error. Streams, the handler of Ctrl-C and warnings are
+    left as they were, for a program that calls this one.
     """
-    restore_interrupts()
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):  # not a notebook's stream, nor a closed one
-            output.reconfigure(encoding="utf-8", errors="replace")
-    args = parser.parse_args(argv)
+    with as_program():
+        return exit_status(name, parser, argv, job)
+
+
+def exit_status(name, parser, argv, job):
     try:
+        args = parser.parse_args(argv)
         if sys.stdout is None:
             raise Error("standard output is closed: there is nowhere to print to")
         with np.errstate(all="ignore"), warnings.catch_warnings():  # NaN results become errors
@@ -85,6 +87,8 @@ def run_command(
             job(args, parser)
         print(end="", flush=True)
         return 0
+    except SystemExit as end:  # argparse: help, the version, wrong usage
+        return end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -106,17 +110,45 @@ def run_command(
     return 1
 
 
-def restore_interrupts():
-    """Make Ctrl-C raise KeyboardInterrupt again: while NumPy loads it just ends the program."""
+@contextlib.contextmanager
+def as_program() -> Iterator[None]:
+    """Make output UTF-8 on any locale and Ctrl-C an exception, until the end of the block."""
+    streams = [(file, file.encoding, file.errors)
+               for file in (sys.stdin, sys.stdout, sys.stderr)
+               if isinstance(file, io.TextIOWrapper)]  # not a notebook's, nor a closed one
+    for file, _, _ in streams:
+        if file is not sys.stdin:
+            file.reconfigure(encoding="utf-8", errors="replace")
+    interrupts_end = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # since NumPy loaded
+    if interrupts_end:
+        set_interrupts(signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if interrupts_end:
+            set_interrupts(signal.SIG_DFL)
+        for file, encoding, errors in streams:
+            if (file.encoding, file.errors) != (encoding, errors):
+                with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+                    file.reconfigure(encoding=encoding, errors=errors)
+
+
+def set_interrupts(handler):
     with contextlib.suppress(ValueError):  # not the main thread
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, handler)
 
 
 def discard_output():
-    """Keep Python from raising again at its end, over output that is still buffered."""
-    with contextlib.suppress(AttributeError, OSError):  # a notebook's streams
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop output that is still buffered, over which Python would raise again at its end."""
+    with contextlib.suppress(AttributeError, OSError), open(os.devnull, "wb") as nowhere:
+        number = sys.stdout.fileno()  # a notebook's streams have none
+        kept = os.dup(number)
+        try:
+            os.dup2(nowhere.fileno(), number)
+            sys.stdout.flush()
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 def decode_utf_8(data: bytes, source: str) -> str:

@@ -75,7 +75,7 @@ def generate(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     stop: Stop = (),
-    seed: Seed = None,
+    seed: Seed | None = None,
     draft: bool = True,
     tap: TapFunction | SelectiveTap | None = None,
 ) -> Generator[int, None, str]:
@@ -146,7 +146,7 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
         raise Error("this model has no tokenizer: use generate on token ids")
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise Error(f"the prompt is {shown(prompt)}: give text, or token ids")
-    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     stop, sampling = stop_list(stop), Sampling(**options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
@@ -175,7 +175,7 @@ def run_batch(model, prompts, n_tokens, stop=(), seed=None, draft=True, **option
     return generation
 
 
-def row_seeds(seed: Seed, n_rows: int) -> list[Any]:
+def row_seeds(seed: Seed | None, n_rows: int) -> list[Any]:
     """Return a seed for each row of a batch. The first is that of one text alone."""
     if isinstance(seed, np.random.Generator | np.random.BitGenerator | np.random.SeedSequence):
         seed = np.random.default_rng(seed)
@@ -201,16 +201,16 @@ class Generation:
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        prompts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
-        longest = max(map(len, prompts), default=0)
+        rows = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
+        longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "
                         "its beginning")
         self.model, self.options, self.draft = model, options, draft
         self.tap = Tap(tap)
-        stops = [StopWatcher(stop, model.tokenizer) for _ in prompts]
-        self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed))
-                      for prompt, watcher, seed in zip(prompts, stops, seeds, strict=True)]
+        stops = [StopWatcher(stop, model.tokenizer) for _ in rows]
+        self.texts = [GrowingText(row, n_tokens, n_ctx, watcher, generator(seed))
+                      for row, watcher, seed in zip(rows, stops, seeds, strict=True)]
 
     @property
     def continuations(self) -> list[list[int]]:

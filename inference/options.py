@@ -2,17 +2,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from ..gpt2_np import SelectiveTap, TapFunction
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
-Seed: TypeAlias = (  # a string, because numpy.random is not loaded before it is needed
-    "int | np.integer | Sequence[int] | np.ndarray | np.random.SeedSequence"
-    " | np.random.BitGenerator | np.random.Generator | None"
-)
+if TYPE_CHECKING:
+    Seed = (int | np.integer | Sequence[int] | np.ndarray | np.random.SeedSequence
+            | np.random.BitGenerator | np.random.Generator)
+else:
+    Seed = Any  # numpy.random is not loaded before it is needed
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -29,7 +30,7 @@ class GenerationOptions(SamplingOptions, total=False):
     """Those of `generate` but for its tap."""
 
     stop: Stop
-    seed: Seed
+    seed: Seed | None
     draft: bool
 
 

@@ -37,7 +37,7 @@ class Turn:
 
     def __init__(self, queue: Queue, has_tap: bool):
         self.queue, self.has_tap, self.thread = queue, has_tap, threading.get_ident()
-        self.called: threading.Lock | None = None  # locked until the turn comes
+        self.called = threading.Lock()  # held until the turn comes
 
     def __enter__(self) -> None:
         try:
@@ -66,7 +66,6 @@ class Queue:
                 return
             if before.thread == turn.thread:
                 return
-            turn.called = threading.Lock()
             turn.called.acquire()
             self.waiting.append(turn)
         while not turn.called.acquire(timeout=PATIENCE):
@@ -82,7 +81,7 @@ class Queue:
                 self.holder = self.waiting.popleft() if self.waiting else None
                 if self.holder is not None:
                     self.holder.called.release()
-            elif turn.called is not None and turn in self.waiting:
+            elif turn in self.waiting:
                 self.waiting.remove(turn)
 
     def after_fork(self) -> None:
