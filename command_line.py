@@ -329,8 +329,16 @@ def prompt_text(args) -> str:
 
 
 def prompt_tokens(model, text: str) -> list[int]:
-    """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token."""
-    return model.tokenizer.encode(text, allowed_special="all")
+    """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token.
+
+    Raises Error if a token has no row in the embedding: tokenizers may know more than the model.
+    """
+    tokens = model.tokenizer.encode(text, allowed_special="all")
+    for token in tokens:
+        if token >= model.config.n_vocab:
+            raise Error(f"{quoted(model.tokenizer.token_bytes(token))} is token {token}, but the "
+                        f"model's embedding has {model.config.n_vocab} rows: leave it out")
+    return tokens
 
 
 # --- generating ------------------------------------------------------------------------
@@ -441,12 +449,15 @@ def save(args):
 
 def print_score(model, text, args):
     tokens = prompt_tokens(model, text)
-    start = model.tokenizer.end_of_text
-    log_p = score(model, tokens if start is None else [start, *tokens]).astype(float)
-    scored = tokens[len(tokens) - len(log_p) :]
+    start, end = model.tokenizer.start_ids, model.tokenizer.end_of_text
+    if not start and end is not None:
+        start = (end,)
+        tokens = [end, *tokens]
+    scored = tokens[max(len(start), 1) :]
     if not scored:
         raise Error("one token is too short to score: this vocabulary has no <|endoftext|> to "
                     "put before it")
+    log_p = score(model, tokens)[-len(scored) :].astype(float)
     loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
     totals = {
         "loss_nats_per_token": loss,
@@ -462,7 +473,8 @@ def print_score(model, text, args):
     print(" token     log p  text")
     for token, p in zip(scored, log_p, strict=True):
         print(f"{token:6d} {p:9.4f}  {quoted(model.tokenizer.token_bytes(token))}")
-    given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
+    given = f"the first after {model.tokenizer.decode(start)}" if start else (
+        "the first is not scored")
     print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
     print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity'] or math.inf:.2f}, "
           f"{totals['bits_per_byte']:.4f} bits per byte")

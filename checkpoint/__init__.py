@@ -12,9 +12,9 @@ from .official import SHAKESPEARE
 from .saving import SAVED_DTYPES, check_new, save
 from .sources import DownloadError, official_size, sources_of
 from .tensors import Tensor
-from .vocabulary import open_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_files, write_tokenizer
 
 __all__ = ["DTYPES", "SAVED_DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError",
            "CheckpointWarning", "DownloadError", "Tensor", "cache_folder", "check_new", "download",
            "load", "locate", "official_size", "open_checkpoint", "open_tokenizer", "save",
-           "sources_of"]
+           "sources_of", "tokenizer_files", "write_tokenizer"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -93,17 +93,14 @@ def write_aligned(checkpoint: Checkpoint, part: Path) -> None:
     write_file(part, safetensors_file(rows, whole, "float32"))
 
 
-class StoredRows(NamedTuple):
+class StoredRows:
     """A tensor that is read when it is sliced, as float32."""
 
-    tensor: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.shape = tensor, tensor.shape
 
     def __len__(self) -> int:
-        return self.tensor.shape[0]
+        return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))

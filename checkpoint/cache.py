@@ -87,16 +87,14 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
     import json
     import tempfile
 
-    try:
-        for path in (folder.parent, folder):
-            if os.name != "nt" and path.stat().st_uid == os.geteuid():
-                path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
-            file.write(json.dumps(files))
-        os.replace(file.name, folder / VERIFIED)
-    except OSError:
-        if os.access(folder, os.W_OK):
-            raise
+    if not os.access(folder, os.W_OK):
+        return
+    for path in (folder.parent, folder):
+        if os.name != "nt" and path.stat().st_uid == os.geteuid():
+            path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
+        file.write(json.dumps(files))
+    os.replace(file.name, folder / VERIFIED)
 
 
 def stamps(folder: Path) -> dict[str, list[Any]]:
@@ -173,7 +171,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
 
 def try_lock(file: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

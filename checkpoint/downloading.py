@@ -29,6 +29,7 @@ from .sources import DownloadError, Source, sources_of
 from .tensors import MappedFiles, Tensor
 from .transfer import (
     WITHOUT_NETWORK,
+    Insecure,
     NotServed,
     TooLarge,
     Unavailable,
@@ -64,7 +65,10 @@ def download(name: str, progress: bool = True) -> Path:
     for source in sorted(sources, key=lambda source: not source.is_verified()):
         try:
             with locked(source.folder, source.note):
-                if not (offline() or source.is_verified()):
+                if verified_files(source.folder):
+                    if not source.is_verified():
+                        source.note(f"verifying {source.folder} again")
+                elif not offline():
                     source.note(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder
@@ -79,7 +83,7 @@ def download(name: str, progress: bool = True) -> Path:
             ) from error
     raise DownloadError(
         f"{name} cannot be downloaded: {'; '.join(map(str, failures))}"
-        + ("" if isinstance(failures[-1], NotServed) else f"; {WITHOUT_NETWORK}")
+        + ("" if isinstance(failures[-1], NotServed | Insecure) else f"; {WITHOUT_NETWORK}")
     )
 
 
@@ -93,8 +97,9 @@ def fetch_checkpoint(source: Source) -> None:
         checkpoint = open_checkpoint(folder)
     with removing(folder, *weights):
         check_crcs(checkpoint)
-    with removing(folder, *tokenizer_files(layout)):
-        open_tokenizer(checkpoint)
+    if source.pinned:  # any other may have a tokenizer that is not read: `load` warns then
+        with removing(folder, *tokenizer_files(layout)):
+            open_tokenizer(checkpoint)
     copy = keep_aligned(checkpoint, was_verified, source.note)
     found = stamps(folder)
     found.pop(ALIGNED, None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from .. import backend
-from ..bpe import shown
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import Model, map_leaves
 from .aligned import mappable
 from .downloading import check_crc, download
@@ -18,7 +18,7 @@ from .layouts import open_checkpoint
 from .official import ROOT, SHAKESPEARE
 from .sources import is_url, known_names, official_size, redacted, repository, sources_of
 from .tensors import MappedFiles, as_array, read_bytes
-from .vocabulary import open_tokenizer
+from .vocabulary import tokenizer_or_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +52,9 @@ def load(
     which ends the process: replace it by renaming another. With `mmap` False, every byte is read
     into private memory, and checked if the layout has checksums.
 
-    Raises CheckpointError or DownloadError, and Error if the device is not available or has too
-    little memory.
+    A tokenizer unlike GPT-2's costs the tokenizer: a CheckpointWarning says why. Raises
+    CheckpointError or DownloadError, and Error if the device is not available or has too little
+    memory.
     """
     dtype = dtype_name(dtype)
     asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
@@ -73,7 +74,13 @@ def load(
         return backend.to_device(as_array(tensor._replace(start=0), content, dtype), xp)
 
     params = map_leaves(array, checkpoint.tensors)
-    return Model(checkpoint.config, params, open_tokenizer(checkpoint))
+    if official_size(name_or_path):  # only its pinned files: a snapshot may hold others
+        layout = checkpoint.layout
+        files_of_pins = (checkpoint.folder / name for name in (layout.merges, layout.vocab))
+        tokenizer = Tokenizer.from_files(*files_of_pins)
+    else:
+        tokenizer = tokenizer_or_warning(checkpoint)
+    return Model(checkpoint.config, params, tokenizer)
 
 
 def dtype_name(dtype: object) -> str:

@@ -23,13 +23,15 @@ from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
 from .tensors import WEIGHT_TYPES, widen_bfloat16
+from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SAVED_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # safetensors' names
+SAVED_DTYPES = tuple(STORED)
 SHARD_BYTES = 5 * 10**9  # of tensors in a file; above that they go into several, as elsewhere
-BLOCK_BYTES = 2**22  # of weights that are converted at a time
+BLOCK = 2**15  # weights that are converted at a time: their temporary arrays fit into the cache
 ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their item size
 GENERATION = "generation_config.json"
 
@@ -50,39 +52,46 @@ def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -
             f"the tokenizer is a {type(model.tokenizer).__name__}, expected a bpe.Tokenizer: leave "
             "it out with gpt2_np.Model(model.config, model.params)"
         )
-    check_shapes(model.params, parameter_shapes(model.config))  # arrays may have been replaced
-    shards = split_tensors(model.config, dtype)
+    config = Config(**{name: int(size) for name, size in vars(model.config).items()})
+    check_shapes(model.params, parameter_shapes(config))  # arrays may have been replaced
+    shards = split_tensors(config, dtype)
     n_bytes = sum(shard_bytes(shard, dtype) for shard in shards)
     with whole_folder(check_new(folder), n_bytes) as part:
-        write_weights(part, model.params, shards, dtype)
         if model.tokenizer is not None:
-            model.tokenizer.save(part, (HUGGING_FACE.merges, HUGGING_FACE.vocab))
-        end = end_of_text(model)
-        write_json(part / GENERATION, {"bos_token_id": end, "eos_token_id": end})
+            write_tokenizer(model.tokenizer, part, config.n_ctx)
+        write_weights(part, model.params, shards, dtype)
+        ends = end_ids(model)
+        write_json(part / GENERATION, ends)
         # The last one: no library loads a folder without it.
-        write_json(part / CONFIG, settings(model.config, end, dtype))
+        write_json(part / CONFIG, settings(config, dtype) | ends)
 
 
 # --- settings --------------------------------------------------------------------------
 
 
-def end_of_text(model: Model) -> int | None:
-    """Return the id of <|endoftext|>. The official number of tokens means the official ids."""
-    if model.tokenizer is not None:
-        return model.tokenizer.end_of_text
-    n_vocab = SIZES["124M"].n_vocab
-    return n_vocab - 1 if model.config.n_vocab == n_vocab else None
+def end_ids(model: Model) -> dict[str, int | None]:
+    """Return the ids that begin and end a text, both <|endoftext|> in a GPT-2 as published."""
+    if model.tokenizer is None:  # the official number of tokens means the official ids
+        n_vocab = SIZES["124M"].n_vocab
+        begin = end = n_vocab - 1 if model.config.n_vocab == n_vocab else None
+    else:
+        end = model.tokenizer.end_of_text
+        begin = next(iter(model.tokenizer.start_ids), end)
+    return {"bos_token_id": begin, "eos_token_id": end}
 
 
-def settings(config: Config, end: int | None, dtype: str) -> dict[str, Any]:
-    """Return the content of config.json, with the keys that the official ones have."""
-    sizes = {"n_positions": config.n_ctx, "vocab_size": config.n_vocab,
-             **{name: getattr(config, name) for name in ("n_ctx", "n_embd", "n_head", "n_layer")}}
+def settings(config: Config, dtype: str) -> dict[str, Any]:
+    """Return the other content of config.json, with the keys that the official ones have."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "torch_dtype": dtype,
-        **{name: int(size) for name, size in sizes.items()},
+        "vocab_size": config.n_vocab,
+        "n_positions": config.n_ctx,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_layer": config.n_layer,
         "n_inner": None,
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
@@ -90,8 +99,6 @@ def settings(config: Config, end: int | None, dtype: str) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
         "attn_pdrop": 0.1,
         "embd_pdrop": 0.1,
         "resid_pdrop": 0.1,
@@ -124,7 +131,7 @@ def split_tensors(config: Config, dtype: str) -> list[Shard]:
 
 
 def tensor_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return math.prod(shape) * np.dtype(WEIGHT_TYPES[SAVED_DTYPES[dtype]]).itemsize
+    return math.prod(shape) * np.dtype(WEIGHT_TYPES[STORED[dtype]]).itemsize
 
 
 def shard_bytes(shard: Shard, dtype: str) -> int:
@@ -154,7 +161,7 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
     start = 0
     for name, (_, shape) in shard.items():
         end = start + tensor_bytes(shape, dtype)
-        header[name] = {"dtype": SAVED_DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [start, end]}
         start = end
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
@@ -165,7 +172,7 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
 
 def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
     """Yield the rows of a tensor in the stored type. Raises CheckpointError if they do not fit."""
-    rows = max(1, BLOCK_BYTES // (8 * math.prod(array.shape[1:])))
+    rows = max(1, BLOCK // math.prod(array.shape[1:]))
     for start in range(0, len(array), rows):
         values = to_host(array[start : start + rows])
         if values.dtype.kind != "f":
@@ -174,23 +181,23 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
         overflow = np.isinf(floats) & np.isfinite(values)
         if overflow.any():
             raise CheckpointError(
-                f"{name} holds {values[overflow][0]:.6g}, which is too large for {dtype}: save as "
-                f"{'float32' if dtype == 'float16' else 'float16'}"
+                f"{name} holds {values[overflow][0]:.6g}, which is too large for {dtype}: "
+                + ("make it smaller" if dtype == "float32" else "save as float32")
             )
         yield block
 
 
 def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Return numbers in the stored type, rounded to the nearest, and again as floats."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # overflow is looked for afterwards
         if dtype != "bfloat16":
-            block = np.ascontiguousarray(values, WEIGHT_TYPES[SAVED_DTYPES[dtype]])
+            block = np.ascontiguousarray(values, WEIGHT_TYPES[STORED[dtype]])
             return block, block
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     # Adding just under half of the last place that stays, and that place itself, makes ties even.
-    rounded = bits + (0x7FFF + (bits >> 16 & 1))
-    upper = np.where(np.isnan(values), 0x7FC00000, rounded) >> 16
-    block = upper.astype(WEIGHT_TYPES["BF16"])
+    rounded = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
+    rounded[np.isnan(values)] = 0x7FC0
+    block = rounded.astype(WEIGHT_TYPES["BF16"])
     return block, widen_bfloat16(block)
 
 
@@ -229,6 +236,9 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
                 "folder on another disk"
             )
         yield part
+        for file in part.iterdir():
+            with open(file, "r+b") as opened:
+                os.fsync(opened.fileno())
         sync_folder(part)
         part.rename(target)
         sync_folder(target.parent)
@@ -265,5 +275,3 @@ def write_file(file: Path, pieces: Iterable[Any]) -> None:
     with open(file, "xb") as opened:
         for piece in pieces:
             opened.write(piece)
-        opened.flush()
-        os.fsync(opened.fileno())

@@ -88,9 +88,9 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     return array
 
 
-def read_bytes(tensor: Tensor) -> np.ndarray:
+def read_bytes(tensor: Tensor) -> bytearray:
     """Return the bytes of a tensor, read into memory of their own. Raises CheckpointError."""
-    content = np.empty(tensor.size, np.uint8)
+    content = bytearray(tensor.size)
     try:
         with open(tensor.file, "rb") as opened:
             opened.seek(tensor.start)

@@ -15,7 +15,9 @@ from ..bpe import shown
 from .bundle import DATA
 from .cache import PART, TAG
 from .files import MAX_SMALL_FILE, CheckpointError
+from .layouts import HUGGING_FACE
 from .sources import DownloadError, Source, redacted
+from .vocabulary import MAX_TOKENIZER_JSON, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +34,10 @@ WITHOUT_NETWORK = (
 
 class Unavailable(DownloadError):
     """A source cannot serve the model now. Another may."""
+
+
+class Insecure(Unavailable):
+    """The server sends us where others on the way could read and change the file."""
 
 
 class NotServed(Unavailable):
@@ -119,7 +125,7 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
     with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
-        limit = MAX_SMALL_FILE if total is None else total
+        limit = max_bytes(part.stem) if total is None else total
         digest = hash_of(part) if have and sha256 else hashlib.sha256()
         silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
@@ -167,15 +173,20 @@ def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
 
 
 def refuse_plain_http(response: Any, **_: Any) -> None:
-    """Refuse a redirect from https to anything that others on the way can read and change."""
+    """Raise Insecure for a redirect from https to anything else."""
     from urllib.parse import urljoin
 
     if not response.is_redirect:
         return
-    target = urljoin(response.url, response.headers["location"])
+    target = "nowhere"
+    with contextlib.suppress(ValueError):  # requests says what is wrong with it
+        target = urljoin(response.url, response.headers["location"])
     if response.url.lower().startswith("https:") and not target.lower().startswith("https:"):
-        url, target = redacted(response.url), redacted(target)
-        raise NotServed(f"{url} redirects to {shown(target)}, expected https as before")
+        response.close()
+        raise Insecure(
+            f"{redacted(response.url)} redirects to {shown(redacted(target))}, expected https as "
+            "before: use another server"
+        )
 
 
 def is_served(source: Source, name: str) -> bool:
@@ -202,7 +213,7 @@ def checked_answer(
         raise Interrupted(f"{url} does not continue {part}")
     if status not in (200, 206):
         raise NotServed(f"{url} answered {status} {response.reason}")
-    length = span[2] if start else headers.get("Content-Length", "")
+    length = span[2] if span and start else headers.get("Content-Length", "")
     total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
     kind = headers.get("Content-Type", "")
     if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
@@ -210,8 +221,8 @@ def checked_answer(
     if size is not None and total != size:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
-    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
-        raise TooLarge(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > max_bytes(part.stem):
+        raise TooLarge(f"{url} has {total} bytes, expected at most {max_bytes(part.stem)}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
         part.unlink(missing_ok=True)
@@ -219,6 +230,11 @@ def checked_answer(
         strong = tag if not tag.startswith("W/") else ""
         tag_file(part).write_text(strong or headers.get("Last-Modified", ""))
     return start, total
+
+
+def max_bytes(name: str) -> int:
+    """Return the bytes that a file may have which is read whole."""
+    return MAX_TOKENIZER_JSON if name in tokenizer_files(HUGGING_FACE) else MAX_SMALL_FILE
 
 
 def check_space(url: str, part: Path, n_bytes: int) -> None:

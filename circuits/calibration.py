@@ -20,7 +20,7 @@ from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
 from ..inference.turns import turn
 from .bootstrapping import Estimate, bootstrap
-from .inputs import check_count, checked_ids, end_of_text, tokenizer_of
+from .inputs import check_count, checked_ids, encoded, end_of_text
 from .metrics import log_sum_exp
 
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
@@ -99,7 +99,7 @@ def measure(
 
 def text_ids(model, text, bos):
     is_text = isinstance(text, str)
-    ids = tokenizer_of(model).encode(text, allowed_special="all") if is_text else list(text)
+    ids = encoded(model, text) if is_text else list(text)
     if is_text if bos is None else bos:
         ids = [end_of_text(model, needed=True), *ids]
     if len(ids) < 2:

@@ -54,8 +54,14 @@ def prompts(model: Model, text_or_tokens: PromptsLike, bos: bool | None = None) 
     return Prompts(tokens, end is not None and bool((tokens[:, 0] == end).all()))
 
 
+def encoded(model, text):
+    """Return the ids of a text without those that its tokenizer puts before every text."""
+    tokenizer = tokenizer_of(model)
+    return tokenizer.encode(text, allowed_special="all")[len(tokenizer.start_ids) :]
+
+
 def encoded_texts(model, texts, bos):
-    rows = [tokenizer_of(model).encode(text, allowed_special="all") for text in texts]
+    rows = [encoded(model, text) for text in texts]
     check_one_length(rows)
     if not rows[0] and not bos:
         raise Error("the text is empty: give a text, or leave bos on")
@@ -97,8 +103,7 @@ def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
     """
     if not isinstance(text_or_id, str):
         return int(checked_ids(model, [[text_or_id]])[0, 0])
-    tokenizer = tokenizer_of(model)
-    ids = tokenizer.encode(text_or_id, allowed_special="all")
+    tokenizer, ids = tokenizer_of(model), encoded(model, text_or_id)
     if len(ids) != 1:
         pieces = [tokenizer.decode([i]) for i in ids]
         hint = "" if text_or_id[:1] == " " else "; words inside a text begin with a space"

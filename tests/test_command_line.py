@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from make_checkpoints import write_tensorflow
 from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
@@ -420,6 +421,41 @@ def test_download_prints_the_folder_and_later_runs_need_no_network(
     assert len(server.log) == n_requests
 
 
+# --- saving ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
+def test_save_converts_a_checkpoint_and_prints_its_folder(run, model, tmp_path, monkeypatch, dtype):
+    monkeypatch.chdir(tmp_path)
+    write_tensorflow("source", model.config, tokenizer=False)
+    model.tokenizer.save("source")
+    assert run("-m", "source", "--save", "new/saved", "--dtype", dtype) == (
+        0, f"{tmp_path / 'new' / 'saved'}\n", "")  # fmt: skip
+    gpt2_np.save(gpt2_np.load("source", "cpu"), "expected", dtype)
+    found, expected = ({file.name: file.read_bytes() for file in Path(folder).iterdir()}
+                       for folder in ("new/saved", "expected"))
+    assert found == expected
+    continuation = gpt2_np.complete(gpt2_np.load("expected", "cpu"), PROMPT)
+    assert run(PROMPT, "-m", "new/saved") == (0, PROMPT + continuation + "\n", "")
+
+
+def test_save_refuses_a_folder_that_exists_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "load", None)
+    for path in tmp_path, "":
+        status, out, err = run("--save", path)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "exists: give the path of a new folder" in err
+
+
+def test_save_needs_no_vocabulary(run, folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in "config.json", "model.safetensors":
+        shutil.copy(Path(folder) / name, bare)
+    assert run("-m", bare, "--save", tmp_path / "saved")[0] == 0
+    assert gpt2_np.load(tmp_path / "saved", "cpu").tokenizer is None
+
+
 # --- errors ----------------------------------------------------------------------------
 
 USAGE = {
@@ -446,6 +482,14 @@ USAGE = {
     "verbose and info": (["--info", "--verbose"], "--verbose goes with running a model, not with"),
     "tf32 and download": (["--download", "--tf32"], "--tf32 goes with running a model"),
     "dtype and download": (["--download", "--dtype", "float64"], "--dtype goes with running"),
+    "device and save": (["--save", "x", "--device", "cpu"], "--device goes with running a model"),
+    "tokens and save": (["--save", "x", "-n", "3"], "--tokens goes with generating, not with"),
+    "json and save": (["--save", "x", "--json"], "not with --save"),
+    "a prompt and save": ([PROMPT, "--save", "x"], "a prompt and --save do not go together"),
+    "save and download": (["--save", "", "--download"], "--download and --save are different"),
+    "float64 and save": (["--save", "x", "--dtype", "float64"], "choose float32 or float16 or bfl"),
+    "bfloat16 to run": ([PROMPT, "--dtype", "bfloat16"], "--dtype bfloat16 goes with --save"),
+    "bfloat16 and info": (["--info", "--dtype", "bfloat16"], "--dtype bfloat16 goes with --save"),
     "json and no echo": ([PROMPT, "--json", "--no-echo"], "leave --no-echo out"),
     "top-k of 0": ([PROMPT, "--top-k", "0"], "error: --top-k is 0"),
     "top-p of 0": ([PROMPT, "--top-p", "0"], "error: --top-p is 0.0"),

@@ -123,3 +123,14 @@ def test_own_arrays_shows_a_guess_before_training_and_a_lower_loss_after(run, fo
     assert untrained == pytest.approx(guessing, abs=0.2)
     assert trained < guessing - 2
     assert "guessing:  5.704 nats" in run("own_arrays.py", folder)
+
+
+def test_edit_and_save_keeps_all_but_one_head_in_a_new_folder(run, folder, tmp_path):
+    lines = run("edit_and_save.py", folder, tmp_path / "edited").splitlines()
+    _, without, again = (float(line.split(":")[1].split()[0]) for line in lines[:3])
+    assert without == again
+    head = int(lines[1].partition("0.")[2][0])
+    before, after = (gpt2_np.load(place).params["blocks"][0]["attn"]["c_proj"]["w"]
+                     for place in (folder, tmp_path / "edited"))  # fmt: skip
+    changed = (before != after).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == list(range(8 * head, 8 * head + 8))

@@ -192,7 +192,7 @@ def test_a_block_of_rows_is_in_memory_at_a_time(server, monkeypatch):
         return read_bytes(tensor)
 
     monkeypatch.setattr(aligned, "read_bytes", record)
-    monkeypatch.setattr(saving, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(saving, "BLOCK", 256)  # numbers of two bytes
     model = gpt2_np.load(server.url, "cpu")
     assert all_mapped(model) and max(sizes) <= 512 < SMALL.n_vocab * SMALL.n_embd * 2
     assert_same_params(model.params, gpt2_np.load(server.folder, "cpu").params)

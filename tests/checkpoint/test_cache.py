@@ -1,16 +1,17 @@
 """The folder of downloads: its place, its note of verified files, and who may write there."""
+import json
 import os
 import pathlib
 import shutil
 import sys
 
 import pytest
-from downloads import DATA, cached
+from downloads import DATA, cached, damage
 from make_checkpoints import assert_same_params
 
 import gpt2_np
 from gpt2_np import checkpoint
-from gpt2_np.checkpoint import DownloadError
+from gpt2_np.checkpoint import DownloadError, cache, downloading, sources
 
 
 @pytest.mark.parametrize("variable", ["GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"])
@@ -69,6 +70,14 @@ def test_the_environment_or_the_platform_gives_the_cache_folder(monkeypatch, tmp
     assert checkpoint.cache_folder() == pathlib.Path.home() / "Library" / "Caches" / "gpt2_np"
 
 
+def test_load_shows_progress_or_not(bundle, capsys):
+    gpt2_np.load(bundle[0], "cpu", progress=False)
+    assert capsys.readouterr() == ("", "")
+    shutil.rmtree(checkpoint.cache_folder())
+    gpt2_np.load(bundle[0], "cpu")
+    assert f"downloading {bundle[0]}" in capsys.readouterr().err
+
+
 def test_progress_is_on_stderr_with_size_and_speed_or_not_at_all(larger, capsys):
     checkpoint.download(larger)
     out, err = capsys.readouterr()
@@ -91,6 +100,165 @@ def test_a_verified_cache_may_be_read_only(bundle):
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     checkpoint.load(bundle[0])
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+# --- who may write there ---------------------------------------------------------------------
+
+posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
+
+
+def modes(root):
+    return {path.stat().st_mode & 0o777 for path in [root, *root.rglob("*")] if path.is_dir()}
+
+
+@posix
+def test_the_cache_is_made_for_its_owner_only(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path / "new/cache"))
+    umask = os.umask(0)
+    try:
+        checkpoint.download(bundle[0])
+    finally:
+        os.umask(umask)
+    assert modes(tmp_path / "new") == {0o700}
+    assert cached("verified.json")[0].stat().st_mode & 0o777 == 0o600
+
+
+@posix
+def test_a_folder_that_exists_keeps_its_readers(bundle, tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o775)
+    monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path / "shared"))
+    folder = checkpoint.download(bundle[0])
+    folder.chmod(0o755)
+    checkpoint.download(bundle[0])
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o775
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+def forge(folder, file):
+    """Change a file and write the note that it was verified."""
+    damage(file)
+    note = folder / "verified.json"
+    files = json.loads(note.read_text())
+    files[file.name] = cache.stamp(file)
+    note.write_text(json.dumps(files))
+
+
+def by_mode(path, monkeypatch):
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+def by_owner(path, monkeypatch):
+    """Let this user be another one than the owner of everything."""
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    os.chown(path, 54321, -1)
+
+
+@posix
+@pytest.mark.parametrize("where", ["verified.json", ".", ".."])
+@pytest.mark.parametrize("how", [by_mode, by_owner])
+def test_a_note_that_others_can_write_does_not_replace_the_hash(
+    server, mirror, monkeypatch, where, how
+):
+    if how is by_owner and os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    folder = checkpoint.download("124M")
+    forge(folder, folder / DATA)
+    assert checkpoint.locate("124M") == folder  # it is ours
+    how(folder / where, monkeypatch)
+    server.log.clear()
+    assert_same_params(gpt2_np.load("124M").params, mirror)
+    assert server.paths() == [f"/124M/{DATA}"]
+
+
+@posix
+def test_a_folder_from_before_is_verified_once_and_then_private(server, mirror, monkeypatch):
+    folder = checkpoint.download("124M")
+    for path in (folder / "verified.json", folder, folder.parent):
+        path.chmod(path.stat().st_mode | 0o020)
+    counted, fetch_checkpoint = [], downloading.fetch_checkpoint
+
+    def count(source):
+        counted.append(source.folder)
+        fetch_checkpoint(source)
+
+    monkeypatch.setattr(downloading, "fetch_checkpoint", count)
+    gpt2_np.load("124M")
+    gpt2_np.load("124M")
+    assert counted == [folder]
+    assert (folder.stat().st_mode & 0o777, folder.parent.stat().st_mode & 0o777) == (0o700, 0o700)
+
+
+@posix
+def test_what_root_has_written_counts_as_ones_own(mirror, monkeypatch):
+    folder = checkpoint.download("124M")
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert cache.is_private(folder) == (owner == 0)
+
+
+@posix
+def test_an_official_model_in_a_cache_of_somebody_else_is_verified_each_time(
+    server, mirror, monkeypatch, capsys
+):
+    folder = checkpoint.download("124M")
+    monkeypatch.setattr(cache, "is_private", lambda folder: False)
+    monkeypatch.setattr(sources, "is_private", lambda folder: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    server.log.clear()
+    capsys.readouterr()
+    for _ in range(2):
+        assert_same_params(gpt2_np.load("124M").params, mirror)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    assert server.log == []
+    assert capsys.readouterr().err == f"verifying {folder} again\n" * 2
+    damage(folder / DATA)
+    monkeypatch.setattr(pathlib.Path, "unlink", refuse)
+    with pytest.raises(DownloadError, match="set GPT2_NP_CACHE to another folder"):
+        gpt2_np.load("124M")
+
+
+def refuse(path, missing_ok=False):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+# --- no home ---------------------------------------------------------------------------------
+
+
+@posix
+def test_an_empty_home_is_no_home(monkeypatch):
+    import pwd
+
+    for name in ("GPT2_NP_CACHE", "XDG_CACHE_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    expected = pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache/gpt2_np"
+    monkeypatch.setenv("HOME", "")
+    assert checkpoint.cache_folder() == expected
+    monkeypatch.setenv("GPT2_NP_CACHE", "~/here")
+    assert checkpoint.cache_folder() == expected.parents[1] / "here"
+    monkeypatch.delenv("GPT2_NP_CACHE")
+    monkeypatch.delenv("HOME")
+    assert checkpoint.cache_folder() == expected
+
+
+@posix
+@pytest.mark.parametrize("home", ["", None])
+def test_a_user_without_a_home_is_one_sentence(monkeypatch, home):
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("GPT2_NP_CACHE", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(gpt2_np.Error, match="has no home: set HOME, or GPT2_NP_CACHE"):
+        gpt2_np.load("124M")
+    assert gpt2_np.load("shakespeare", "cpu").config.n_layer  # needs none
 
 
 @pytest.mark.official

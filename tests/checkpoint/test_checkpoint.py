@@ -127,6 +127,19 @@ def test_without_the_embedded_model_the_error_says_what_to_copy(tmp_path, monkey
         checkpoint.load("shakespeare")
 
 
+def test_the_embedded_model_is_found_by_its_folder_and_not_by_our_file(monkeypatch):
+    """A frozen program has the folder, and no file of ours: PyInstaller keeps these inside."""
+    monkeypatch.setattr(loading, "__file__", "/nowhere/gpt2_np/checkpoint/loading.pyc")
+    assert checkpoint.load("shakespeare", "cpu").config.n_layer
+
+
+def test_a_frozen_program_without_the_folder_says_how_to_bundle_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "ROOT", str(tmp_path / "gpt2_np"))
+    monkeypatch.setattr(loading, "SHAKESPEARE", str(tmp_path / "gpt2_np/models/shakespeare"))
+    with pytest.raises(CheckpointError, match="PyInstaller's option --collect-data gpt2_np"):
+        checkpoint.load("shakespeare")
+
+
 def test_shakespeare_is_the_folder_beside_the_module(tmp_path, monkeypatch):
     beside = pathlib.Path(gpt2_np.__file__).parent / "models" / "shakespeare"
     assert pathlib.Path(checkpoint.SHAKESPEARE) == checkpoint.download("shakespeare") == beside

@@ -146,6 +146,14 @@ def test_the_variables_of_the_hubs_libraries_give_its_folder(monkeypatch, tmp_pa
     assert hub_cache.hub_cache() == tmp_path / expected.get(*variables, "hub")
 
 
+def test_only_the_verified_files_of_an_official_snapshot_are_read(snapshot):
+    expected = gpt2_np.load("124M").tokenizer.encode("some text")
+    folder, _ = snapshot["124M"]
+    (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    (folder / "added_tokens.json").write_text('{"some": 3}')
+    assert gpt2_np.load("124M").tokenizer.encode("some text") == expected
+
+
 def test_a_download_of_ours_is_used_before_a_snapshot(server, snapshot, monkeypatch):
     shutil.move(snapshot["124M"][0], snapshot["124M"][0].with_name("away"))
     monkeypatch.delenv("HF_HUB_OFFLINE")

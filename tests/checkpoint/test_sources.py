@@ -8,7 +8,7 @@ from make_checkpoints import SMALL, assert_same_params, write_hugging_face
 
 import gpt2_np
 from gpt2_np import checkpoint
-from gpt2_np.checkpoint import DownloadError, official, sources
+from gpt2_np.checkpoint import DownloadError, official, sources, transfer
 
 NAMES = {
     "124M": ["124m", "117M", "gpt2", "GPT2", "openai-community/gpt2"],
@@ -95,11 +95,28 @@ def test_all_files_that_a_tokenizer_may_need_are_fetched(server, hub):
     assert {"merges.txt", "vocab.json", "added_tokens.json", "tokenizer_config.json"} <= found
 
 
-def test_a_tokenizer_too_large_to_read_is_refused_and_not_left_out(server, hub):
+def test_a_tokenizer_too_large_to_read_is_refused_and_not_left_out(server, hub, monkeypatch):
+    monkeypatch.setattr(transfer, "MAX_TOKENIZER_JSON", 10_000)
     path = "/owner/name/resolve/main/tokenizer.json"
-    server.instead = {path: b"{" + b" " * 5 * 2**20 + b"}"}
-    with pytest.raises(DownloadError, match=r"tokenizer\.json has \d+ bytes, expected at most"):
+    server.instead = {path: b"{}" + b" " * 10_000}
+    with pytest.raises(DownloadError, match=r"tokenizer\.json has 10002 bytes, expected at most"):
         gpt2_np.load("owner/name")
+
+
+def test_a_tokenizer_may_be_larger_than_other_small_files(server, hub):
+    path = "/owner/name/resolve/main/added_tokens.json"
+    server.instead = {path: b"{}" + b" " * 5 * 2**20}
+    folder = checkpoint.download("owner/name")
+    assert (folder / "added_tokens.json").stat().st_size > 5 * 2**20
+
+
+def test_a_tokenizer_that_is_not_understood_costs_only_the_tokenizer(server, hub):
+    path = "/owner/name/resolve/main/tokenizer_config.json"
+    server.instead = {path: b'{"tokenizer_class": "BertTokenizer"}'}
+    with pytest.warns(checkpoint.CheckpointWarning, match="BertTokenizer"):
+        model = gpt2_np.load("owner/name")
+    assert model.tokenizer is None
+    assert_same_params(model.params, hub)
 
 
 @pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "0123456789abcdef" * 2 + "01234567"])
