@@ -39,9 +39,11 @@ GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # no <|endoftext|> by default
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
          "mask_token")  # fmt: skip
+END_OF_TEXT = "<|endoftext|>"
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
-# What the parts of a tokenizer.json must say. "" and null both say that there is none.
+# What the parts of a tokenizer.json must say. "" and null both say that there is none. The model in
+# GPT-2's own file of 2020 has no type.
 EXPECTED = {
     "model": {"type": "BPE", "continuing_subword_prefix": "", "end_of_word_suffix": "",
               "byte_fallback": False, "ignore_merges": False, "dropout": None},
@@ -174,7 +176,8 @@ def model_of(parts: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:
         if not isinstance(found, dict):
             raise Malformed(f"it has no {part} of a byte-level BPE")
         for name, value in expected.items():
-            setting = found.get(name, None if name == "type" else value)
+            absent = None if part == "pre_tokenizer" and name == "type" else value
+            setting = found.get(name, absent)
             if setting != value and (setting or value):
                 raise Malformed(f"{part}'s {name} is {shown(setting)}, but GPT-2's byte-level BPE "
                                 f"has {shown(value)}")
@@ -243,6 +246,12 @@ def added_listings(
             for name, id in old.items()
         } | {token.id: token for token in in_json})  # fmt: skip
     rebuilt = settings["tokenizer_class"] in GPT2_CLASSES  # by version 5, without added_tokens
+    if not parts and not all(role in settings | special_map for role in NAMED[:3]):
+        for token in listed:  # of bos_token and so on, version 4 makes a plain token
+            if token.name == END_OF_TEXT and any((token.flags or ())[:3]):
+                raise Malformed(f"{SETTINGS} gives {END_OF_TEXT} lstrip, rstrip or single_word, "
+                                "but is without bos_token, eos_token or unk_token: "
+                                "save the tokenizer again")
     version_4 = [*in_json, *listed, *named_entries(settings, special_map, 4)]
     version_5 = [*listed, *named_entries(settings, special_map, 5)]
     version_5 = version_5 if rebuilt else in_json + version_5
@@ -270,7 +279,7 @@ def by_id(found: Mapping[Any, Entry]) -> list[Entry]:
 def roles(settings: dict[str, Any], special_map: dict[str, Any]) -> dict[str, Any]:
     """Return what bos_token, eos_token and so on stand for, and all other settings."""
     default = settings["tokenizer_class"] in GPT2_CLASSES
-    return (dict.fromkeys(NAMED[:3], "<|endoftext|>") if default else {}) | settings | special_map
+    return (dict.fromkeys(NAMED[:3], END_OF_TEXT) if default else {}) | settings | special_map
 
 
 def named_entries(
@@ -279,21 +288,33 @@ def named_entries(
     """Return the special tokens that have a role: the end of a text, padding and so on."""
     in_role = roles(settings, special_map)
     found = [in_role.get(role) for role in NAMED]
-    lists, own = [], []
-    for source in (settings, special_map):
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            more = source.get(key) or []
-            if isinstance(more, dict):
-                own += more.values()
-            else:
-                lists += more if isinstance(more, list) else [more]
+    sources = settings, special_map
+    own, extra, additional = [], [], [list_of(source, "additional_special_tokens") for source in
+                                      sources]  # fmt: skip
+    for source in sources:
+        if isinstance(source.get("extra_special_tokens"), dict):
+            own += source["extra_special_tokens"].values()
+        else:
+            extra += list_of(source, "extra_special_tokens")
     if version == 4:
-        found += [*lists, *own]
-    else:
-        other = [token for role, token in settings.items() if role.endswith("_token")
-                 and role not in NAMED and isinstance(token, str | dict)]  # fmt: skip
-        found += [*other, *own, *lists]
-    return entries([token for token in found if token], "special tokens", special=True)
+        found += [*additional[0], *additional[1], *extra, *own]
+    else:  # other roles count, and the first list that there is
+        found += [token for role, token in settings.items() if role.endswith("_token")
+                  and role not in NAMED and isinstance(token, str | dict)]  # fmt: skip
+        found += [*own, *(extra or additional[0] or additional[1])]
+    named = entries([token for token in found if token], "special tokens", special=True)
+    plain = {token.name for token in named if token.flags is None}
+    for token in named:
+        if token.name in plain and token.flags and any(token.flags[:3]):
+            raise Malformed(f"{shown(token.name)} has {', '.join(FLAGS[:3])} in one role and none "
+                            f"in another: make {SETTINGS} or {SPECIAL} say the same of both")
+    return named
+
+
+def list_of(source: Mapping[str, Any], key: str) -> list[Any]:
+    if not isinstance(found := source.get(key) or [], list):
+        raise Malformed(f"{key} is {shown(found)}, expected a list of tokens")
+    return found
 
 
 def numbered(found: Iterable[Entry], ids: Mapping[str, int]) -> list[AddedToken]:
@@ -407,7 +428,7 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
     """
     import json
 
-    end = "<|endoftext|>" if tokenizer.end_of_text is not None else None
+    end = END_OF_TEXT if tokenizer.end_of_text is not None else None
     by_id = {token.id: token for token in tokenizer.added_tokens}
     begin = end
     if tokenizer.start_ids:
