@@ -100,7 +100,7 @@ class Model:
     @property
     def n_vocab(self) -> int:
         """The number of token ids. The embedding may have extra rows as padding."""
-        return min(getattr(self.tokenizer, "n_vocab", math.inf), self.config.n_vocab)
+        return min(getattr(self.tokenizer, "n_vocab", self.config.n_vocab), self.config.n_vocab)
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def read_config(file: Path) -> Config:
 
 
 def checked_config(file: Path, found: Mapping[str, Any], keys: Mapping[str, str]) -> Config:
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for name in Config.__annotations__:
         sizes[name] = value = found.get(key := keys.get(name, name))
         limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
