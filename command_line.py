@@ -328,7 +328,7 @@ def prompt_text(args) -> str:
     return text
 
 
-def prompt_tokens(model: Model, text: str) -> list[int]:
+def prompt_tokens(model, text: str) -> list[int]:
     """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token.
 
     Raises Error if a token has no row in the embedding: tokenizers may know more than the model.
@@ -416,7 +416,7 @@ def interact(model, args):
         import readline  # noqa: F401
     if sys.stdin is None:
         raise Error(STDIN_CLOSED)
-    with contextlib.suppress(AttributeError):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:

@@ -16,7 +16,7 @@ from ..backend import namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, forward
 from ..inference.turns import turn
-from .inputs import prompts
+from .inputs import PromptsLike, prompts
 from .names import as_glob, matching_names, nearest
 
 Edit = Callable[[Any, str], Any]  # (a copy of the activation, its name) -> an array, or None
@@ -66,7 +66,7 @@ class Recorder:
 
 def run(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     names: Sequence[str] | str | Callable[[str], bool] = (),
     *,
     edits: Mapping[str, Edit | Any] | None = None,

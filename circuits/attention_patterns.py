@@ -8,14 +8,13 @@ Heads", "Head activation evaluators".)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..gpt2_np import Model, forward
 from ..inference.turns import turn
-from .inputs import check_numbers, prompts
+from .inputs import PromptsLike, check_numbers, prompts
 from .metrics import entropy
 from .tasks import repeated_tokens
 
@@ -41,7 +40,7 @@ class Attention:
 
 def heads(
     model: Model,
-    text_or_tokens: Any = None,
+    text_or_tokens: PromptsLike | None = None,
     *,
     length: int | None = None,
     batch: int = 4,

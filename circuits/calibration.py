@@ -79,9 +79,9 @@ def measure(
         confidence, right, _ = table[i].sum(axis=0).T
         return np.abs(confidence - right).sum() / n[i].sum()
 
-    per_byte = None
-    if all(isinstance(text, str) for text in texts):
-        n_bytes = np.array([len(model.tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
+    per_byte, tokenizer = None, model.tokenizer
+    if tokenizer and all(isinstance(text, str) for text in texts):
+        n_bytes = np.array([len(tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
         per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / n_bytes[i].sum())
     total = table.sum(axis=0)
     reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])

@@ -8,7 +8,6 @@ heads pass on. (Wang et al. 2022, section 3.1 and appendix B; Goldowsky-Dill et 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp
 from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
-from .inputs import check_same_length, position_slice, prompts, shared_positions
+from .inputs import PromptsLike, check_same_length, position_slice, prompts, shared_positions
 from .metrics import Metric
 from .names import activation_name, parse_node
 from .sweeps import BaseRun, Sweep, progress_bar
@@ -26,8 +25,8 @@ from .sweeps import BaseRun, Sweep, progress_bar
 
 def path_patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     receivers: str | Sequence[tuple[int, int, str]] = "logits",
     *,

@@ -19,7 +19,6 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ from .activations import run
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
+    PromptsLike,
     check_index,
     check_numbers,
     check_same_length,
@@ -104,8 +104,8 @@ class Sweep:
 
 def patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     what: str = "z",
     *,
@@ -134,11 +134,11 @@ def patching(
 
 def ablation(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     metric: Metric,
     what: str = "z",
     mode: str = "zero",
-    reference: Any = None,
+    reference: PromptsLike | None = None,
     *,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
@@ -296,7 +296,7 @@ class BaseRun:
         """
         cells = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
         while cells:
-            start, first, count = *cells[0][:2], 0
+            (start, first), count = cells[0][:2], 0
             for cell_start, cell_first, _ in cells:
                 if cell_start != start or count >= self.copies_at_once(cell_first):
                     break
