@@ -20,7 +20,7 @@ from ..gpt2_np import SIZES, Config, Model, check_shapes, map_leaves, parameter_
 from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
-from .tensors import WEIGHT_TYPES, rounded, widened
+from .tensors import WEIGHT_TYPES, rounded, widen_bfloat16
 from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
         if values.dtype.kind != "f":
             raise CheckpointError(f"{name} has type {values.dtype}, expected a floating type")
         block = rounded(values, STORED[dtype])
-        floats = widened(block) if dtype == "bfloat16" else block
+        floats = widen_bfloat16(block) if dtype == "bfloat16" else block
         overflow = np.isinf(floats) & np.isfinite(values)
         if overflow.any():
             raise CheckpointError(

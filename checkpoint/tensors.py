@@ -77,7 +77,7 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
     raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
     if tensor.dtype == "BF16":
-        raw = widened(raw)
+        raw = widen_bfloat16(raw)
     # The official safetensors files begin their data at an odd byte. Every matrix product would
     # copy an unaligned array again, so one copy is made now.
     array = np.require(raw, dtype, "A").reshape(tensor.shape)
@@ -88,7 +88,7 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     return array
 
 
-def widened(upper: np.ndarray) -> np.ndarray:
+def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
     """Return the float32 of which these integers are the upper halves."""
     return (upper.astype(np.uint32) << 16).view(np.float32)
 

@@ -23,7 +23,7 @@ import gpt2_np
 from gpt2_np import CheckpointError, Config, Model, bpe, checkpoint
 from gpt2_np.checkpoint import saving
 from gpt2_np.checkpoint.safetensors import read_safetensors
-from gpt2_np.checkpoint.tensors import rounded, widened
+from gpt2_np.checkpoint.tensors import rounded, widen_bfloat16
 
 # Odd widths, so that rows of 16-bit numbers do not fill multiples of 4 bytes.
 CONFIG = Config(n_vocab=280, n_ctx=9, n_embd=6, n_head=2, n_layer=11)
@@ -186,7 +186,7 @@ def test_bfloat16_is_the_nearest_number_and_of_two_the_even_one():
 def as_saved(values, dtype):
     """Return float32 of the numbers that a file has for these."""
     block = rounded(values, saving.STORED[dtype])
-    return widened(block) if dtype == "bfloat16" else block.astype(np.float32)
+    return widen_bfloat16(block) if dtype == "bfloat16" else block.astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
