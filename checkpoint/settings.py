@@ -78,9 +78,11 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True, False),
     "scale_attn_by_inverse_layer_idx": (False, True),
     "add_cross_attention": (False,),
+    "is_causal": (True,),  # transformers 5 looks at later positions with false
     "tie_word_embeddings": (True, False),
     "quantization_config": (),
     "pruned_heads": ({},),
+    "transformers_weights": (),  # another file than model.safetensors
 }
 
 

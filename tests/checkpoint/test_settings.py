@@ -50,7 +50,7 @@ def test_settings_that_change_nothing_are_accepted(tmp_path, settings):
         ("activation_function", {}), ("layer_norm_epsilon", 1e-6), ("layer_norm_epsilon", [1e-5]),
         ("add_cross_attention", True), ("n_inner", 31), ("pruned_heads", {"0": [1]}),
         ("quantization_config", {"load_in_8bit": True}), ("scale_attn_weights", "yes"),
-        ("tie_word_embeddings", "no"),
+        ("tie_word_embeddings", "no"), ("is_causal", False), ("transformers_weights", "x"),
     ],
     ids=str,
 )  # fmt: skip
@@ -126,7 +126,7 @@ def sound(tmp_path):
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
 def test_any_values_of_the_settings_are_read_or_refused_in_a_sentence(sound, change):
