@@ -19,7 +19,7 @@ from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import count, pairwise
 from operator import index
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 try:
     from .backend import Error
@@ -99,9 +99,7 @@ def in_word(character: str) -> bool:
 
 @cache
 def _other_word_character() -> Callable[[str], object]:
-    import regex
-
-    return regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
+    return _regex().compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
 
 
 @cache
@@ -109,6 +107,11 @@ def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
     """Return a function that splits a text into words, compiled on first use."""
     if ascii_only:
         return re.compile(ASCII_PATTERN, re.ASCII).findall
+    # By default `regex` releases the interpreter lock for every word, which costs time.
+    return partial(_regex().compile(PATTERN).findall, concurrent=False)
+
+
+def _regex() -> Any:
     try:
         import regex
     except ImportError:
@@ -116,8 +119,7 @@ def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
             "text with characters beyond ASCII needs the package regex, which is not installed: "
             "pip install regex"
         ) from None
-    # By default `regex` releases the interpreter lock for every word, which costs time.
-    return partial(regex.compile(PATTERN).findall, concurrent=False)
+    return regex
 
 
 def _pieces(text: str) -> Iterable[str]:
@@ -196,9 +198,9 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read vocab.bpe (or merges.txt) and, if given, encoder.json (or vocab.json).
 
-        The merges imply the ids, and the second file must agree. That file may name other special
-        tokens than <|endoftext|>, whose ids follow the merges. Raises TokenizerError if a file is
-        damaged or the two do not match, OSError if one cannot be read.
+        Merges alone imply the usual ids. The second file may give others, and every token in it
+        that no merge makes is a special one. Raises TokenizerError if a file is damaged or the two
+        do not match, OSError if one cannot be read.
         """
         merges_path = os.fspath(merges_path)
         lines, official = read_merges(merges_path)
