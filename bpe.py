@@ -189,7 +189,7 @@ class Tokenizer:
     ):
         lines = [f"{_spell(left)} {_spell(right)}" for left, right in merges]
         check_merges(lines, lambda n: f"merges[{n}]")
-        first = len(usual_ids([line.replace(" ", "") for line in lines]))
+        first = len(usual_ids(made_by(lines)))
         self._set_up(lines, None, _plain_special(special_tokens, first), trained=False)
 
     @classmethod
@@ -205,7 +205,7 @@ class Tokenizer:
         merges_path = os.fspath(merges_path)
         lines, official = read_merges(merges_path)
         if vocab_path is None:
-            special = {_END_OF_TEXT: len(usual_ids([line.replace(" ", "") for line in lines]))}
+            special = {_END_OF_TEXT: len(usual_ids(made_by(lines)))}
             ids = None
         else:
             ids, special = read_ids(os.fspath(vocab_path), lines, merges_path, official)
@@ -233,7 +233,7 @@ class Tokenizer:
     ) -> None:  # fmt: skip
         self._trained = trained
         self._lines = lines
-        self._made = [line.replace(" ", "") for line in lines]
+        self._made = made_by(lines)
         usual = ids is None
         ids = usual_ids(self._made) if ids is None else ids
         # Tokens that merges make, and the names of all others, which no ordinary text becomes.
@@ -620,6 +620,11 @@ class _TokenBytes(dict[int, bytes]):
         return data
 
 
+def made_by(lines: list[str]) -> list[str]:
+    """Return the token that each merge makes: of "Ġ t" it is "Ġt"."""
+    return "\n".join(lines).replace(" ", "").split("\n") if lines else []
+
+
 def usual_ids(made: Sequence[str]) -> dict[str, int]:
     """Return the ids of the bytes and of the tokens that merges make, in their order."""
     ids = dict(zip([*_CHAR_OF_ID, *made], count()))
@@ -684,7 +689,7 @@ def check_ids(
     Raises TokenizerError if a token of the merges has no id, if the ids are not 0, 1, 2 and so on,
     or if the merges seem cut short.
     """
-    tokens = usual_ids([line.replace(" ", "") for line in lines])
+    tokens = usual_ids(made_by(lines))
     for token in tokens:
         if token not in ids:
             raise TokenizerError(
