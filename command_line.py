@@ -39,7 +39,8 @@ def called(installed: str, module: str) -> str:
 def add_model_options(add: Callable[..., Any]) -> None:
     """Add the options that `text_model` reads, by the `add_argument` of a parser."""
     add("-m", "--model", default="124M", metavar="NAME",
-        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+        help=f"{', '.join(SIZES)} or gpt2, gpt2-medium, ..., shakespeare, a folder or file, a URL, "
+        "or owner/name on Hugging Face's hub (default 124M)")
     add("--device", default="auto", choices=backend.DEVICES, help="default auto")
     add("--tf32", action="store_true",
         help="on a GPU, float32 products of less precision on tensor cores")
@@ -447,7 +448,8 @@ def print_score(model, text, args):
 
 
 def print_info(args):
-    config = SIZES.get(args.model) or checkpoint.load(args.model, "cpu").config
+    size = checkpoint.official_size(args.model)
+    config = SIZES[size] if size else checkpoint.load(args.model, "cpu").config
     about = describe(config, np.dtype(args.dtype).itemsize)
     if args.json:
         print_json({"model": args.model, "dtype": args.dtype, **about})

@@ -4,17 +4,17 @@ In both layouts, OpenAI's and Hugging Face's, weights lie on disk as the rows of
 memory. So reading is memory-mapping: `load` checks the position of each tensor and copies nothing.
 """
 from .cache import cache_folder
-from .downloading import download, sources_of
+from .downloading import download
 from .files import CheckpointError, CheckpointWarning
 from .layouts import Checkpoint, open_checkpoint
 from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
 from .saving import SAVED_DTYPES, check_new, save
+from .sources import DownloadError, official_size, sources_of
 from .tensors import Tensor
-from .transfer import DownloadError
 from .vocabulary import open_tokenizer, tokenizer_files, write_tokenizer
 
 __all__ = ["DTYPES", "SAVED_DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError",
            "CheckpointWarning", "DownloadError", "Tensor", "cache_folder", "check_new", "download",
-           "load", "locate", "open_checkpoint", "open_tokenizer", "save", "sources_of",
-           "tokenizer_files", "write_tokenizer"]
+           "load", "locate", "official_size", "open_checkpoint", "open_tokenizer", "save",
+           "sources_of", "tokenizer_files", "write_tokenizer"]

@@ -1,11 +1,14 @@
-"""Folders of downloads: their place, the note of verified files, and the lock for filling one."""
+"""Folders of downloads: their place, the note of verified files, and the lock for filling one.
+
+The folders are made for their owner only. What other people could have written is verified again.
+"""
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .files import CheckpointError, read_json
@@ -22,13 +25,38 @@ def cache_folder() -> Path:
     from pathlib import Path
 
     if named := os.environ.get("GPT2_NP_CACHE"):
-        return Path(os.path.expanduser(named))
+        return Path(at_home(named))
     if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
         return Path(local) / "gpt2_np"
     if os.path.isabs(xdg := os.environ.get("XDG_CACHE_HOME", "")):
         return Path(xdg) / "gpt2_np"
-    caches = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    return Path(os.path.expanduser(caches)) / "gpt2_np"
+    return Path(at_home("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")) / "gpt2_np"
+
+
+def at_home(path: str) -> str:
+    """Expand ~ in a path. An empty HOME counts as none: then the system's list of users decides."""
+    if path.startswith("~") and os.environ.get("HOME") == "" and os.name != "nt":
+        import pwd
+
+        with contextlib.suppress(KeyError):  # a user without an entry, as in some containers
+            path = path.replace("~", pwd.getpwuid(os.getuid()).pw_dir, 1)
+    else:
+        path = os.path.expanduser(path)
+    if path.startswith("~"):
+        raise CheckpointError(
+            "there is no folder for downloads, because this user has no home: set HOME, or "
+            "GPT2_NP_CACHE to a folder"
+        )
+    return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and the missing ones above it, for their owner only."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(0o700, exist_ok=True)
+    elif not folder.is_dir():
+        folder.mkdir()  # raises the error that says so
 
 
 # --- verified files --------------------------------------------------------------------
@@ -37,8 +65,8 @@ def cache_folder() -> Path:
 def is_verified(folder: Path) -> bool:
     """Return True if the files in a folder have the lengths and times of the verified ones."""
     files = verified_files(folder)
-    with contextlib.suppress(OSError, ValueError):
-        return bool(files) and all(stamp(folder / name) == files[name] for name in files)
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return bool(files) and all(stamp(folder / name) == files[name][:2] for name in files)
     return False
 
 
@@ -50,17 +78,53 @@ def verified_files(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def note_verified(folder: Path) -> None:
-    import json
+def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
+    """Write the note of a folder: stamps of files by name, each with more about it or not.
 
+    From now on, only the owner can write into the folder. A folder that this user may not write
+    into keeps the note that it has.
+    """
+    import json
+    import tempfile
+
+    if not os.access(folder, os.W_OK):
+        return
+    for path in (folder.parent, folder):
+        if os.name != "nt" and path.stat().st_uid == os.geteuid():
+            path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
+        file.write(json.dumps(files))
+    os.replace(file.name, folder / VERIFIED)
+
+
+def stamps(folder: Path) -> dict[str, list[Any]]:
+    """Return the stamps of all whole files in a folder by name."""
     others = (VERIFIED, LOCK, PART, TAG)
     files = sorted(file for file in folder.iterdir() if not file.name.endswith(others))
-    (folder / VERIFIED).write_text(json.dumps({file.name: stamp(file) for file in files}))
+    return {file.name: stamp(file) for file in files}
 
 
 def stamp(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+OTHERS_WRITE = 0o022
+
+
+def is_private(folder: Path) -> bool:
+    """Return True if nobody but this user, or root, can have written the note of a folder.
+
+    It and the two folders around it belong to one of these, and no one else may write into them.
+    """
+    if os.name == "nt":  # folders of a user are private there unless somebody opens them
+        return True
+    try:
+        found = [path.stat() for path in (folder / VERIFIED, folder, folder.parent)]
+    except OSError:
+        return False
+    owners = (os.geteuid(), 0)
+    return all(one.st_uid in owners and not one.st_mode & OTHERS_WRITE for one in found)
 
 
 # --- the lock --------------------------------------------------------------------------
@@ -70,9 +134,13 @@ def stamp(file: Path) -> list[int]:
 def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time fill a folder. The lock ends with its process, even a killed one.
 
-    If nothing was downloaded, the folders that were made for it are removed.
+    If nothing was downloaded, the folders that were made for it are removed. A folder that this
+    user may not write into needs no lock.
     """
     made = [folder, *(above for above in folder.parents if not above.exists())]
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        yield
+        return
     with hold_lock(folder, note):
         try:
             yield
@@ -88,7 +156,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
     """Wait for the lock of a folder, and return the open file that holds it."""
     path, waiting = folder / LOCK, False
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file = open(path, "a")  # noqa: SIM115 (closed by the caller)
         while not try_lock(file.fileno()):
             if not waiting:
@@ -103,7 +171,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
 
 def try_lock(file: int) -> bool:
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)

@@ -2,63 +2,73 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..bpe import shown
-from ..gpt2_np import SIZES, map_leaves
+from ..gpt2_np import map_leaves
+from .aligned import ALIGNED, keep_aligned
 from .bundle import DATA, INDEX, data_size, read_index
-from .cache import cache_folder, is_verified, locked, note_verified, verified_files
+from .cache import locked, note_verified, stamps, verified_files
 from .crc32c import crc32c
 from .files import CheckpointError, reason
+from .hub_cache import find_snapshot
 from .layouts import (
     HUGGING_FACE,
     TENSORFLOW,
     Checkpoint,
     Layout,
+    conversion,
     match_tensors,
     open_checkpoint,
     read_config,
     read_hparams,
 )
-from .official import HUB, HUB_URL, OPENAI, OPENAI_URL, SHAKESPEARE
+from .official import SHAKESPEARE
 from .safetensors import SAFETENSORS, SHARDS, read_weight_map
-from .tensors import MappedFiles
+from .sources import DownloadError, Source, sources_of
+from .tensors import MappedFiles, Tensor
 from .transfer import (
     WITHOUT_NETWORK,
-    DownloadError,
+    Insecure,
     NotServed,
-    Source,
+    TooLarge,
     Unavailable,
     fetch,
+    is_served,
     offline,
 )
-from .vocabulary import TOKENIZER_JSON, open_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
-def download(name_or_url: str, progress: bool = True) -> Path:
-    """Fetch the files of a size, or at a URL, verify every byte, and return their folder.
 
-    Files in the cache are verified again and kept. A file that broke off continues from there.
-    Files must have their published SHA-256, if any, and the tensors of a bundle their CRC-32C.
-    `progress` shows bars and notes on stderr. Raises DownloadError if the files are not available,
-    CheckpointError if they are not the expected ones.
+def download(name: str, progress: bool = True) -> Path:
+    """Fetch the files of a model, verify every byte, and return their folder.
+
+    `name` is one of OpenAI's models, a repository of the hub ("owner/name") or a URL. Files in the
+    cache are verified again and kept. A file that broke off continues from there. Files must have
+    their published SHA-256, if any, and the tensors of a bundle their CRC-32C. A whole snapshot in
+    the hub's own cache is used where it lies. `progress` shows bars and notes on stderr. Raises
+    DownloadError if the files are not available, CheckpointError if they are not the expected ones.
     """
     from pathlib import Path
 
-    if name_or_url == "shakespeare":
+    if name == "shakespeare":
         return Path(SHAKESPEARE)
+    sources = sources_of(name, progress)
+    if not any(source.is_verified() for source in sources) and (found := find_snapshot(name, True)):
+        return found
     failures: list[Unavailable] = []
-    sources = sources_of(name_or_url, progress)
-    for source in sorted(sources, key=lambda source: not is_verified(source.folder)):
+    for source in sorted(sources, key=lambda source: not source.is_verified()):
         try:
             with locked(source.folder, source.note):
-                if not (offline() or is_verified(source.folder)):
+                if verified_files(source.folder):
+                    if not source.is_verified():
+                        source.note(f"verifying {source.folder} again")
+                elif not offline():
                     source.note(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder
@@ -72,58 +82,28 @@ def download(name_or_url: str, progress: bool = True) -> Path:
                 "GPT2_NP_CACHE to another folder"
             ) from error
     raise DownloadError(
-        f"{name_or_url} cannot be downloaded: {'; '.join(map(str, failures))}"
-        + ("" if isinstance(failures[-1], NotServed) else f"; {WITHOUT_NETWORK}")
+        f"{name} cannot be downloaded: {'; '.join(map(str, failures))}"
+        + ("" if isinstance(failures[-1], NotServed | Insecure) else f"; {WITHOUT_NETWORK}")
     )
-
-
-def is_url(name: str) -> bool:
-    return re.match("https?://", name, re.IGNORECASE) is not None
-
-
-def sources_of(name: str, progress: bool = True) -> list[Source]:
-    """Return the sources of a size, or of the checkpoint at a URL, in the order to try."""
-    return official_sources(name, progress) if name in SIZES else [url_source(name, progress)]
-
-
-def official_sources(size: str, progress: bool) -> list[Source]:
-    openai = (os.environ.get("GPT2_NP_URL") or OPENAI_URL).rstrip("/")
-    hub = (os.environ.get("HF_ENDPOINT") or HUB_URL).rstrip("/")
-    repository, revision, files = HUB[size]
-    hub = f"{hub}/openai-community/{repository}/resolve/{revision}"
-    config, folder = SIZES[size], cache_folder() / size
-    return [
-        Source(f"{openai}/{size}", folder / "openai", progress, OPENAI[size], config),
-        Source(hub, folder / "huggingface", progress, files, config),
-    ]
-
-
-def url_source(url: str, progress: bool) -> Source:
-    import hashlib
-
-    url = url.rstrip("/")
-    if not is_url(url) or re.search("[?#@]", url):
-        raise DownloadError(
-            f"{shown(url)} cannot be downloaded, expected {', '.join(SIZES)} or the http(s) URL "
-            "of a folder, without user name, ? and #"
-        )
-    words = re.sub(r"[^A-Za-z0-9.-]+", "-", url.partition("//")[2])[-60:].strip("-.")
-    key = hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()[:12]
-    return Source(url, cache_folder() / "url" / f"{words}-{key}", progress, {}, None)
 
 
 def fetch_checkpoint(source: Source) -> None:
     """Fetch the small files, then the large ones that they describe, and verify all."""
-    folder, layout = source.folder, fetch_layout(source)
+    folder, was_verified = source.folder, source.is_verified()
+    layout = fetch_layout(source)
     fetch_tokenizer(source, layout)
     weights = (fetch_bundle if layout is TENSORFLOW else fetch_safetensors)(source)
     with removing(folder, layout.config, *weights):
         checkpoint = open_checkpoint(folder)
     with removing(folder, *weights):
         check_crcs(checkpoint)
-    with removing(folder, layout.merges, layout.vocab, TOKENIZER_JSON):
-        open_tokenizer(checkpoint)
-    note_verified(folder)
+    if source.pinned:  # any other may have a tokenizer that is not read: `load` warns then
+        with removing(folder, *tokenizer_files(layout)):
+            open_tokenizer(checkpoint)
+    copy = keep_aligned(checkpoint, was_verified, source.note)
+    found = stamps(folder)
+    found.pop(ALIGNED, None)
+    note_verified(folder, found | copy)
 
 
 def fetch_layout(source: Source) -> Layout:
@@ -133,6 +113,8 @@ def fetch_layout(source: Source) -> Layout:
     for layout in sorted(readers, key=lambda layout: not (source.folder / layout.config).exists()):
         file = source.folder / layout.config
         if source.pinned and layout.config not in source.pinned:
+            continue
+        if source.repository and layout is not HUGGING_FACE:
             continue
         try:
             fetch(source, layout.config)
@@ -145,20 +127,26 @@ def fetch_layout(source: Source) -> Layout:
             if source.pinned:
                 raise
             problems.append(str(error))
+    if source.repository:
+        problems.append(
+            f"check the spelling of {source.repository}, which is no folder here either; if it is "
+            "private or gated, accept its conditions on the hub and set HF_TOKEN"
+        )
     raise NotServed("; ".join(problems))
 
 
 def fetch_tokenizer(source: Source, layout: Layout) -> None:
     """Fetch the files of the tokenizer. A server may have none, unless they are pinned."""
-    folder = source.folder
-    known = verified_files(folder)
-    for name in (layout.merges, layout.vocab, TOKENIZER_JSON):
+    known = verified_files(source.folder)
+    for name in tokenizer_files(layout):
         if known and name not in known:
             continue  # the server did not have it
-        if name == TOKENIZER_JSON and (layout is TENSORFLOW or (folder / layout.merges).exists()):
-            continue
+        if source.pinned and name not in source.pinned:
+            continue  # the pinned ones are enough, and another could change the ids
         try:
             fetch(source, name)
+        except TooLarge:
+            raise
         except NotServed:
             if name in source.pinned:
                 raise
@@ -184,7 +172,11 @@ def fetch_safetensors(source: Source) -> list[str]:
         except NotServed:
             if source.pinned:
                 raise
-    fetch(source, SHARDS)
+    try:
+        fetch(source, SHARDS)
+    except NotServed as error:
+        refuse_pickles(source)
+        raise NotServed(f"{source.url}/{SAFETENSORS} is not on the server; {error}") from error
     with removing(source.folder, SHARDS):
         shards = sorted(set(read_weight_map(source.folder / SHARDS).values()))
     for shard in shards:
@@ -192,21 +184,34 @@ def fetch_safetensors(source: Source) -> list[str]:
     return [SHARDS, *shards]
 
 
+def refuse_pickles(source: Source) -> None:
+    """Raise NotServed with the lines that convert them if a server has only pickled weights."""
+    for name in PICKLES:
+        if is_served(source, name):
+            folder = source.repository or "."  # where it is converted, a folder of that name
+            where = "" if source.repository else ", in a folder with a copy of its files"
+            raise NotServed(
+                f"{source.url} has no {SAFETENSORS}, only {name}: {conversion(folder, name)}{where}"
+            )
+
+
 def check_crcs(checkpoint: Checkpoint) -> None:
     """Compare the bytes of each tensor with its CRC-32C, in a layout that has these."""
     files = MappedFiles()
 
     def check(path, tensor):
-        if tensor.crc is None:
-            return
-        found = crc32c(memoryview(files[tensor.file])[tensor.start : tensor.start + tensor.size])
-        if found != tensor.crc:
-            raise CheckpointError(
-                f"{tensor.file}: tensor {checkpoint.layout.tensor_name(path)!r} has CRC-32C "
-                f"{found:08x}, expected {tensor.crc:08x}"
-            )
+        content = memoryview(files[tensor.file])[tensor.start : tensor.start + tensor.size]
+        check_crc(content, tensor, checkpoint.layout.tensor_name(path))
 
     map_leaves(check, checkpoint.tensors)
+
+
+def check_crc(content: Any, tensor: Tensor, name: str) -> None:
+    """Raise CheckpointError if the bytes of a tensor do not have its CRC-32C, if it has one."""
+    if tensor.crc is not None and (found := crc32c(content)) != tensor.crc:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {name!r} has CRC-32C {found:08x}, expected {tensor.crc:08x}"
+        )
 
 
 @contextlib.contextmanager

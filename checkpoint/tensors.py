@@ -88,6 +88,24 @@ def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     return array
 
 
+def read_bytes(tensor: Tensor) -> bytearray:
+    """Return the bytes of a tensor, read into memory of their own. Raises CheckpointError."""
+    content = bytearray(tensor.size)
+    try:
+        with open(tensor.file, "rb") as opened:
+            opened.seek(tensor.start)
+            n_read = opened.readinto(content)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file} cannot be read: {reason(error)}") from error
+    if n_read != tensor.size:
+        raise CheckpointError(
+            f"{tensor.file} ends at byte {tensor.start + n_read}, expected a tensor up to "
+            f"{tensor.start + tensor.size}: it has been cut off since it was opened; run again "
+            "when it is whole"
+        )
+    return content
+
+
 def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
     """Return the float32 of which these integers are the upper halves."""
     return (upper.astype(np.uint32) << 16).view(np.float32)

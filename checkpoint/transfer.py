@@ -1,20 +1,23 @@
-"""One file from a server: whole, verified, and continued after a transfer that broke off."""
+"""One file from a server: whole, verified, and continued after a transfer that broke off.
+
+Errors of `requests` are not chained to ours, because they show addresses with all that is in them.
+"""
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error
 from .bundle import DATA
 from .cache import PART, TAG
 from .files import MAX_SMALL_FILE, CheckpointError
-from .official import Pins
+from .layouts import HUGGING_FACE
+from .sources import DownloadError, Source, redacted
+from .vocabulary import MAX_TOKENIZER_JSON, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,16 +32,20 @@ WITHOUT_NETWORK = (
 )
 
 
-class DownloadError(Error):
-    """The files are not available: no network, no space, not on the server. The message says."""
-
-
 class Unavailable(DownloadError):
     """A source cannot serve the model now. Another may."""
 
 
+class Insecure(Unavailable):
+    """The server sends us where others on the way could read and change the file."""
+
+
 class NotServed(Unavailable):
     """The server answers, and does not have the file."""
+
+
+class TooLarge(NotServed):
+    """The server has a file of that name, which has more bytes than such a file may have."""
 
 
 class Interrupted(Exception):
@@ -47,20 +54,6 @@ class Interrupted(Exception):
     def __init__(self, message: str, attempts: int = ATTEMPTS, wait: float = 0.0):
         super().__init__(message)
         self.attempts, self.wait = attempts, wait  # the wait is in seconds
-
-
-class Source(NamedTuple):
-    """A folder on a server, and the folder on this machine that its files go to."""
-
-    url: str
-    folder: Path
-    progress: bool  # show bars and notes on stderr
-    pinned: Pins
-    config: Config | None  # the expected sizes, if the model has a name
-
-    def note(self, message: str) -> None:
-        if self.progress:
-            print(message, file=sys.stderr)
 
 
 def offline() -> bool:
@@ -111,7 +104,7 @@ def receive_with_retries(
         except Interrupted as error:
             failures = failures + 1 if bytes_in(part) <= before else 1
             if failures >= error.attempts:
-                raise Unavailable(str(error)) from error
+                raise Unavailable(str(error)) from None
             wait = min(max(error.wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT)
             source.note(f"{error}; trying again in {wait:g} s")
             time.sleep(wait)
@@ -120,7 +113,6 @@ def receive_with_retries(
 def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
     """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
     import hashlib
-    from urllib.parse import urlsplit
 
     import requests
     from tqdm import tqdm
@@ -131,16 +123,9 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
     headers = {"Accept-Encoding": "identity"}
     if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
-    try:
-        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except (requests.ConnectionError, requests.Timeout) as error:
-        host = urlsplit(url).netloc
-        raise Interrupted(f"{host} cannot be reached ({cause(error)})", attempts=2) from error
-    except (requests.RequestException, ValueError) as error:
-        raise Unavailable(f"{url} cannot be fetched: {error}") from error
-    with response:
+    with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
-        limit = MAX_SMALL_FILE if total is None else total
+        limit = max_bytes(part.stem) if total is None else total
         digest = hash_of(part) if have and sha256 else hashlib.sha256()
         silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
@@ -150,16 +135,68 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
                 for piece in response.iter_content(PIECE):
                     have += len(piece)
                     if have > limit:
-                        raise NotServed(f"{url} sends more than {limit} bytes")
+                        raise TooLarge(f"{url} sends more than {limit} bytes")
                     digest.update(piece)
                     bar.update(file.write(piece))
                 file.flush()
                 os.fsync(file.fileno())
-        except requests.RequestException as error:
-            raise Interrupted(f"{url} broke off after {have:,} bytes") from error
+        except requests.RequestException:
+            raise Interrupted(f"{url} broke off after {have:,} bytes") from None
     if have < (total or 0):
         raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
     return digest.hexdigest()
+
+
+def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
+    """Return the answer of a server, whose body is still to come.
+
+    Credentials go to the source's own server: `requests` drops them where a redirect leads to
+    another one.
+    """
+    from urllib.parse import urlsplit
+
+    import requests
+
+    try:
+        return requests.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT, auth=source.credentials,
+            hooks={"response": refuse_plain_http},
+        )  # fmt: skip
+    except Unavailable:
+        raise
+    except (requests.ConnectionError, requests.Timeout) as error:
+        host = urlsplit(url).netloc
+        reason = redacted(cause(error))
+        raise Interrupted(f"{host} cannot be reached ({reason})", attempts=2) from None
+    except (requests.RequestException, ValueError) as error:
+        raise Unavailable(f"{url} cannot be fetched: {redacted(str(error))}") from None
+
+
+def refuse_plain_http(response: Any, **_: Any) -> None:
+    """Raise Insecure for a redirect from https to anything else."""
+    from urllib.parse import urljoin
+
+    if not response.is_redirect:
+        return
+    target = "nowhere"
+    with contextlib.suppress(ValueError):  # requests says what is wrong with it
+        target = urljoin(response.url, response.headers["location"])
+    if response.url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        response.close()
+        raise Insecure(
+            f"{redacted(response.url)} redirects to {shown(redacted(target))}, expected https as "
+            "before: use another server"
+        )
+
+
+def is_served(source: Source, name: str) -> bool:
+    """Return True if a server has a file, of which nothing is fetched but the header."""
+    try:
+        with ask(source, f"{source.url}/{name}", {"Accept-Encoding": "identity"}) as response:
+            kind = response.headers.get("Content-Type", "")
+            return response.status_code == 200 and not re.search("html|xml", kind)
+    except (Interrupted, Unavailable):
+        return False
 
 
 def checked_answer(
@@ -176,7 +213,7 @@ def checked_answer(
         raise Interrupted(f"{url} does not continue {part}")
     if status not in (200, 206):
         raise NotServed(f"{url} answered {status} {response.reason}")
-    length = span[2] if start else headers.get("Content-Length", "")
+    length = span[2] if span and start else headers.get("Content-Length", "")
     total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
     kind = headers.get("Content-Type", "")
     if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
@@ -184,8 +221,8 @@ def checked_answer(
     if size is not None and total != size:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
-    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
-        raise NotServed(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > max_bytes(part.stem):
+        raise TooLarge(f"{url} has {total} bytes, expected at most {max_bytes(part.stem)}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
         part.unlink(missing_ok=True)
@@ -193,6 +230,11 @@ def checked_answer(
         strong = tag if not tag.startswith("W/") else ""
         tag_file(part).write_text(strong or headers.get("Last-Modified", ""))
     return start, total
+
+
+def max_bytes(name: str) -> int:
+    """Return the bytes that a file may have which is read whole."""
+    return MAX_TOKENIZER_JSON if name in tokenizer_files(HUGGING_FACE) else MAX_SMALL_FILE
 
 
 def check_space(url: str, part: Path, n_bytes: int) -> None:

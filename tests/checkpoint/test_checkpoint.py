@@ -127,6 +127,19 @@ def test_without_the_embedded_model_the_error_says_what_to_copy(tmp_path, monkey
         checkpoint.load("shakespeare")
 
 
+def test_the_embedded_model_is_found_by_its_folder_and_not_by_our_file(monkeypatch):
+    """A frozen program has the folder, and no file of ours: PyInstaller keeps these inside."""
+    monkeypatch.setattr(loading, "__file__", "/nowhere/gpt2_np/checkpoint/loading.pyc")
+    assert checkpoint.load("shakespeare", "cpu").config.n_layer
+
+
+def test_a_frozen_program_without_the_folder_says_how_to_bundle_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "ROOT", str(tmp_path / "gpt2_np"))
+    monkeypatch.setattr(loading, "SHAKESPEARE", str(tmp_path / "gpt2_np/models/shakespeare"))
+    with pytest.raises(CheckpointError, match="PyInstaller's option --collect-data gpt2_np"):
+        checkpoint.load("shakespeare")
+
+
 def test_shakespeare_is_the_folder_beside_the_module(tmp_path, monkeypatch):
     beside = pathlib.Path(gpt2_np.__file__).parent / "models" / "shakespeare"
     assert pathlib.Path(checkpoint.SHAKESPEARE) == checkpoint.download("shakespeare") == beside
@@ -258,8 +271,9 @@ def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
 # --- refused checkpoints ---------------------------------------------------------------------
 
 
-NAMES = ["gpt2", "125M", "", "no/such/folder", "x" * 5000, "a\0b", "\ud800", "ftp://host/folder",
-         pathlib.Path("no"), None, 3, b"x", ["124M"]]  # fmt: skip
+NAMES = ["gpt2 medium", "gpt3", "125M", "../x", "a/b/c", "", "x" * 5000, "a\0b", "\ud800",
+         "ftp://host/folder", "no--such/name", "owner/name@", "./owner/name", "owner/..",
+         pathlib.Path("owner/name"), None, 3, b"x", ["124M"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
