@@ -227,7 +227,7 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
                 "folder on another disk"
             )
         yield part
-        for file in part.iterdir():
+        for file in part.iterdir():  # also of files that `write_file` has not written
             with open(file, "r+b") as opened:
                 os.fsync(opened.fileno())
         sync_folder(part)
@@ -263,6 +263,9 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_file(file: Path, pieces: Iterable[Any]) -> None:
+    """Write a new file that is on the disk, and not only in its cache, when this returns."""
     with open(file, "xb") as opened:
         for piece in pieces:
             opened.write(piece)
+        opened.flush()
+        os.fsync(opened.fileno())
