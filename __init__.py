@@ -11,6 +11,7 @@ run_as_program = (
 if run_as_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 
+from . import backend, bpe, checkpoint
 from .checkpoint import CheckpointError, DownloadError, load, save
 from .command_line import main
 from .gpt2_np import (
@@ -26,11 +27,12 @@ from .gpt2_np import (
     sample,
 )
 from .inference.costs import describe
-from .inference.generation import complete, generate, generate_batch, stream
+from .inference.generation import ContextWarning, complete, generate, generate_batch, stream
 from .inference.scoring import score, score_batch
 
 __all__ = [
-    "SIZES", "CheckpointError", "Config", "DownloadError", "Error", "KVCache", "Model", "Sampling",
-    "__version__", "complete", "describe", "forward", "generate", "generate_batch", "load",
-    "main", "parameter_shapes", "sample", "save", "score", "score_batch", "stream",
+    "SIZES", "CheckpointError", "Config", "ContextWarning", "DownloadError", "Error", "KVCache",
+    "Model", "Sampling", "__version__", "backend", "bpe", "checkpoint", "complete", "describe",
+    "forward", "generate", "generate_batch", "load", "main", "parameter_shapes", "sample", "save",
+    "score", "score_batch", "stream",
 ]  # fmt: skip

@@ -24,7 +24,9 @@ from typing import Literal, NamedTuple
 try:
     from .backend import Error
 except ImportError:  # this file alone
-    Error = ValueError
+    Error = ValueError  # type: ignore[assignment, misc]
+
+__all__ = ["Decoder", "Tokenizer", "TokenizerError", "train", "words"]
 
 # GPT-2's pattern of a word. The package `regex` reads it, because Python's own `re` knows neither
 # \p{L}, a letter, nor \p{N}, a number.

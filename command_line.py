@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -69,14 +70,16 @@ def run_command(
 ) -> int:
     """Run job(args, parser) as a program and return its exit status.
 
-    Output is UTF-8 on any locale. Each failure is one sentence on standard error.
+    Each failure is one sentence on standard error. Streams, the handler of Ctrl-C and warnings are
+    left as they were, for a program that calls this one.
     """
-    restore_interrupts()
-    for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
-            output.reconfigure(encoding="utf-8", errors="replace")
-    args = parser.parse_args(argv)
+    with as_program():
+        return exit_status(name, parser, argv, job)
+
+
+def exit_status(name, parser, argv, job):
     try:
+        args = parser.parse_args(argv)
         if sys.stdout is None:
             raise Error("standard output is closed: there is nowhere to print to")
         with np.errstate(all="ignore"), warnings.catch_warnings():  # NaN results become errors
@@ -84,6 +87,8 @@ def run_command(
             job(args, parser)
         print(end="", flush=True)
         return 0
+    except SystemExit as end:  # argparse: help, the version, wrong usage
+        return end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -105,17 +110,45 @@ def run_command(
     return 1
 
 
-def restore_interrupts():
-    """Make Ctrl-C raise KeyboardInterrupt again: while NumPy loads it just ends the program."""
+@contextlib.contextmanager
+def as_program() -> Iterator[None]:
+    """Make output UTF-8 on any locale and Ctrl-C an exception, until the end of the block."""
+    streams = [(file, file.encoding, file.errors)
+               for file in (sys.stdin, sys.stdout, sys.stderr)
+               if isinstance(file, io.TextIOWrapper)]  # not a notebook's, nor a closed one
+    for file, _, _ in streams:
+        if file is not sys.stdin:
+            file.reconfigure(encoding="utf-8", errors="replace")
+    interrupts_end = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # since NumPy loaded
+    if interrupts_end:
+        set_interrupts(signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if interrupts_end:
+            set_interrupts(signal.SIG_DFL)
+        for file, encoding, errors in streams:
+            if (file.encoding, file.errors) != (encoding, errors):
+                with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+                    file.reconfigure(encoding=encoding, errors=errors)
+
+
+def set_interrupts(handler):
     with contextlib.suppress(ValueError):  # not the main thread
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, handler)
 
 
 def discard_output():
-    """Keep Python from raising again at its end, over output that is still buffered."""
-    with contextlib.suppress(AttributeError, OSError):  # a notebook's streams
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop output that is still buffered, over which Python would raise again at its end."""
+    with contextlib.suppress(AttributeError, OSError), open(os.devnull, "wb") as nowhere:
+        number = sys.stdout.fileno()  # a notebook's streams have none
+        kept = os.dup(number)
+        try:
+            os.dup2(nowhere.fileno(), number)
+            sys.stdout.flush()
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 def decode_utf_8(data: bytes, source: str) -> str:
@@ -295,7 +328,7 @@ def prompt_text(args) -> str:
     return text
 
 
-def prompt_tokens(model: Model, text: str) -> list[int]:
+def prompt_tokens(model, text: str) -> list[int]:
     """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token.
 
     Raises Error if a token has no row in the embedding: tokenizers may know more than the model.
@@ -383,7 +416,7 @@ def interact(model, args):
         import readline  # noqa: F401
     if sys.stdin is None:
         raise Error(STDIN_CLOSED)
-    with contextlib.suppress(AttributeError):
+    if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:

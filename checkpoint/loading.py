@@ -29,7 +29,7 @@ DTYPES: tuple[str, ...] = get_args(DtypeName)
 
 def load(
     name_or_path: str | os.PathLike[str],
-    device: str = "auto",
+    device: backend.DeviceName = "auto",
     dtype: DtypeName | type[np.floating[Any]] | np.dtype[Any] = "float32",
     *,
     mmap: bool = True,
@@ -57,9 +57,8 @@ def load(
     memory.
     """
     dtype = dtype_name(dtype)
-    if device == "auto":
-        device = os.environ.get("GPT2_NP_DEVICE") or "auto"
-    xp = backend.pick(device)
+    asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
+    xp = backend.pick(asked or device)
     backend.check_dtype(dtype, xp)
     checkpoint = open_checkpoint(locate(name_or_path, progress))
     backend.check_room(weight_bytes(checkpoint.tensors, dtype), xp)

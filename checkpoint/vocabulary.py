@@ -340,7 +340,7 @@ def numbered(found: Iterable[Entry], ids: Mapping[str, int]) -> list[AddedToken]
             if name not in described:
                 unsure.add(name)
         elif name not in described:
-            token = token._replace(**dict(zip(FLAGS, flags, strict=True)))
+            token = token._replace(**dict[str, Any](zip(FLAGS, flags, strict=True)))
         elif flags[:3] != token[3:6]:
             raise Malformed(f"the files differ in {', '.join(FLAGS[:3])} of {shown(name)}: save "
                             "the tokenizer again")
@@ -405,9 +405,9 @@ def processor_ids(found: Any, n_vocab: int) -> list[int]:
     if kind == "ByteLevel":
         return []
     if kind == "Sequence" and isinstance(found.get("processors"), list):
-        ids = [ids for part in found["processors"] if (ids := processor_ids(part, n_vocab))]
-        if len(ids) <= 1:
-            return ids[0] if ids else []
+        lists = [ids for part in found["processors"] if (ids := processor_ids(part, n_vocab))]
+        if len(lists) <= 1:
+            return lists[0] if lists else []
     elif kind == "TemplateProcessing":
         with contextlib.suppress(AttributeError, KeyError, TypeError):
             *before, last = found["single"]

@@ -314,7 +314,7 @@ def heads(model, args):
 
 
 def plot_patterns(model, args, nodes, path):
-    names = {activation_name("pattern", layer) for layer, _ in nodes}
+    names = [activation_name("pattern", layer) for layer, _ in nodes]
     seen = circuits.run(model, args.text, names, bos=bos_of(args), last_only=True)
     patterns = np.stack([seen[activation_name("pattern", n)][0, h] for n, h in nodes])
     plot_attention(patterns, circuits.labels_of(model, seen.tokens[0]), path,
@@ -343,7 +343,7 @@ def patch(model, args):
     order = np.argsort(-np.abs(shares).ravel(), kind="stable")[: args.top]
     rows = []
     for index in zip(*np.unravel_index(order, shares.shape), strict=True):
-        cell = list(map(int, index))
+        cell: list[Any] = list(map(int, index))
         if labels:
             cell[-1] = f"{cell[-1]} {labels[cell[-1]]!r}"
         rows.append([*cell, float(sweep.values[index]), float(shares[index])])
@@ -355,7 +355,8 @@ def patch(model, args):
         plot_map(grid, path, f"{args.what}: share of the effect restored", rows=names,
                  columns=labels, axes=("layer" if names is None else "head", last), label="share")
 
-    before, after = float(sweep.base.mean()), float(sweep.source.mean())
+    metrics: tuple[Any, Any] = sweep.base, sweep.source
+    before, after = (float(values.mean()) for values in metrics)
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
             "corrupted": before, "clean": after}
     note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
@@ -364,17 +365,17 @@ def patch(model, args):
 
 
 def find(model, args):
-    pair, progress = prompt_pair(model, args), sys.stderr.isatty()
+    clean, corrupted, metric = prompt_pair(model, args)
+    common: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
     if args.edges:
-        found = circuits.find_edges(model, *pair, args.keep, seed=args.seed, progress=progress)
+        found = circuits.find_edges(model, clean, corrupted, metric, args.keep, **common)
         parts, header = "edges", ["sender", "receiver", "attribution"]
     else:
-        found = circuits.find(model, *pair, args.keep, mode=args.mode, seed=args.seed,
-                              progress=progress)
+        found = circuits.find(model, clean, corrupted, metric, args.keep, mode=args.mode, **common)
         parts, header = "heads and MLPs", ["node"]
     rows, records = [], []
     for part in sorted(found.kept, key=lambda part: -found.minimality[part].value):
-        about = [*part, found.scores[part]] if args.edges else [part]
+        about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
         records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
     intervals = "intervals are 95%, over prompts"
@@ -419,7 +420,7 @@ def neurons(model, args):
                   for label, value in zip(result.labels, result.values[:, 0], strict=True)
                   if re.fullmatch(r"L\d+N\d+", label)]
     found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
-    rows, records = [], []
+    rows, records = [], list[dict[str, Any]]()
     for value, label in found:
         layer, neuron = map(int, label[1:].split("N"))
         ends = {end: [word(model, t) for t in ids]

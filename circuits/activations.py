@@ -15,7 +15,8 @@ import numpy as np
 from ..backend import namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, forward
-from .inputs import prompts
+from ..inference.turns import turn
+from .inputs import PromptsLike, prompts
 from .names import as_glob, matching_names, nearest
 
 Edit = Callable[[Any, str], Any]  # (a copy of the activation, its name) -> an array, or None
@@ -65,7 +66,7 @@ class Recorder:
 
 def run(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     names: Sequence[str] | str | Callable[[str], bool] = (),
     *,
     edits: Mapping[str, Edit | Any] | None = None,
@@ -86,5 +87,7 @@ def run(
         for name in matching_names(pattern, model.config):
             by_name.setdefault(name, []).append(edit)
     recorder = Recorder(matching_names(names, model.config), by_name)
-    logits = forward(model.params, model.config, given.tokens, tap=recorder, last_only=last_only)
+    with turn(model, has_tap=bool(by_name)):
+        logits = forward(model.params, model.config, given.tokens, tap=recorder,
+                         last_only=last_only)
     return Run(to_host(logits), recorder.kept, given.tokens, given.bos)

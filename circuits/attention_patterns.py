@@ -8,13 +8,13 @@ Heads", "Head activation evaluators".)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..gpt2_np import Model, forward
-from .inputs import check_numbers, prompts
+from ..inference.turns import turn
+from .inputs import PromptsLike, check_numbers, prompts
 from .metrics import entropy
 from .tasks import repeated_tokens
 
@@ -40,7 +40,7 @@ class Attention:
 
 def heads(
     model: Model,
-    text_or_tokens: Any = None,
+    text_or_tokens: PromptsLike | None = None,
     *,
     length: int | None = None,
     batch: int = 4,
@@ -60,7 +60,8 @@ def heads(
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     scores = PatternScores(given.tokens)
-    forward(model.params, model.config, given.tokens, tap=scores, last_only=True)
+    with turn(model):
+        forward(model.params, model.config, given.tokens, tap=scores, last_only=True)
     columns = {kind: np.stack([row[kind] for row in scores.rows]) for kind in scores.rows[0]}
     check_numbers("attention patterns", columns["entropy"], model)
     return Attention(**columns, tokens=given.tokens, bos=given.bos)

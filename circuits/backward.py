@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 import numpy as np
 
 from ..backend import einsum
 from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
+from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
-from .inputs import check_numbers, prompts
+from .inputs import PromptsLike, check_numbers, prompts
 from .metrics import Differentiable, Metric
 from .names import SHORT_NAMES, activation_name
 from .weights import centred, on_host
@@ -26,7 +26,7 @@ NEEDED = re.compile(r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|m
 
 
 def gradients(
-    model: Model, text_or_tokens: Any, metric: Metric, *, bos: bool | None = None
+    model: Model, text_or_tokens: PromptsLike, metric: Metric, *, bos: bool | None = None
 ) -> dict[str, np.ndarray]:
     """Return d metric / d activation by name, in the activations' own shapes.
 
@@ -39,9 +39,16 @@ def gradients(
     given = prompts(model, text_or_tokens, bos)
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), last_only=True)
     check_numbers("the logits", seen.logits, model)
+    of_logits = metric.gradient(seen.logits)
+    with turn(model):
+        return backward_pass(model, seen, of_logits)
+
+
+def backward_pass(model, seen, of_logits):
+    """Return the gradients by name, from a run and the gradient of its logits, [b, v]."""
     config, found = model.config, {}
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
-    x[:, -1] = metric.gradient(seen.logits) @ on_host(model.params["wte"])
+    x[:, -1] = of_logits @ on_host(model.params["wte"])
     x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
                             on_host(model.params["ln_f"]["g"]))
     for layer in reversed(range(config.n_layer)):
@@ -52,8 +59,8 @@ def gradients(
         x = x + layer_norm_gradient(inside @ block["mlp"]["c_fc"]["w"].T, seen[here["resid_mid"]],
                                     block["ln_2"]["g"])
         found[here["resid_mid"]] = found[here["attn_out"]] = x
-        by_kind = attention_gradients(x, *(seen[here[s]] for s in ("q", "k", "v", "pattern")),
-                                      weights.W_O)
+        q, k, v, pattern = (seen[here[short]] for short in ("q", "k", "v", "pattern"))
+        by_kind = attention_gradients(x, q, k, v, pattern, weights.W_O)
         found |= {here[kind]: array for kind, array in by_kind.items()}
         by_head = sum(einsum("bqhe,hde->bqd", by_kind[kind], w)
                       for kind, w in zip("qkv", weights.reading, strict=True))

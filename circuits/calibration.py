@@ -18,6 +18,7 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model, transformer, unembed
 from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
+from ..inference.turns import turn
 from .bootstrapping import Estimate, bootstrap
 from .inputs import check_count, checked_ids, encoded, end_of_text
 from .metrics import log_sum_exp
@@ -78,9 +79,9 @@ def measure(
         confidence, right, _ = table[i].sum(axis=0).T
         return np.abs(confidence - right).sum() / n[i].sum()
 
-    per_byte = None
-    if all(isinstance(text, str) for text in texts):
-        n_bytes = np.array([len(model.tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
+    per_byte, tokenizer = None, model.tokenizer
+    if tokenizer and all(isinstance(text, str) for text in texts):
+        n_bytes = np.array([len(tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
         per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / n_bytes[i].sum())
     total = table.sum(axis=0)
     reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
@@ -134,12 +135,14 @@ def sums_over_texts(model, texts, bins):
     for row in pack_windows(windows, config.n_ctx):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         lengths = [w.end - w.start for w in row]
-        x = transformer(params, config, inputs[None], Packed(lengths))
+        with turn(model):
+            x = transformer(params, config, inputs[None], Packed(lengths))
         for window, stop in zip(row, np.cumsum(lengths).tolist(), strict=True):
             targets = texts[window.text][window.first_scored + 1 : window.end + 1]
             scored = x[:, stop - len(targets) : stop]
             for start in range(0, len(targets), LOGITS_AT_ONCE):
                 block = slice(start, start + LOGITS_AT_ONCE)
-                logits = to_host(unembed(scored[:, block], params))[0, :, :n]
+                with turn(model):
+                    logits = to_host(unembed(scored[:, block], params))[0, :, :n]
                 sums[window.text].add(logits.astype(float), targets[block])
     return sums

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .head_weights import attention_weights
-from .inputs import check_index, position_slice, prompts
+from .inputs import PromptsLike, check_index, position_slice, prompts
 from .names import activation_name, kind_of, layer_of, matching_names, nearest
 from .weights import on_host
 
@@ -45,7 +44,7 @@ def labelled(parts, label):
 
 def decompose(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     at: str | None = None,
     *,
     position: int | None = None,

@@ -8,8 +8,6 @@ Discovery"; Conmy et al. 2023; Goldowsky-Dill et al. 2023.)
 """
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backend import einsum, namespace, to_host
@@ -23,10 +21,11 @@ from ..gpt2_np import (
     mlp,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .backward import gradients, layer_norm_gradient
 from .head_weights import attention_weights
-from .inputs import check_same_length, prompts
+from .inputs import PromptsLike, check_same_length, prompts
 from .metrics import Metric, checked_values
 from .names import activation_name
 from .search import Circuit, Pruning
@@ -38,8 +37,8 @@ WRITERS = ("hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out")
 
 def find_edges(
     model: Model,
-    clean: Any,
-    corrupted: Any,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     keep: float = 0.9,
     *,
@@ -149,7 +148,8 @@ def written_by_senders(model, seen):
 
 
 def patch_edges(
-    model: Model, base: Any, source: Any, patched: np.ndarray, *, bos: bool | None = None
+    model: Model, base: PromptsLike, source: PromptsLike, patched: np.ndarray, *,
+    bos: bool | None = None,
 ) -> np.ndarray:
     """Return logits [b, 1, v] of `base` if the patched edges carry the outputs from `source`.
 
@@ -166,6 +166,11 @@ def patch_edges(
 
 
 def edge_patched_logits(model, base, written, patched):
+    with turn(model):
+        return edge_patched_pass(model, base, written, patched)
+
+
+def edge_patched_pass(model, base, written, patched):
     config, params, h = model.config, model.params, model.config.n_head
     streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
                               on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)
@@ -220,7 +225,8 @@ def normalized(streams, norm):
 
 
 def edge_attribution(
-    model: Model, base: Any, source: Any, metric: Metric, *, bos: bool | None = None
+    model: Model, base: PromptsLike, source: PromptsLike, metric: Metric, *,
+    bos: bool | None = None,
 ) -> np.ndarray:
     """Return the estimated change of the metric from patching single edges, [sender, receiver, b].
 

@@ -16,7 +16,7 @@ from ..backend import namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import Edit, run
-from .inputs import check_index, check_same_length, prompts, shared_positions
+from .inputs import PromptsLike, check_index, check_same_length, prompts, shared_positions
 from .names import BY_HEAD, activation_name, kind_of, parse_node
 
 MODES = ("zero", "mean", "resample")
@@ -99,7 +99,7 @@ def chosen_indices(axis, index, n):
 
 
 def ablated(
-    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: Any = None
+    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: PromptsLike | None = None
 ) -> dict[str, Edit]:
     """Return edits for `run` that ablate heads and MLPs ("L5H1", "5.1", (5, 1), "MLP3").
 
@@ -113,7 +113,7 @@ def ablated(
 
 def heads_by_name(nodes):
     """Return {name: heads}: the heads of each hook_z, None for the whole of a hook_mlp_out."""
-    found: dict[str, list | None] = {}
+    found: dict[str, Any] = {}
     for layer, head in nodes:
         if head is None:
             found[activation_name("mlp_out", layer)] = None

@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import einsum
 from ..gpt2_np import LAYER_NORM_EPSILON, Config, Error, Model
 from .decomposition import decompose, labelled
-from .inputs import answer_ids, check_numbers, one_each, prompts
+from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
 from .names import head_names, stream_points
 from .weights import centred, on_host
 
@@ -68,9 +67,9 @@ class Attribution:
 
 def attribution(
     model: Model,
-    text_or_tokens: Any,
-    answer: Any = None,
-    wrong: Any = None,
+    text_or_tokens: PromptsLike,
+    answer: Answers | None = None,
+    wrong: Answers | None = None,
     *,
     position: int = -1,
     neurons: Sequence[int] = (),

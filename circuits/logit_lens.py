@@ -7,14 +7,22 @@ too. It shows the layer at which an answer appears, and its rivals before that l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import namespace, to_host
 from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
+from ..inference.turns import turn
 from .activations import run
-from .inputs import answer_ids, check_numbers, one_each, position_slice, prompts
+from .inputs import (
+    Answers,
+    PromptsLike,
+    answer_ids,
+    check_numbers,
+    one_each,
+    position_slice,
+    prompts,
+)
 from .metrics import entropy
 from .names import activation_name, stream_points
 
@@ -42,8 +50,8 @@ class Lens:
 
 def lens(
     model: Model,
-    text_or_tokens: Any,
-    answer: Any = None,
+    text_or_tokens: PromptsLike,
+    answer: Answers | None = None,
     *,
     position: int | None = None,
     top: int = 5,
@@ -75,11 +83,14 @@ def lens(
     rows = []
     for name in streams:
         normalized = layer_norm(xp.asarray(seen[name][:, here]), **params["ln_f"], tap=tap)
-        logits = to_host(unembed(normalized, params))[..., :n]
+        with turn(model):
+            logits = to_host(unembed(normalized, params))[..., :n]
         rows.append((*read_logits(logits, targets, top), logits if keep_logits else None))
     columns = list(zip(*rows, strict=True))
-    return Lens(stream_points(config), *map(np.stack, columns[:5]),
-                np.stack(columns[5]) if keep_logits else None, targets, given.tokens, given.bos)
+    probability, rank, spread, best, best_probability = map(np.stack, columns[:5])
+    logits = np.stack(columns[5]) if keep_logits else None
+    return Lens(stream_points(config), probability, rank, spread, best, best_probability, logits,
+                targets, given.tokens, given.bos)
 
 
 class FixedScale:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backend import einsum, namespace, to_host
 from ..gpt2_np import Error, Model, softmax
-from .inputs import answer_ids, one_each
+from .inputs import Answers, answer_ids, one_each
 
 
 class Metric(Protocol):
@@ -106,7 +106,7 @@ class RepeatLoss:
         return (log_sum_exp(before) - chosen).mean(axis=-1)
 
 
-def logit_difference(model: Model, answer: Any, wrong: Any) -> LogitDifference:
+def logit_difference(model: Model, answer: Answers, wrong: Answers) -> LogitDifference:
     """Return the metric "logit of `answer` minus logit of `wrong`" at the last position.
 
     Each is one token (text or id) for all prompts, or one for each.
@@ -114,7 +114,7 @@ def logit_difference(model: Model, answer: Any, wrong: Any) -> LogitDifference:
     return LogitDifference(answer_ids(model, answer), answer_ids(model, wrong))
 
 
-def log_probability(model: Model, answer: Any) -> LogProbability:
+def log_probability(model: Model, answer: Answers) -> LogProbability:
     """Return the metric "log-probability (nats) of `answer`" at the last position."""
     return LogProbability(answer_ids(model, answer), model.n_vocab)
 

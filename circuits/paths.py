@@ -8,16 +8,16 @@ heads pass on. (Wang et al. 2022, section 3.1 and appendix B; Goldowsky-Dill et 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from ..backend import namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import NO_TAP, Error, Model, Tap, layer_norm, mlp
+from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
-from .inputs import check_same_length, position_slice, prompts, shared_positions
+from .inputs import PromptsLike, check_same_length, position_slice, prompts, shared_positions
 from .metrics import Metric
 from .names import activation_name, parse_node
 from .sweeps import BaseRun, Sweep, progress_bar
@@ -25,8 +25,8 @@ from .sweeps import BaseRun, Sweep, progress_bar
 
 def path_patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     receivers: str | Sequence[tuple[int, int, str]] = "logits",
     *,
@@ -102,8 +102,9 @@ def direct_streams(stored, sent, sender, ends, first, through_mlps):
             streams[layer] = np.tile(stored.stream(2 * layer)[:, first:], copies) + sent
         if through_mlps and layer < max(ends):
             mid, block = stored.stream(2 * layer + 1)[:, first:], model.params["blocks"][layer]
-            moved, still = (to_host(mlp_out(xp.asarray(x), block))
-                            for x in (np.tile(mid, copies) + sent, mid))
+            with turn(model):
+                moved, still = (to_host(mlp_out(xp.asarray(x), block))
+                                for x in (np.tile(mid, copies) + sent, mid))
             sent = sent + moved - np.tile(still, copies)
     return streams
 

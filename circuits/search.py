@@ -17,7 +17,7 @@ from ..gpt2_np import Error, Model
 from .activations import run
 from .bootstrapping import Estimate, bootstrap
 from .edits import heads_by_name, patch, replacements, replacing_edits
-from .inputs import check_count, check_same_length, prompts
+from .inputs import PromptsLike, check_count, check_same_length, prompts
 from .metrics import Metric, checked_values
 from .names import activation_name, node_names, parse_node
 from .sweeps import BaseRun
@@ -52,8 +52,8 @@ class Circuit:
 
 def find(
     model: Model,
-    clean: Any,
-    corrupted: Any,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     keep: float = 0.9,
     *,

@@ -19,7 +19,6 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,12 @@ from ..gpt2_np import (
     mlp_layer,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
+    PromptsLike,
     check_index,
     check_numbers,
     check_same_length,
@@ -103,8 +104,8 @@ class Sweep:
 
 def patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     what: str = "z",
     *,
@@ -133,11 +134,11 @@ def patching(
 
 def ablation(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     metric: Metric,
     what: str = "z",
     mode: str = "zero",
-    reference: Any = None,
+    reference: PromptsLike | None = None,
     *,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
@@ -220,12 +221,14 @@ class BaseRun:
         """
         copies = len(x) // self.n_prompts
         params, metric = self.model.params, self.metric
-        x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
+        with turn(self.model, has_tap=tap is not NO_TAP):
+            x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
         if self.last_only and isinstance(metric, ReadsStream):
             x = to_host(x).reshape(copies, self.n_prompts, -1)
             return np.stack([checked_values(metric.of_stream(own, params), self.n_prompts)
                              for own in x])
-        logits = to_host(unembed(x, params))
+        with turn(self.model):
+            logits = to_host(unembed(x, params))
         logits = logits.reshape(copies, self.n_prompts, *logits.shape[1:])
         if not self.last_only:
             earlier = np.broadcast_to(self.run.logits[:, :first],
@@ -293,7 +296,7 @@ class BaseRun:
         """
         cells = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
         while cells:
-            start, first, count = *cells[0][:2], 0
+            (start, first), count = cells[0][:2], 0
             for cell_start, cell_first, _ in cells:
                 if cell_start != start or count >= self.copies_at_once(cell_first):
                     break

@@ -8,17 +8,20 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from ..bpe import shown
 from ..gpt2_np import (
     Error,
     KVCache,
     Model,
     Sampling,
+    SelectiveTap,
     Tap,
     TapFunction,
+    Tokens,
     generator,
     is_number,
     namespace,
@@ -34,32 +37,53 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
+from .options import GenerationOptions, Seed, Stop, TextOptions
 from .packing import Packed
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
+from .turns import turn
 
 # Run the prefix that all prompts share once if that saves more than this many tokens.
 LEAST_SHARED = 32
 
 
+class ContextWarning(UserWarning):
+    """A text has come to n_ctx, the model's last position, before its end.
+
+    If warnings are errors, nothing is lost: `result` is what the call would have returned.
+    """
+
+    def __init__(self, message: str, result: Any = None):
+        super().__init__(message)
+        self.result = result
+
+
+class Continuations(list[list[int]]):
+    """A list of token ids for each prompt. `reasons` tells why each ended, as in `generate`."""
+
+    def __init__(self, rows: Iterable[list[int]], reasons: Sequence[str]):
+        super().__init__(rows)
+        self.reasons = list(reasons)
+
+
 def generate(
     model: Model,
-    tokens: Sequence[int],
+    tokens: Tokens,
     n_tokens: int,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
+    stop: Stop = (),
+    seed: Seed | None = None,
     draft: bool = True,
-    tap: TapFunction | None = None,
+    tap: TapFunction | SelectiveTap | None = None,
 ) -> Generator[int, None, str]:
     """Yield up to `n_tokens` token ids that continue `tokens`, each as soon as it is chosen.
 
     The sampling options are those of `sample`. Generation ends after the token that completes a
     string in `stop` (which needs the model's tokenizer), before a token id in `stop`, and, with a
-    warning, at n_ctx. `stop=model.tokenizer.end_of_text` ends at the end of a text. The
+    ContextWarning, at n_ctx. `stop=model.tokenizer.end_of_text` ends at the end of a text. The
     generator's return value is the reason: "length", "stop" or "context". `draft` makes text that
     repeats itself several tokens at a time; the tokens are the same but for ties within rounding.
     `tap` is that of `forward`: it sees the prompt, then each token by itself. Raises Error at once
@@ -72,29 +96,25 @@ def generate(
 
 def generate_batch(
     model: Model,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens] | np.ndarray,
     n_tokens: int,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
-    **options: Any,
-) -> list[list[int]]:
+    **options: Unpack[GenerationOptions],
+) -> Continuations:
     """Return the continuations of several prompts of any lengths, computed together.
 
-    The options are those of `generate` but for the tap. Row 0 draws with `seed`, row i with
-    (seed, i), so that each row is what `generate` gives for its prompt alone. A numpy Generator
-    seeds row 0 itself and the other rows with the generators that it spawns.
+    The options are those of `generate` but for the tap. The result is a list of lists; its
+    `reasons` tell why each row ended. Row 0 draws with `seed`, row i with (seed, i), so that each
+    row is what `generate` gives for its prompt alone. A numpy Generator seeds row 0 itself and the
+    other rows with the generators that it spawns.
     """
-    generation = run_batch(model, prompts, n_tokens, stop, seed, **options)
-    warn_if_full(model, generation.reasons)
-    return generation.continuations
+    generation = run_batch(model, prompts, n_tokens, **options)
+    rows = Continuations(generation.continuations, generation.reasons)
+    warn_if_full(model, rows.reasons, rows)
+    return rows
 
 
 def stream(
-    model: Model,
-    prompt: str | Sequence[int],
-    n_tokens: int = 40,
-    stop: Iterable[str | int] = (),
-    **options: Any,
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[TextOptions]
 ) -> Generator[str, None, str]:
     """Yield the continuation of a text as it is made, in pieces of whole characters.
 
@@ -102,18 +122,21 @@ def stream(
     in text is ordinary text: give token ids to use special tokens. The return value is that of
     `generate`. Raises Error if the model has no tokenizer.
     """
-    return with_warning(model, quiet_stream(model, prompt, n_tokens, stop, **options))
+    return with_warning(model, quiet_stream(model, prompt, n_tokens, **options))
 
 
-def complete(model: Model, prompt: str, n_tokens: int = 40, **options: Any) -> str:
+def complete(
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[TextOptions]
+) -> str:
     """Return the continuation of a text, without the prompt. The options are those of `stream`."""
-    pieces, text = quiet_stream(model, prompt, n_tokens, **options), []
+    pieces, parts = quiet_stream(model, prompt, n_tokens, **options), []
     while True:
         try:
-            text.append(next(pieces))
+            parts.append(next(pieces))
         except StopIteration as end:
-            warn_if_full(model, [end.value])
-            return "".join(text)
+            text = "".join(parts)
+            warn_if_full(model, [end.value], text)
+            return text
 
 
 def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=None, **options):
@@ -121,7 +144,9 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise Error("this model has no tokenizer: use generate on token ids")
-    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+        raise Error(f"the prompt is {shown(prompt)}: give text, or token ids")
+    tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     stop, sampling = stop_list(stop), Sampling(**options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
@@ -130,25 +155,18 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
 def with_warning(model, items):
     """Yield the items and return the reason they ended, after a warning if that is n_ctx."""
     reason = yield from items
-    warn_if_full(model, [reason])
+    warn_if_full(model, [reason], reason)
     return reason
 
 
-def warn_if_full(model: Model, reasons: Sequence[str]) -> None:
+def warn_if_full(model: Model, reasons: Sequence[str], result: Any) -> None:
     """Warn the caller of the function that calls this one if a text has reached n_ctx."""
     if "context" in reasons:
-        warnings.warn(f"generation stopped at n_ctx = {model.config.n_ctx} positions", stacklevel=3)
+        message = f"generation stopped at n_ctx = {model.config.n_ctx} positions"
+        warnings.warn(ContextWarning(message, result), stacklevel=3)
 
 
-def run_batch(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
-    draft: bool = True,
-    **options: Any,
-) -> Generation:
+def run_batch(model, prompts, n_tokens, stop=(), seed=None, draft=True, **options) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
     seeds = row_seeds(seed, len(prompts))
     generation = Generation(model, prompts, n_tokens, stop, seeds, Sampling(**options), draft)
@@ -157,9 +175,10 @@ def run_batch(
     return generation
 
 
-def row_seeds(seed: Any, n_rows: int) -> list[Any]:
+def row_seeds(seed: Seed | None, n_rows: int) -> list[Any]:
     """Return a seed for each row of a batch. The first is that of one text alone."""
-    if isinstance(seed, np.random.Generator):
+    if isinstance(seed, np.random.Generator | np.random.BitGenerator | np.random.SeedSequence):
+        seed = np.random.default_rng(seed)
         return [seed, *seed.spawn(n_rows - 1)] if n_rows else []
     return [(seed, row) if row and seed is not None else seed for row in range(n_rows)]
 
@@ -170,28 +189,28 @@ class Generation:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Tokens] | np.ndarray,
         n_tokens: int,
-        stop: Any,
+        stop: Stop,
         seeds: Sequence[Any],
         options: Sampling,
         draft: bool = True,
-        tap: TapFunction | None = None,
+        tap: TapFunction | SelectiveTap | None = None,
     ):
         n_ctx = model.config.n_ctx
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        prompts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
-        longest = max(map(len, prompts), default=0)
+        rows = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
+        longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "
                         "its beginning")
         self.model, self.options, self.draft = model, options, draft
         self.tap = Tap(tap)
-        stops = [StopWatcher(stop, model.tokenizer) for _ in prompts]
-        self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed))
-                      for prompt, watcher, seed in zip(prompts, stops, seeds, strict=True)]
+        stops = [StopWatcher(stop, model.tokenizer) for _ in rows]
+        self.texts = [GrowingText(row, n_tokens, n_ctx, watcher, generator(seed))
+                      for row, watcher, seed in zip(rows, stops, seeds, strict=True)]
 
     @property
     def continuations(self) -> list[list[int]]:
@@ -213,7 +232,8 @@ class Generation:
         growing = [text for text in self.texts if not text.ended_by]
         if not growing:
             return
-        cache, logits = self.read_prompts()
+        with turn(self.model, has_tap=self.tap.function is not None):
+            cache, logits = self.read_prompts()
         chosen, decoder = add_chosen(growing, logits, self.options), None
         while True:
             for text, token in chosen:

@@ -12,13 +12,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..gpt2_np import (
     NO_TAP,
     Error,
     Model,
+    SelectiveTap,
     Tap,
     TapFunction,
+    Tokens,
     check_finite,
     einsum,
     is_number,
@@ -28,6 +31,7 @@ from ..gpt2_np import (
     transformer,
 )
 from .packing import Packed
+from .turns import turn
 
 # Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
 LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
@@ -35,10 +39,10 @@ LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
 
 def score(
     model: Model,
-    tokens: Sequence[int],
+    tokens: Tokens,
     stride: int | None = None,
-    tap: TapFunction | None = None,
-) -> np.ndarray:
+    tap: TapFunction | SelectiveTap | None = None,
+) -> npt.NDArray[np.float32]:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
@@ -49,8 +53,8 @@ def score(
 
 
 def score_batch(
-    model: Model, texts: Iterable[Sequence[int]], stride: int | None = None
-) -> list[np.ndarray]:
+    model: Model, texts: Iterable[Tokens], stride: int | None = None
+) -> list[npt.NDArray[np.float32]]:
     """Return the `score` of several texts of any lengths, computed together."""
     return score_windows(model, texts, stride, NO_TAP)
 
@@ -67,10 +71,11 @@ def score_windows(model, texts, stride, tap):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
         lengths = [w.end - w.start for w in row]
-        x = transformer(params, config, inputs[None], Packed(lengths), tap)
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
-        x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-        log_p = target_log_probabilities(x, targets, wte)
+        with turn(model, has_tap=tap.function is not None):
+            x = transformer(params, config, inputs[None], Packed(lengths), tap)
+            x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
+            log_p = target_log_probabilities(x, targets, wte)
         check_finite(log_p.sum())
         log_p = iter(log_p)
         for w in row:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,10 +52,7 @@ def run(capsys):
     """A function that runs a command line and returns its exit status, stdout and stderr."""
 
     def run(*arguments):
-        try:
-            status = gpt2_np.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            status = stopped.code
+        status = gpt2_np.main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return run
@@ -824,6 +822,80 @@ def test_help_names_every_option(run):
     assert (status, err) == (0, "")
     for option in command_line.command_line()._option_string_actions:
         assert option in out
+
+
+# --- main() in somebody's program ------------------------------------------------------
+
+
+def surroundings():
+    return (sys.stdout, sys.stdout.encoding, sys.stdout.errors, sys.stderr.encoding,
+            sys.stderr.errors, warnings.showwarning, list(warnings.filters), np.geterr(),
+            signal.getsignal(signal.SIGINT))
+
+
+def use_latin_streams(monkeypatch):
+    for name in "stdout", "stderr":
+        stream = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
+        monkeypatch.setattr(sys, name, stream)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--version"], 0), (["--help"], 0), (["--no-such-option"], 2), ([], 2),
+    (["x", "--score", "--info"], 2), (["x", "-m", "nowhere"], 1), (["x", "-m", "{folder}"], 0),
+])
+def test_main_returns_its_status_and_leaves_everything_as_it_was(
+    arguments, expected, handler, folder, monkeypatch
+):
+    use_latin_streams(monkeypatch)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        found = surroundings()
+        assert gpt2_np.main([part.format(folder=folder) for part in arguments]) == expected
+        assert surroundings() == found
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_main_prints_utf_8_whatever_the_encoding_was(folder, monkeypatch):
+    use_latin_streams(monkeypatch)
+    assert gpt2_np.main(["naïve “🦙”", "-m", folder, "-n", "0"]) == 0
+    assert sys.stdout.buffer.getvalue() == "naïve “🦙”\n".encode()
+
+
+def test_main_runs_in_a_thread(folder):
+    statuses = []
+    arguments = ["x", "-m", folder, "-n", "1"]
+    thread = threading.Thread(target=lambda: statuses.append(gpt2_np.main(arguments)))
+    thread.start()
+    thread.join(60)
+    assert statuses == [0]
+
+
+@posix
+def test_after_a_closed_pipe_stdout_is_still_that_pipe(folder, monkeypatch):
+    reading, writing = os.pipe()
+    before = os.fstat(writing)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        os.close(reading)
+        assert gpt2_np.main(["x", "-m", folder, "-n", "1"]) == 141
+        after = os.fstat(writing)
+        assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
+        stream.flush()  # raises if output were still buffered
+
+
+def test_a_failure_to_read_leaves_stdout_open(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(command_line, "run", fail)
+    with open(tmp_path / "out", "w+") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert gpt2_np.main(["x"]) == 1
+        print("more", flush=True)
+        stream.seek(0)
+        assert stream.read() == "more\n"
 
 
 # --- a conversation --------------------------------------------------------------------

@@ -1,0 +1,284 @@
+"""examples/service.py as a real server: several clients at once, some of which hang up."""
+import asyncio
+import contextlib
+import http.client
+import importlib.util
+import itertools
+import json
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import uvicorn
+
+import gpt2_np
+
+PATH = Path(gpt2_np.__file__).parent / "examples" / "service.py"
+PROMPT = "ROMEO:\nBut soft, what light"
+OPTIONS = {"n_tokens": 12, "temperature": 0.8, "top_p": 0.95}
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("service_example", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model():
+    return gpt2_np.load("shakespeare", "cpu")
+
+
+@contextlib.contextmanager
+def program(*arguments):
+    """Run the example as a process of its own; yield its port and its id."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, PATH, *arguments, "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: connects(port))
+            yield port, process.pid
+        finally:
+            process.terminate()
+            assert process.communicate(timeout=60)[1] == ""  # no traceback
+
+
+def connects(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def served(app):
+    """Serve an application from a thread of this process; yield its port."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(60)
+    assert not thread.is_alive()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def answer(port, body, method="POST", path="/completions"):
+    """Yield the response to a request, and hang up at the end of the block."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body))
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+def events(response):
+    assert response.status == 200
+    assert response.headers["content-type"].startswith("text/event-stream")
+    for line in response:
+        if line.strip():
+            assert line.startswith(b"data: ")
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+# --- load ------------------------------------------------------------------------------
+
+
+def request_all(port, numbers, n_clients, options=OPTIONS):
+    """Make a request for each number from several clients; every third hangs up early.
+
+    Returns {number: (text or None, the reason or "left", seconds to the first event)}.
+    """
+    waiting, results, failures = iter(numbers), {}, queue.SimpleQueue()
+    lock = threading.Lock()
+
+    def client():
+        try:
+            while True:
+                with lock:
+                    number = next(waiting, None)
+                if number is None:
+                    return
+                results[number] = one_request(port, number, options)
+        except BaseException as error:
+            failures.put(error)
+
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(n_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+    if not failures.empty():
+        raise failures.get()
+    return results
+
+
+def one_request(port, number, options):
+    started, first, text = time.perf_counter(), None, ""
+    with answer(port, {"prompt": PROMPT, "seed": number, **options}) as response:
+        for found in events(response):
+            first = first or time.perf_counter() - started
+            if number % 3 == 2:
+                return None, "left", first
+            text += found.get("text", "")
+        return text, found["ended_by"], first
+
+
+def check(results, numbers, texts):
+    assert sorted(results) == sorted(numbers)
+    for number, (text, reason, _) in results.items():
+        if reason == "left":
+            assert number % 3 == 2
+        else:
+            assert (text, reason) == (texts[number], "length")
+
+
+def texts_of(model, numbers):
+    return {n: gpt2_np.complete(model, PROMPT, seed=n, **OPTIONS) for n in numbers if n % 3 != 2}
+
+
+def test_several_clients_get_their_texts_though_others_hang_up(model):
+    numbers = range(18)
+    with program() as (port, _):
+        check(request_all(port, numbers, 6), numbers, texts_of(model, numbers))
+
+
+def usage(pid):
+    """Return the bytes of memory and the number of open files of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [memory] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(memory) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc here")
+def test_200_requests_from_16_clients_lose_none_and_leave_nothing_behind(model):
+    numbers = range(200)
+    texts = texts_of(model, numbers)
+    with program() as (port, pid):
+        request_all(port, range(48), 16)  # threads and buffers that stay
+        wait_for(lambda: usage(pid)[1] < 30)
+        memory, files = usage(pid)
+        check(request_all(port, numbers, 16), numbers, texts)
+        wait_for(lambda: usage(pid)[1] <= files)
+        assert usage(pid)[0] < memory + 16 * 2**20
+        check(request_all(port, numbers[:3], 1), numbers[:3], texts)
+
+
+# --- one request -----------------------------------------------------------------------
+
+
+class Pieces:
+    """Endless pieces of text that know if they were closed."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def __call__(self, *_, **__):
+        try:
+            for number in itertools.count():
+                time.sleep(0.005)
+                yield f"{number} "
+        finally:
+            self.closed.set()
+
+
+def test_a_client_that_leaves_ends_its_generation(example, monkeypatch):
+    pieces = Pieces()
+    monkeypatch.setattr(example.gpt2_np, "stream", pieces)
+    with served(example.service(None)) as port:
+        with answer(port, {"prompt": "x"}) as response:
+            assert next(events(response)) == {"text": "0 "}
+            assert not pieces.closed.is_set()
+        assert pieces.closed.wait(60)
+
+
+def test_a_completion_ends_at_its_deadline(example, monkeypatch):
+    pieces = Pieces()
+    monkeypatch.setattr(example.gpt2_np, "stream", pieces)
+    app = example.service(None, deadline=0.05)
+    with served(app) as port, answer(port, {"prompt": "x"}) as response:
+        *texts, end = events(response)
+    assert end == {"ended_by": "deadline"} and "text" in texts[0]
+    assert pieces.closed.is_set()
+
+
+def test_a_failure_within_a_stream_is_its_last_event(example):
+    def pieces():
+        yield "one"
+        raise gpt2_np.Error("the weights are not finite")
+
+    async def collect():
+        return [text async for text in example.events(pieces(), time.monotonic() + 60)]
+
+    assert asyncio.run(collect()) == [
+        'data: {"text": "one"}\n\n', 'data: {"error": "the weights are not finite"}\n\n'
+    ]
+
+
+def test_bad_requests_get_one_sentence(example, model):
+    with served(example.service(model)) as port:
+        for status, body, words in [
+            (400, b"", "not JSON"), (400, b"[1", "not JSON"), (400, b"[" * 9000, "not JSON"),
+            (400, b"\xff", "not JSON"), (400, [1], '"prompt"'), (400, {"prompt": 5}, '"prompt"'),
+            (400, {"prompt": ""}, "no tokens"), (400, {"prompt": "x", "n_token": 5}, "'n_token'"),
+            (400, {"prompt": "x", "n_tokens": 1001}, "from 0 to 1000"),
+            (400, {"prompt": "x", "n_tokens": True}, "from 0 to 1000"),
+            (400, {"prompt": "x", "temperature": "hot"}, "temperature is 'hot'"),
+            (400, {"prompt": "x", "temperature": float("nan")}, "temperature is nan"),
+            (400, {"prompt": "x", "seed": -1}, "seed is -1"),
+            (400, {"prompt": "x", "stop": [""]}, "stop holds ''"),
+            (400, {"prompt": "thou " * 300}, "n_ctx is 256"),
+            (413, {"prompt": "x" * 70_000}, "over 65536 bytes"),
+        ]:
+            with answer(port, body) as response:
+                assert (response.status, body) == (status, body)
+                [(key, sentence)] = json.load(response).items()
+                assert key == "error" and words in sentence
+        for status, method, path in (405, "GET", "/completions"), (404, "POST", "/"):
+            with answer(port, b"", method, path) as response:
+                assert response.status == status
+                assert list(json.load(response)) == ["error"]
+
+
+def test_a_request_that_breaks_off_is_no_failure_of_the_server(example, model, caplog):
+    with served(example.service(model)) as port:
+        with socket.create_connection(("127.0.0.1", port), 10) as client:
+            client.sendall(b"POST /completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.1)
+        with answer(port, {"prompt": "x", "n_tokens": 1}) as response:
+            assert [*events(response)][-1] == {"ended_by": "length"}
+    assert not caplog.records
+
+
+def test_the_program_serves_on_this_machine_only(example, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(example.uvicorn, "run", lambda app, **options: seen.update(options))
+    monkeypatch.setattr(example, "gpt2_np", SimpleNamespace(
+        load=lambda name: name, ContextWarning=UserWarning, Error=gpt2_np.Error))
+    monkeypatch.setattr(example.warnings, "simplefilter", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["service.py", "124M", "--port", "9"])
+    example.main()
+    assert (seen["host"], seen["port"]) == ("127.0.0.1", 9)
+    assert seen["limit_concurrency"] == example.MAX_CONNECTIONS
