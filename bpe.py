@@ -276,6 +276,8 @@ class Tokenizer:
         """
         text = _replace_surrogates(text)
         names = self.special_tokens if allowed_special == "all" else allowed_special
+        if not (names or self._has_words or self.start_ids or self.add_prefix_space):
+            return self._encode_ordinary(text)
         for name in names:
             if name not in self.special_tokens:
                 raise TokenizerError(
@@ -367,9 +369,11 @@ class Tokenizer:
 
         A token stands at its first and its last position in `parts`, with "" between, so lengths
         lead to its neighbours. A position is out of date if a token there has grown since. Two
-        merges may make one token, so a lower rank can come up while a higher one is at work.
+        merges may make one token. Then a lower rank can come up while a higher one is at work.
         """
         rank_of, end = self._merges.get, len(parts)
+        in_order = len(self._made) + 256 == len(self._ids)  # each token is made once
+        put, take = (list.append, list.pop) if in_order else (heappush, heappop)
         ranks: list[int] = []
         pairs: dict[int, tuple[str, str]] = {}
         positions: dict[int, list[int]] = {}
@@ -378,7 +382,7 @@ class Tokenizer:
             if (rank := rank_of(f"{left} {right}")) is None:
                 return
             if rank in positions:
-                heappush(positions[rank], i)
+                put(positions[rank], i)
             else:
                 pairs[rank], positions[rank] = (left, right), [i]
                 heappush(ranks, rank)
@@ -389,8 +393,10 @@ class Tokenizer:
             rank = ranks[0]
             left, right = pairs[rank]
             here, new = positions[rank], left + right
+            if in_order:
+                here.sort(reverse=True)
             while here and ranks[0] == rank:
-                i = heappop(here)  # left to right: a a a is aa a
+                i = take(here)  # left to right: a a a is aa a
                 middle, after = i + len(left), i + len(new)
                 if after > end or parts[i] != left or parts[middle] != right:
                     continue
@@ -580,7 +586,9 @@ def _cut_at(text: str, tokens: dict[str, AddedToken]) -> list[str | int]:
             start = max(start, end)
         while token.rstrip and stop < len(text) and is_space(text[stop]):
             stop += 1
-        parts += [text[end:start], token.id]
+        parts.append(text[end:start])
+        if start < stop:  # else the token before it took all of this one, white space, along
+            parts.append(token.id)
         end = stop
     return [part for part in [*parts, text[end:]] if part != ""]
 
