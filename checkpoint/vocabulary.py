@@ -32,6 +32,7 @@ TOKENIZER_JSON = "tokenizer.json"  # merges and vocab in one: transformers 5 wri
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"  # transformers 3 and 4
 SPECIAL = "special_tokens_map.json"  # the same
+OTHER_VOCABULARIES = ("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 MAX_TOKENIZER_JSON = 64 * 2**20  # GPT-2's has 3.5 MB
 
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
@@ -79,6 +80,12 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
     both = checkpoint.folder / TOKENIZER_JSON
     in_json = layout is HUGGING_FACE and exists(both)
     if not (in_json or exists(merges)):
+        for name in (layout.vocab, *OTHER_VOCABULARIES):
+            if exists(checkpoint.folder / name):
+                raise CheckpointError(
+                    f"{checkpoint.folder} has {name} and no {layout.merges}, which a tokenizer of "
+                    "GPT-2 needs: add it, or encode with the model's own tokenizer and give ids"
+                )
         return None
     try:
         if layout is HUGGING_FACE and (in_json or exists(vocab)):

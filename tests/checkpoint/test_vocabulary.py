@@ -377,3 +377,10 @@ def test_a_tokenizer_that_the_files_cannot_hold_is_not_written(tmp_path):
         with pytest.raises(bpe.TokenizerError, match=message):
             write_tokenizer(tokenizer, tmp_path, 16)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "vocab.txt", "spiece.model"])
+def test_a_vocabulary_without_merges_is_named(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"{name} and no merges.txt"):
+        read(tmp_path)
