@@ -1,13 +1,10 @@
 """examples/service.py as a real server: several clients at once, some of which hang up."""
 import asyncio
 import contextlib
-import http.client
 import importlib.util
 import itertools
 import json
-import queue
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,12 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from service_client import PATH, answer, events, program, request_all, texts_of, usage, wait_for
 
 import gpt2_np
-
-PATH = Path(gpt2_np.__file__).parent / "examples" / "service.py"
-PROMPT = "ROMEO:\nBut soft, what light"
-OPTIONS = {"n_tokens": 12, "temperature": 0.8, "top_p": 0.95}
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +29,6 @@ def example():
 @pytest.fixture(scope="module")
 def model():
     return gpt2_np.load("shakespeare", "cpu")
-
-
-@contextlib.contextmanager
-def program(*arguments):
-    """Run the example as a process of its own; yield its port and its id."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, PATH, *arguments, "--port", str(port)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_for(lambda: connects(port))
-            yield port, process.pid
-        finally:
-            process.terminate()
-            assert process.communicate(timeout=60)[1] == ""  # no traceback
-
-
-def connects(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 @contextlib.contextmanager
@@ -75,74 +47,7 @@ def served(app):
     assert not thread.is_alive()
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def answer(port, body, method="POST", path="/completions"):
-    """Yield the response to a request, and hang up at the end of the block."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body))
-        yield connection.getresponse()
-    finally:
-        connection.close()
-
-
-def events(response):
-    assert response.status == 200
-    assert response.headers["content-type"].startswith("text/event-stream")
-    for line in response:
-        if line.strip():
-            assert line.startswith(b"data: ")
-            yield json.loads(line.removeprefix(b"data: "))
-
-
 # --- load ------------------------------------------------------------------------------
-
-
-def request_all(port, numbers, n_clients, options=OPTIONS):
-    """Make a request for each number from several clients; every third hangs up early.
-
-    Returns {number: (text or None, the reason or "left", seconds to the first event)}.
-    """
-    waiting, results, failures = iter(numbers), {}, queue.SimpleQueue()
-    lock = threading.Lock()
-
-    def client():
-        try:
-            while True:
-                with lock:
-                    number = next(waiting, None)
-                if number is None:
-                    return
-                results[number] = one_request(port, number, options)
-        except BaseException as error:
-            failures.put(error)
-
-    threads = [threading.Thread(target=client, daemon=True) for _ in range(n_clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(600)
-    if not failures.empty():
-        raise failures.get()
-    return results
-
-
-def one_request(port, number, options):
-    started, first, text = time.perf_counter(), None, ""
-    with answer(port, {"prompt": PROMPT, "seed": number, **options}) as response:
-        for found in events(response):
-            first = first or time.perf_counter() - started
-            if number % 3 == 2:
-                return None, "left", first
-            text += found.get("text", "")
-        return text, found["ended_by"], first
 
 
 def check(results, numbers, texts):
@@ -154,21 +59,10 @@ def check(results, numbers, texts):
             assert (text, reason) == (texts[number], "length")
 
 
-def texts_of(model, numbers):
-    return {n: gpt2_np.complete(model, PROMPT, seed=n, **OPTIONS) for n in numbers if n % 3 != 2}
-
-
 def test_several_clients_get_their_texts_though_others_hang_up(model):
     numbers = range(18)
     with program() as (port, _):
         check(request_all(port, numbers, 6), numbers, texts_of(model, numbers))
-
-
-def usage(pid):
-    """Return the bytes of memory and the number of open files of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    [memory] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(memory) * 1024, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @pytest.mark.slow
