@@ -58,11 +58,13 @@ def keep_aligned(
         write_aligned(checkpoint, part)
         sha256 = hash_of(part).hexdigest()
         os.replace(part, copy)
+        open_checkpoint(copy)
         return {ALIGNED: [*stamp(copy), sha256]}
     except (OSError, CheckpointError) as error:
         note(f"processes will not share the weights in {folder}: {reason(error)}")
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            for old in (copy, part):
+                old.unlink(missing_ok=True)
         return {}
 
 

@@ -81,8 +81,9 @@ def download(name: str, progress: bool = True) -> Path:
                 f"{error.filename or source.folder} cannot be used: {reason(error)}; set "
                 "GPT2_NP_CACHE to another folder"
             ) from error
+    mistyped = "is not a folder here and " if sources[0].repository else ""  # it may be a path
     raise DownloadError(
-        f"{name} cannot be downloaded: {'; '.join(map(str, failures))}"
+        f"{name} {mistyped}cannot be downloaded: {'; '.join(map(str, failures))}"
         + ("" if isinstance(failures[-1], NotServed | Insecure) else f"; {WITHOUT_NETWORK}")
     )
 
@@ -129,8 +130,8 @@ def fetch_layout(source: Source) -> Layout:
             problems.append(str(error))
     if source.repository:
         problems.append(
-            f"check the spelling of {source.repository}, which is no folder here either; if it is "
-            "private or gated, accept its conditions on the hub and set HF_TOKEN"
+            f"check the spelling of {source.repository}; if it is private or gated, accept its "
+            "conditions on the hub and set HF_TOKEN"
         )
     raise NotServed("; ".join(problems))
 

@@ -13,7 +13,15 @@ from ..bpe import shown
 from ..gpt2_np import SIZES, Config
 from .bundle import LATEST, find_index, index_of, read_bundle
 from .files import CheckpointError, exists, listing, warn
-from .names import HUGGING_FACE, TENSORFLOW, Layout, match_hugging_face, match_tensors
+from .names import (
+    HUGGING_FACE,
+    TENSORFLOW,
+    Layout,
+    hugging_face_name,
+    match_hugging_face,
+    match_tensors,
+    tensorflow_name,
+)
 from .safetensors import SAFETENSORS, SHARDS, read_safetensors, read_shards
 from .settings import CONFIG, HPARAMS, read_config, read_hparams, read_settings
 from .tensors import Tensor
@@ -22,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["CONFIG", "HPARAMS", "HUGGING_FACE", "TENSORFLOW", "Checkpoint", "Layout",
-           "conversion", "is_pickled", "match_tensors", "open_checkpoint", "read_config",
-           "read_hparams"]
+           "conversion", "hugging_face_name", "is_pickled", "match_tensors", "open_checkpoint",
+           "read_config", "read_hparams", "tensorflow_name"]
 
 SHARD_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # a variant before .json
 ONE_OF_SEVERAL = re.compile(r".+-\d+-of-\d+(\.[\w-]+)?\.safetensors")
@@ -36,6 +44,7 @@ class Checkpoint(NamedTuple):
     layout: Layout
     config: Config
     tensors: dict[str, Any]
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint in a folder, or one of which `path` is the file of the weights.
@@ -55,6 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         f"it, or the prefix of a TensorFlow bundle{remedy}"
     )
 
+
 def open_folder(folder: Path) -> Checkpoint:
     if exists(folder / HPARAMS):
         return open_bundle(find_index(folder))
@@ -62,14 +72,26 @@ def open_folder(folder: Path) -> Checkpoint:
         return open_hugging_face(find_weights(folder))
     if os.path.isfile(folder / LATEST) or any(name.endswith(".index") for name in listing(folder)):
         return open_bundle(find_index(folder))
-    adapter = exists(folder / "adapter_config.json")
+    remedy = "give the folder of a checkpoint, which holds one of them"
+    if exists(folder / "adapter_config.json"):
+        remedy = "an adapter: merge it into its model with peft's merge_and_unload(), and save that"
+    elif inside := checkpoints_inside(folder):
+        remedy = f"give the folder inside it, {shown(inside[0] if len(inside) == 1 else inside)}"
     raise CheckpointError(
         f"{folder} holds neither {HPARAMS} (OpenAI's layout) nor {CONFIG} (Hugging Face's): "
-        + ("it is an adapter; merge it into its model with peft's merge_and_unload() and save that"
-           if adapter else "give the folder of a checkpoint, which holds one of them")
-    )  # fmt: skip
+        + remedy
+    )
+
+
+def checkpoints_inside(folder: Path) -> list[str]:
+    """Return the folders in which a trainer has left checkpoints, of the first hundred names."""
+    marks = (HPARAMS, CONFIG, LATEST)
+    return [name for name in listing(folder)[:100]
+            if any(os.path.isfile(folder / name / mark) for mark in marks)]  # fmt: skip
+
 
 # --- OpenAI's layout -------------------------------------------------------------------
+
 
 def open_bundle(index: Path) -> Checkpoint:
     hparams = index.with_name(HPARAMS)
@@ -78,6 +100,7 @@ def open_bundle(index: Path) -> Checkpoint:
     config = config or official_config(found, index)
     return Checkpoint(index.parent, TENSORFLOW, config,
                       match_tensors(config, found, TENSORFLOW, index))  # fmt: skip
+
 
 def official_config(found: dict[str, Tensor], index: Path) -> Config:
     """Return the sizes of the official model that a bundle without hparams.json has come from.
@@ -97,7 +120,9 @@ def official_config(found: dict[str, Tensor], index: Path) -> Config:
         "folder of the model that was trained, with its vocab.bpe and encoder.json"
     )
 
+
 # --- Hugging Face's layout -------------------------------------------------------------
+
 
 def open_hugging_face(file: Path) -> Checkpoint:
     if not exists(file.with_name(CONFIG)):
@@ -106,6 +131,7 @@ def open_hugging_face(file: Path) -> Checkpoint:
     found = read_shards(file) if file.suffix == ".json" else read_safetensors(file)
     tensors = match_hugging_face(settings, found, file)
     return Checkpoint(file.parent, HUGGING_FACE, settings.config, tensors)
+
 
 def find_weights(folder: Path) -> Path:
     """Return the safetensors file of a folder, or the index of several, under any name."""
@@ -136,17 +162,23 @@ def find_weights(folder: Path) -> Path:
         f"{folder} has {CONFIG} but no weights: copy {SAFETENSORS} from the same checkpoint"
     )
 
+
 # --- weights that are never read -------------------------------------------------------
 
 PICKLED = re.compile(r".+\.(bin|pt|pth|ckpt|pkl|h5|msgpack)(\.index\.json)?")
+OF_TRANSFORMERS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 OF_TRAINER = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
+
 
 def is_pickled(name: str) -> bool:
     """Return True for a file of weights that are pickled, in HDF5 or in Flax's MessagePack."""
     return PICKLED.fullmatch(name) is not None and not OF_TRAINER.fullmatch(name)
 
-def rank(name: str) -> int:
-    return not name.startswith("pytorch_model")
+
+def rank(name: str) -> bool:
+    """Order a list so that the files which transformers finds by itself come first."""
+    return not OF_TRANSFORMERS.fullmatch(name)
+
 
 def conversion(folder: Any, name: str) -> str:
     """Return why a file of weights is not read, and the two lines of Python that convert it."""
@@ -158,12 +190,15 @@ def conversion(folder: Any, name: str) -> str:
         f"M.from_pretrained({target}{options.get(suffix, '')}).save_pretrained({target})"
     )
     if suffix in options:
-        return f"that format is not read; convert it with transformers 4: {lines}"
-    if not name.startswith("pytorch_model"):
+        return f"that format is not read; convert it to safetensors with transformers 4: {lines}"
+    if not OF_TRANSFORMERS.fullmatch(name):
         file = repr(os.path.join(str(folder), name))
         target = repr(os.path.join(str(folder), SAFETENSORS))
         lines = (
             "import torch, safetensors.torch as st; st.save_file({k: v.clone() for k, v in "
             f"torch.load({file}, 'cpu', weights_only=True).items()}}, {target})"
         )
-    return f"pickled weights are never read, because they run code; convert them: {lines}"
+    return (
+        "pickled weights are never read, because they run code; convert them to safetensors: "
+        + lines
+    )

@@ -79,10 +79,9 @@ def match_tensors(
     refuse = refuse_tensorflow if layout is TENSORFLOW else refuse_hugging_face
     left_out = [name for name in unused if not refuse(name, config, found, file)]
     if left_out:
-        warn(
-            f"{file}: left out {len(left_out)} tensors that the language model does not use: "
-            f"{', '.join(map(shown, left_out[:3]))}{', …' if len(left_out) > 3 else ''}"
-        )
+        some = ", ".join(map(shown, left_out[:3])) + (", …" if len(left_out) > 3 else "")
+        n = "1 tensor" if len(left_out) == 1 else f"{len(left_out)} tensors"
+        warn(f"{file}: left out {n} that the language model does not use: {some}")
     return tensors
 
 

@@ -43,14 +43,15 @@ def read_config(file: Path) -> Config:
 
 
 def checked_config(file: Path, found: Mapping[str, Any], keys: Mapping[str, str]) -> Config:
-    sizes: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
     for name in Config.__annotations__:
-        sizes[name] = value = found.get(key := keys.get(name, name))
+        value = found.get(key := keys.get(name, name))
         limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
         if type(value) is not int or not 1 <= value <= limit:
             raise CheckpointError(
                 f"{file}: {key} is {shown(value)}, expected a whole number from 1 to {limit}"
             )
+        sizes[name] = value
     config = Config(**sizes)
     if config.n_embd % config.n_head:
         raise CheckpointError(
@@ -77,9 +78,11 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True, False),
     "scale_attn_by_inverse_layer_idx": (False, True),
     "add_cross_attention": (False,),
+    "is_causal": (True,),  # transformers 5 looks at later positions with false
     "tie_word_embeddings": (True, False),
     "quantization_config": (),
     "pruned_heads": ({},),
+    "transformers_weights": (),  # another file than model.safetensors
 }
 
 

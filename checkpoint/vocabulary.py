@@ -8,7 +8,6 @@ differently, and a folder with these is refused as well.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,6 +61,8 @@ def tokenizer_or_warning(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
     try:
         return open_tokenizer(checkpoint)
     except CheckpointError as error:
+        import warnings
+
         message = f"{error}; the model is loaded without a tokenizer"
         warnings.warn(message, CheckpointWarning, stacklevel=3)
         return None
@@ -208,6 +209,8 @@ class Entry(NamedTuple):
 
 def entry(found: Any, id: Any = None, special: bool = False) -> Entry:
     """Return the entry of a name, or of an object with a name and flags."""
+    if type(id) not in (int, type(None)):
+        raise Malformed("an added token has no integer as its id")
     if isinstance(found, str):
         return Entry(found, special, id)
     if not isinstance(found, dict) or not isinstance(found.get("content"), str):
@@ -237,14 +240,14 @@ def added_listings(
     special_map = read_special_map(folder, settings)
     if "added_tokens_decoder" in settings:
         decoder = settings["added_tokens_decoder"]
-        listed = by_id({id: entry(token, id) for id, token in numbers(decoder).items()})
+        listed = by_id([entry(token, id) for id, token in numbers(decoder).items()])
     else:
         old = read_json(folder / ADDED) if exists(folder / ADDED) else {}
         special = {token.name for token in named_entries(settings, special_map, 4)}
-        listed = by_id({
-            id: Entry(name, False, id, (False, False, False, name not in special))
-            for name, id in old.items()
-        } | {token.id: token for token in in_json})  # fmt: skip
+        plain = [entry(name, id) for name, id in old.items()]
+        plain = [token._replace(flags=(False, False, False, token.name not in special))
+                 for token in plain]  # fmt: skip
+        listed = by_id(plain + in_json)
     rebuilt = settings["tokenizer_class"] in GPT2_CLASSES  # by version 5, without added_tokens
     if not parts and not all(role in settings | special_map for role in NAMED[:3]):
         for token in listed:  # of bos_token and so on, version 4 makes a plain token
@@ -270,10 +273,12 @@ def numbers(found: Any) -> dict[int, Any]:
     return {int(id): token for id, token in found.items()}
 
 
-def by_id(found: Mapping[Any, Entry]) -> list[Entry]:
-    if not all(type(id) is int for id in found):
+def by_id(found: list[Entry]) -> list[Entry]:
+    """Return the entries in the order of their ids, of several with one id only the last."""
+    last = {token.id: token for token in found}
+    if None in last:
         raise Malformed("an added token has no integer as its id")
-    return [found[id] for id in sorted(found)]
+    return [last[id] for id in sorted(last)]
 
 
 def roles(settings: dict[str, Any], special_map: dict[str, Any]) -> dict[str, Any]:

@@ -183,6 +183,16 @@ def test_a_disk_that_fills_up_while_copying_costs_only_the_copy(odd, monkeypatch
     assert cached(aligned.ALIGNED) == cached(".part") == []
 
 
+def test_a_copy_that_would_not_open_is_not_kept(server):
+    """The copy has no lm_head.weight, which this config.json asks for."""
+    wte = write_hugging_face(server.folder)["wte"].astype(np.float16)
+    head = {"lm_head.weight": ("F16", wte.shape, wte.tobytes())}
+    write_hugging_face(server.folder, dtype="F16", extra=head, tie_word_embeddings=False)
+    for _ in range(2):
+        assert none_mapped(gpt2_np.load(server.url, "cpu"))
+    assert cached(aligned.ALIGNED) == []
+
+
 def test_a_block_of_rows_is_in_memory_at_a_time(server, monkeypatch):
     write_hugging_face(server.folder, dtype="F16")
     sizes, read_bytes = [], aligned.read_bytes

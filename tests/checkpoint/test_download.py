@@ -230,6 +230,15 @@ def test_hugging_face_is_the_second_source(server, mirror, capsys, monkeypatch):
     assert server.log == [] and "cannot be reached" not in capsys.readouterr().err
 
 
+def test_of_an_official_model_only_pinned_files_are_fetched(server, mirror):
+    shutil.rmtree(server.folder / "124M")
+    hub = server.folder / "openai-community/gpt2/resolve/main"
+    (hub / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
+    folder = checkpoint.download("124M")
+    found = {file.name for file in folder.iterdir() if not file.name.startswith(".")}
+    assert found - {"verified.json", "float32.safetensors"} == official.HUB["124M"][2].keys()
+
+
 def test_both_sources_failing_gives_both_reasons_in_one_sentence(server, mirror, monkeypatch):
     shutil.rmtree(server.folder / "124M")
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)

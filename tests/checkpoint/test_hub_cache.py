@@ -117,7 +117,7 @@ def test_a_revision_is_looked_up_by_its_name_or_its_commit():
     assert find("owner/name@v2") is find("owner/name@" + "0" * 40) is None
 
 
-@pytest.mark.parametrize("ref", ["", "main", "../../..", "0" * 39, "\xff", "A" * 40])
+@pytest.mark.parametrize("ref", ["", "main", f"../snapshots/{COMMIT}", "0" * 39, "\xff"])
 def test_a_reference_that_is_no_commit_is_not_followed(ref):
     folder, _ = write_snapshot("owner/name")
     (folder.parents[1] / "refs/main").write_text(ref, encoding="latin-1")

@@ -77,7 +77,15 @@ def test_a_folder_without_weights_names_the_missing_file(tmp_path):
 
 def test_an_adapter_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "it is an adapter; merge it" in error_of(tmp_path)
+    assert "an adapter: merge it" in error_of(tmp_path)
+
+
+def test_the_folder_of_a_trainers_checkpoints_names_those_inside(tmp_path, run):
+    assert "give the folder inside it, 'run1'" in error_of(tmp_path / "checkpoint")
+    for step in (500, 1000):
+        make.write_hugging_face(tmp_path / "out" / f"checkpoint-{step}", tokenizer=False)
+    message = error_of(tmp_path / "out")
+    assert "checkpoint-500" in message and "checkpoint-1000" in message
 
 
 # --- weights that are never read -------------------------------------------------------------
@@ -240,7 +248,7 @@ def test_a_head_beside_the_model_in_a_bundle_is_left_out_with_a_warning(tmp_path
     params = make.write_tensorflow(tmp_path, tokenizer=False)
     tensors = make.tensorflow_tensors(params) | {"value/w": np.ones((8, 1))}
     make.write_bundle(tmp_path, tensors)
-    with pytest.warns(CheckpointWarning, match="left out 1 tensors .*'value/w'"):
+    with pytest.warns(CheckpointWarning, match="left out 1 tensor .*'value/w'"):
         assert_same_params(checkpoint.load(tmp_path).params, params)
 
 

@@ -145,7 +145,7 @@ def test_a_head_is_left_out_with_a_warning_that_names_it(tmp_path, names):
     extra = {name: ("F32", (8,), bytes(32)) for name in names}
     params = write_hugging_face(tmp_path, tokenizer=False, extra=extra, prefix="transformer.")
     named = names[0].removeprefix("transformer.")
-    with pytest.warns(CheckpointWarning, match=f"left out {len(names)} tensors.*{named}") as seen:
+    with pytest.warns(CheckpointWarning, match=f"left out {len(names)} tensors? .*{named}") as seen:
         assert_same_params(checkpoint.load(tmp_path).params, params)
     assert len(seen) == 1 and ("…" in str(seen[0].message)) == (len(names) > 3)
 
@@ -228,5 +228,5 @@ def test_any_tensors_beside_the_model_leave_it_right_or_are_refused(tmp_path, na
 def test_a_name_of_very_many_parts_is_handled_in_time(tmp_path):
     name = "model." * 300_000 + "x"
     write_hugging_face(tmp_path, tokenizer=False, extra={name: ("F32", (1,), bytes(4))})
-    with pytest.warns(CheckpointWarning, match="left out 1 tensors"):
+    with pytest.warns(CheckpointWarning, match="left out 1 tensor"):
         checkpoint.load(tmp_path)
