@@ -19,7 +19,7 @@ from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import count, pairwise
 from operator import index
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 try:
     from .backend import Error
@@ -101,9 +101,7 @@ def in_word(character: str) -> bool:
 
 @cache
 def _other_word_character() -> Callable[[str], object]:
-    import regex
-
-    return regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
+    return _regex().compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
 
 
 @cache
@@ -111,6 +109,11 @@ def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
     """Return a function that splits a text into words, compiled on first use."""
     if ascii_only:
         return re.compile(ASCII_PATTERN, re.ASCII).findall
+    # By default `regex` releases the interpreter lock for every word, which costs time.
+    return partial(_regex().compile(PATTERN).findall, concurrent=False)
+
+
+def _regex() -> Any:
     try:
         import regex
     except ImportError:
@@ -118,8 +121,7 @@ def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
             "text with characters beyond ASCII needs the package regex, which is not installed: "
             "pip install regex"
         ) from None
-    # By default `regex` releases the interpreter lock for every word, which costs time.
-    return partial(regex.compile(PATTERN).findall, concurrent=False)
+    return regex
 
 
 def _pieces(text: str) -> Iterable[str]:
@@ -189,7 +191,7 @@ class Tokenizer:
     ):
         lines = [f"{_spell(left)} {_spell(right)}" for left, right in merges]
         check_merges(lines, lambda n: f"merges[{n}]")
-        first = len(usual_ids([line.replace(" ", "") for line in lines]))
+        first = len(usual_ids(made_by(lines)))
         self._set_up(lines, None, _plain_special(special_tokens, first), trained=False)
 
     @classmethod
@@ -198,14 +200,14 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read vocab.bpe (or merges.txt) and, if given, encoder.json (or vocab.json).
 
-        The merges imply the ids, and the second file must agree. That file may name other special
-        tokens than <|endoftext|>, whose ids follow the merges. Raises TokenizerError if a file is
-        damaged or the two do not match, OSError if one cannot be read.
+        Merges alone imply the usual ids. The second file may give others, and every token in it
+        that no merge makes is a special one. Raises TokenizerError if a file is damaged or the two
+        do not match, OSError if one cannot be read.
         """
         merges_path = os.fspath(merges_path)
         lines, official = read_merges(merges_path)
         if vocab_path is None:
-            special = {_END_OF_TEXT: len(usual_ids([line.replace(" ", "") for line in lines]))}
+            special = {_END_OF_TEXT: len(usual_ids(made_by(lines)))}
             ids = None
         else:
             ids, special = read_ids(os.fspath(vocab_path), lines, merges_path, official)
@@ -233,7 +235,7 @@ class Tokenizer:
     ) -> None:  # fmt: skip
         self._trained = trained
         self._lines = lines
-        self._made = [line.replace(" ", "") for line in lines]
+        self._made = made_by(lines)
         usual = ids is None
         ids = usual_ids(self._made) if ids is None else ids
         # Tokens that merges make, and the names of all others, which no ordinary text becomes.
@@ -274,6 +276,8 @@ class Tokenizer:
         """
         text = _replace_surrogates(text)
         names = self.special_tokens if allowed_special == "all" else allowed_special
+        if not (names or self._has_words or self.start_ids or self.add_prefix_space):
+            return self._encode_ordinary(text)
         for name in names:
             if name not in self.special_tokens:
                 raise TokenizerError(
@@ -365,9 +369,11 @@ class Tokenizer:
 
         A token stands at its first and its last position in `parts`, with "" between, so lengths
         lead to its neighbours. A position is out of date if a token there has grown since. Two
-        merges may make one token, so a lower rank can come up while a higher one is at work.
+        merges may make one token. Then a lower rank can come up while a higher one is at work.
         """
         rank_of, end = self._merges.get, len(parts)
+        in_order = len(self._made) + 256 == len(self._ids)  # each token is made once
+        put, take = (list.append, list.pop) if in_order else (heappush, heappop)
         ranks: list[int] = []
         pairs: dict[int, tuple[str, str]] = {}
         positions: dict[int, list[int]] = {}
@@ -376,7 +382,7 @@ class Tokenizer:
             if (rank := rank_of(f"{left} {right}")) is None:
                 return
             if rank in positions:
-                heappush(positions[rank], i)
+                put(positions[rank], i)
             else:
                 pairs[rank], positions[rank] = (left, right), [i]
                 heappush(ranks, rank)
@@ -387,8 +393,10 @@ class Tokenizer:
             rank = ranks[0]
             left, right = pairs[rank]
             here, new = positions[rank], left + right
+            if in_order:
+                here.sort(reverse=True)
             while here and ranks[0] == rank:
-                i = heappop(here)  # left to right: a a a is aa a
+                i = take(here)  # left to right: a a a is aa a
                 middle, after = i + len(left), i + len(new)
                 if after > end or parts[i] != left or parts[middle] != right:
                     continue
@@ -578,7 +586,9 @@ def _cut_at(text: str, tokens: dict[str, AddedToken]) -> list[str | int]:
             start = max(start, end)
         while token.rstrip and stop < len(text) and is_space(text[stop]):
             stop += 1
-        parts += [text[end:start], token.id]
+        parts.append(text[end:start])
+        if start < stop:  # else the token before it took all of this one, white space, along
+            parts.append(token.id)
         end = stop
     return [part for part in [*parts, text[end:]] if part != ""]
 
@@ -618,6 +628,11 @@ class _TokenBytes(dict[int, bytes]):
             raise KeyError(id)
         self[id] = data = codecs.charmap_encode(self._tokens[id], "strict", _BYTE_OF_CHAR)[0]
         return data
+
+
+def made_by(lines: list[str]) -> list[str]:
+    """Return the token that each merge makes: of "Ġ t" it is "Ġt"."""
+    return "\n".join(lines).replace(" ", "").split("\n") if lines else []
 
 
 def usual_ids(made: Sequence[str]) -> dict[str, int]:
@@ -684,7 +699,7 @@ def check_ids(
     Raises TokenizerError if a token of the merges has no id, if the ids are not 0, 1, 2 and so on,
     or if the merges seem cut short.
     """
-    tokens = usual_ids([line.replace(" ", "") for line in lines])
+    tokens = usual_ids(made_by(lines))
     for token in tokens:
         if token not in ids:
             raise TokenizerError(

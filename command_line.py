@@ -57,7 +57,7 @@ def text_model(args: argparse.Namespace) -> Model:
         where = backend.about(namespace(model.params["wte"]))
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
-        raise Error(f"{args.model} has no vocabulary files beside its weights: add vocab.bpe, "
+        raise Error(f"{args.model} has no usable vocabulary beside its weights: add vocab.bpe, "
                     "merges.txt or tokenizer.json")
     return model
 

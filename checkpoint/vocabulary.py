@@ -101,18 +101,21 @@ def hugging_face_tokenizer(folder: Path, in_json: bool) -> bpe.Tokenizer:
                         f"{TOKENIZER_JSON}: save the tokenizer again")
     listings = added_listings(folder, settings, parts)
     names = {token.name for entries in listings for token in entries}
-    official = False
     if in_json:
         lines, ids = model_of(parts)
-        bpe.check_merges(lines, lambda n: f"{TOKENIZER_JSON}: merge {n}")
-        bpe.check_ids(ids, TOKENIZER_JSON, lines, "its merges", names)
+        trained = are_official(lines)
+        if not trained:
+            bpe.check_merges(lines, lambda n: f"{TOKENIZER_JSON}: merge {n}")
+        official = trained and ids == bpe.usual_ids(bpe.made_by(lines)) | {END_OF_TEXT: 50256}
+        if not official:
+            bpe.check_ids(ids, TOKENIZER_JSON, lines, "its merges", names)
     else:
         merges, vocab = folder / HUGGING_FACE.merges, folder / HUGGING_FACE.vocab
-        lines, official = bpe.read_merges(str(merges))
+        lines, trained = bpe.read_merges(str(merges))
         check_ends(merges)
-        found, others = bpe.read_ids(str(vocab), lines, str(merges), official, names)
+        found, others = bpe.read_ids(str(vocab), lines, str(merges), trained, names)
         official = found is None
-        ids = found or bpe.usual_ids([line.replace(" ", "") for line in lines]) | others
+        ids = found or bpe.usual_ids(bpe.made_by(lines)) | others
     readings = [numbered(listing, ids) for listing in listings]
     added = readings[0]
     if differing := set(added) ^ set(readings[-1]):
@@ -125,7 +128,16 @@ def hugging_face_tokenizer(folder: Path, in_json: bool) -> bpe.Tokenizer:
     else:
         first = start_ids(settings, read_special_map(folder, settings), added)
     space = prefix_space(settings, parts)
-    return bpe.Tokenizer.from_parts(lines, None if official else ids, added, first, space, official)
+    return bpe.Tokenizer.from_parts(lines, None if official else ids, added, first, space, trained)
+
+
+def are_official(lines: list[str]) -> bool:
+    """Return True for OpenAI's merges, which need no check and encode faster."""
+    import hashlib
+
+    text = "\n".join(["#version: 0.2", *lines, ""])
+    hash = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return hash == bpe.OFFICIAL_MERGES and len(lines) == 50_000  # none has a line feed in it
 
 
 def check_ends(merges: Path) -> None:
@@ -438,10 +450,12 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
     begin = end
     if tokenizer.start_ids:
         first = by_id.get(tokenizer.start_ids[0])
-        if len(tokenizer.start_ids) > 1 or first is None or not first.special:
+        fits = first is not None and first.special and len(tokenizer.start_ids) == 1
+        # Transformers writes the name into a template, in which these characters have a meaning.
+        if not fits or any(letter in ":$" or letter.isspace() for letter in first.name):
             raise TokenizerError(
-                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token: "
-                f"{SETTINGS} has no place for others"
+                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token, "
+                f"without spaces, ':' and '$' in its name: {SETTINGS} has no place for others"
             )
         begin = first.name
     special = [name for name in tokenizer.special_tokens if name not in (begin, end)]

@@ -804,12 +804,13 @@ def test_an_added_token_that_is_not_special_is_always_found():
         ({"rstrip": True}, "a <x> \t\u3000b", ["a ", 256, "b"]),
         ({"lstrip": True}, "a\x1c<x>", ["a\x1c", 256]),  # white space to Python alone
         ({"lstrip": True, "rstrip": True}, " <x>  <x> ", [256, 256]),
+        ({"name": "  ", "lstrip": True, "rstrip": True}, "x     x", ["x", 256, "x"]),
         ({"single_word": True}, "a<x> <x>_ é<x> <x>\u0301 .<x>. ² <x>²",
          ["a<x> <x>_ é<x> <x>\u0301 .", 256, ". ² ", 256, "²"]),
     ],
 )  # fmt: skip
 def test_the_settings_of_an_added_token(settings, text, found):
-    tokenizer = with_added(added("<x>", 256, **settings))
+    tokenizer = with_added(added(**{"name": "<x>", "id": 256} | settings))
     parts = [[part] if isinstance(part, int) else tokenizer.encode(part) for part in found]
     assert tokenizer.encode(text, "all") == [id for part in parts for id in part]
 

@@ -336,6 +336,36 @@ def test_score_reads_a_file_longer_than_the_context(run, folder, model, tmp_path
     assert [row["log_p"] for row in result["tokens"]] == pytest.approx(log_p.tolist())
 
 
+def test_a_token_before_every_text_is_not_put_there_twice(run, folder, tmp_path):
+    """Scores are those of the same tokenizer without add_bos_token."""
+    expected = run(PROMPT, "-m", folder, "--score")
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    (changed / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert run(PROMPT, "-m", changed, "--score") == expected
+    assert "the first after <|endoftext|>" in expected[1]
+
+
+def test_a_token_without_a_row_is_named(run, folder, model, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    n_rows = model.config.n_vocab
+    (changed / "added_tokens.json").write_text(json.dumps({"[PAD]": n_rows}))
+    assert run("the [PAD]", "-m", changed, "-n", 1) == (1, "", (
+        f"gpt2_np: '[PAD]' is token {n_rows}, but the model's embedding has {n_rows} rows: leave "
+        "it out\n"))  # fmt: skip
+    assert run("the corner", "-m", changed, "-n", 1) == run("the corner", "-m", folder, "-n", 1)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_tokenizer_that_is_not_understood_is_explained(run, folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    (changed / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    status, out, err = run("the", "-m", changed)
+    warning, error = err.splitlines()
+    assert (status, out) == (1, "")
+    assert "tokenizer_class is 'LlamaTokenizer', expected GPT2Tokenizer" in warning
+    assert error.startswith(f"gpt2_np: {changed} has no usable vocabulary beside its weights")
+
+
 # --- the cost of a model ---------------------------------------------------------------
 
 PUBLISHED = {"124M": 124439808, "355M": 354823168, "774M": 774030080, "1558M": 1557611200}
