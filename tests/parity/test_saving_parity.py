@@ -19,6 +19,7 @@ from random_model import map_params, random_params
 import gpt2_np
 from gpt2_np import Config, Model, bpe
 from gpt2_np.checkpoint import saving
+from gpt2_np.checkpoint.tensors import rounded
 
 pytestmark = pytest.mark.parity
 CONFIG = Config(n_vocab=300, n_ctx=24, n_embd=20, n_head=4, n_layer=11)  # h.10 sorts before h.2
@@ -100,7 +101,7 @@ def test_rounding_is_that_of_torch(dtype):
                            bits & np.uint32(0xFFFFE000) | np.uint32(0x1000)])  # fmt: skip
     values = bits.view(np.float32)
     values = values[~np.isnan(values)]
-    block, _ = saving.encode(values, dtype)
+    block = rounded(values, saving.STORED[dtype])
     expected = torch.from_numpy(values.copy()).to(DTYPES[dtype])
     assert block.tobytes() == as_bits(expected).numpy().tobytes()
 
@@ -175,6 +176,36 @@ def test_the_tokenizer_of_transformers_gives_the_same_ids(tmp_path, kind):
         assert loaded(text)["input_ids"] == ids, text
         assert loaded.decode(ids) == text
         assert again.encode(text, allowed_special="all") == ids
+
+
+@pytest.mark.parametrize("options", [{}, {"add_prefix_space": True}, {"add_bos_token": True}],
+                         ids=str)  # fmt: skip
+def test_a_fine_tune_of_transformers_comes_back_as_it_was(tmp_path, options):
+    """With added tokens, which resized its embedding, and its tokenizer's settings."""
+    official().save(tmp_path / "vocabulary", names=("merges.txt", "vocab.json"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        write_settings(tmp_path / "vocabulary", options))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    config = transformers.GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=len(tokenizer))
+    trained = transformers.GPT2LMHeadModel(config)
+    for part in trained, tokenizer:
+        part.save_pretrained(tmp_path / "theirs")
+    gpt2_np.save(gpt2_np.load(tmp_path / "theirs", "cpu"), tmp_path / "ours")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert len(again) == len(tokenizer) == 50259
+    for text in LINES:
+        ids = tokenizer(text)["input_ids"]
+        assert again(text)["input_ids"] == ids, text
+    state = theirs(tmp_path / "ours").state_dict()
+    assert all(torch.equal(state[name], array) for name, array in trained.state_dict().items())
+
+
+def write_settings(folder, options):
+    settings = {"tokenizer_class": "GPT2Tokenizer", **options}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    return folder
 
 
 # --- other readers ---------------------------------------------------------------------
