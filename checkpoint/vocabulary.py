@@ -294,7 +294,7 @@ def numbers(found: Any) -> dict[int, Any]:
 
 def by_id(found: list[Entry]) -> list[Entry]:
     """Return the entries in the order of their ids, of several with one id only the last."""
-    last = {token.id: token for token in found}
+    last: dict[Any, Entry] = {token.id: token for token in found}
     if None in last:
         raise Malformed("an added token has no integer as its id")
     return [last[id] for id in sorted(last)]
@@ -457,9 +457,9 @@ def write_tokenizer(tokenizer: bpe.Tokenizer, folder: Path, model_max_length: in
     begin = end
     if tokenizer.start_ids:
         first = by_id.get(tokenizer.start_ids[0])
-        fits = first is not None and first.special and len(tokenizer.start_ids) == 1
         # Transformers writes the name into a template, in which these characters have a meaning.
-        if not fits or any(letter in ":$" or letter.isspace() for letter in first.name):
+        if (first is None or not first.special or len(tokenizer.start_ids) > 1
+                or any(letter in ":$" or letter.isspace() for letter in first.name)):
             raise TokenizerError(
                 f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token, "
                 f"without spaces, ':' and '$' in its name: {SETTINGS} has no place for others"
