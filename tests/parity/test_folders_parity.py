@@ -315,7 +315,7 @@ TOKENIZERS = [
     Kind("old, a named token without an id", old(special={"pad_token": "[PAD]"}), same),
     Kind("old, an added mask that strips", old_with_rows(N_BASE + 1, added={"<mask>": N_BASE},
          special={"mask_token": {"content": "<mask>", "lstrip": True, "rstrip": False,
-                                 "normalized": False, "single_word": False}}), same,
+                                 "normalized": False, "single_word": False}}), same_or_no_tokenizer("lstrip"),
          ("a <mask> b", "<mask>", "a\n<mask>")),
     Kind("old, space before", old(settings={"add_prefix_space": True}), same),
     Kind("old, first token", old(settings={"add_bos_token": True}), same),
@@ -411,8 +411,8 @@ TOKENIZERS = [
     Kind("added_tokens_decoder beside a tokenizer.json without them", lambda f: write(
         f, rows=N_BASE + 1, files=patched("tokenizer_config.json", added_tokens_decoder={
             str(N_BASE - 1): {"content": END, "special": True},
-            str(N_BASE): {"content": "<|late|>", "lstrip": True, "special": True}})), same,
-        ("a <|late|> b",)),
+            str(N_BASE): {"content": "<|late|>", "lstrip": True, "special": True}})),
+        same_or_no_tokenizer("tokenizer_config.json"), ("a <|late|> b",)),
     Kind("merges.txt with CRLF", lambda f: write(
         f, False, files=in_turn(old_files, crlf)), same),
     Kind("byte-order marks", lambda f: marked(f), same),
@@ -472,8 +472,26 @@ def default_layers(folder):
                  config=lambda found: {k: found[k] for k in keep})  # fmt: skip
 
 
+def nulls(folder):
+    """Settings of null where 4 takes the default. 5 refuses some: it reads the folder without."""
+    names = ("n_inner", "n_ctx", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx",
+             "add_cross_attention", "summary_activation", "pad_token_id", "task_specific_params",
+             "quantization_config")  # fmt: skip
+    write(folder, config=lambda found: found.update(dict.fromkeys(names)))
+    return write(folder.with_name("twin"))
+
+
 ACTIVATIONS = ["gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh"]
-OTHER_ACTIVATIONS = ["gelu", "relu", "quick_gelu", "silu", "gelu_python", "gelu_10", "tanh"]
+OTHER_def nulls(folder):
+    """Settings of null where 4 takes the default. 5 refuses some: it reads the folder without."""
+    names = ("n_inner", "n_ctx", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx",
+             "add_cross_attention", "summary_activation", "pad_token_id", "task_specific_params",
+             "quantization_config")  # fmt: skip
+    write(folder, config=lambda found: found.update(dict.fromkeys(names)))
+    return write(folder.with_name("twin"))
+
+
+ACTIVATIONS = ["gelu", "relu", "quick_gelu", "silu", "gelu_python", "gelu_10", "tanh"]
 
 SETTINGS = [
     *[Kind(f"activation {name}", set_to(activation_function=name), same)
@@ -499,11 +517,7 @@ SETTINGS = [
     Kind("n_ctx above n_positions", says(n_ctx=1024), same),
     Kind("n_ctx under n_positions", says(n_ctx=16), same),
     Kind("no n_ctx", without_keys("n_ctx"), same),
-    Kind("null for defaults", says(
-        activation_function="gelu_new", n_inner=None, layer_norm_epsilon=1e-5, n_ctx=None,
-        reorder_and_upcast_attn=None, scale_attn_by_inverse_layer_idx=None,
-        add_cross_attention=None, summary_activation=None, pad_token_id=None,
-        task_specific_params=None, id2label=None), same),
+    Kind("null for defaults", nulls, same),
     Kind("no setting but the sizes", bare_settings, same),
     Kind("sizes by default", default_layers, same),
     Kind("sizes under their common names", lambda f: write(f, config=lambda found: {
@@ -538,6 +552,12 @@ SETTINGS = [
 def head_only(tensors):
     """What safetensors.torch.save_model may keep of tied weights."""
     return {"lm_head.weight": tensors.pop("transformer.wte.weight")} | tensors
+
+
+def head_alone(folder):
+    """transformers 4 does not read such a file itself."""
+    write(folder, tensors=head_only)
+    return write(folder.with_name("twin"))
 
 
 def saved_by_save_model(wrap=lambda model: model):
@@ -674,7 +694,7 @@ TENSORS = [
     Kind("a transposed tensor", lambda f: write(f, tensors=lambda t: {
         k: v.T if k.endswith("c_attn.weight") else v for k, v in t.items()}), refused("c_attn")),
     Kind("nanoGPT's weights", lambda f: write(f, tensors=nano_gpt), refused("c_attn|c_fc")),
-    Kind("the head alone of tied weights", lambda f: write(f, tensors=head_only), same),
+    Kind("the head alone of tied weights", head_alone, same),
     Kind("save_model", saved_by_save_model(), same),
     Kind("the head alone, no prefix", wrapped(
         lambda n: "lm_head.weight" if n.endswith("wte.weight") else bare(n)), same),
@@ -721,10 +741,10 @@ TENSORS = [
         files=lambda f: (f / "model.safetensors").rename(f / "model.fp16.safetensors")),
         same, options=(("variant", "fp16"),)),
     Kind("pytorch_model.bin alone", pickled("pytorch_model.bin"),
-         refused(r"pytorch_model\.bin.*safetensors")),
+         refused(r"pytorch_model\.bin.*convert")),
     Kind("pickled shards alone", pickled(
         "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin",
-        "pytorch_model.bin.index.json"), refused(r"pytorch_model.*safetensors")),
+        "pytorch_model.bin.index.json"), refused(r"pytorch_model.*convert")),
     Kind("ckpt.pt alone", pickled("ckpt.pt"), refused(r"safetensors")),
     Kind("tf_model.h5 alone", pickled("tf_model.h5"), refused(r"tf_model\.h5|safetensors")),
     Kind("pytorch_model.bin beside", lambda f: write(f, files=lambda f: (
