@@ -482,16 +482,7 @@ def nulls(folder):
 
 
 ACTIVATIONS = ["gelu_fast", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh"]
-OTHER_def nulls(folder):
-    """Settings of null where 4 takes the default. 5 refuses some: it reads the folder without."""
-    names = ("n_inner", "n_ctx", "reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx",
-             "add_cross_attention", "summary_activation", "pad_token_id", "task_specific_params",
-             "quantization_config")  # fmt: skip
-    write(folder, config=lambda found: found.update(dict.fromkeys(names)))
-    return write(folder.with_name("twin"))
-
-
-ACTIVATIONS = ["gelu", "relu", "quick_gelu", "silu", "gelu_python", "gelu_10", "tanh"]
+OTHER_ACTIVATIONS = ["gelu", "relu", "quick_gelu", "silu", "gelu_python", "gelu_10", "tanh"]
 
 SETTINGS = [
     *[Kind(f"activation {name}", set_to(activation_function=name), same)
