@@ -21,6 +21,7 @@ import transformers
 
 from gpt2_np import bpe
 
+torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 V5 = int(transformers.__version__.split(".")[0]) >= 5
 END = "<|endoftext|>"
 WORDS = (
