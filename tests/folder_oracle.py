@@ -1,4 +1,5 @@
 """Judge our reading of a folder by that of transformers."""
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,3 +118,92 @@ def assert_same(outcome, folder, texts=(), options=()):
 def has_tokenizer(folder):
     names = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
     return any(Path(folder, name).exists() for name in names)
+
+
+# --- what may be expected of a kind of folder -------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """A kind of folder.
+
+    `write(folder)` makes it, and may return another folder that holds the same for transformers.
+    `expect` is SAME or one of the functions below. `options` are those of their from_pretrained.
+    """
+
+    name: str
+    write: Any
+    expect: Any
+    texts: tuple = ()
+    options: tuple = ()
+
+
+def same(outcome, folder, kind):
+    """The ids, logits, greedy tokens of transformers, and no warning."""
+    assert_same(outcome, folder, kind.texts, kind.options)
+    assert not outcome.warned
+
+
+def refused(pattern):
+    """A refusal that names the setting, the tensor or the file."""
+
+    def check(outcome, folder, kind):
+        assert outcome.refusal, f"loaded, with the warnings {outcome.warned!r}"
+        assert re.search(pattern, outcome.refusal), f"names no {pattern}: {outcome.refusal}"
+
+    return check
+
+
+def warned(pattern):
+    """All of transformers' results, and a warning that names what was left out."""
+
+    def check(outcome, folder, kind):
+        assert_same(outcome, folder, kind.texts, kind.options)
+        assert re.search(pattern, outcome.warned), f"names no {pattern}: {outcome.warned!r}"
+
+    return check
+
+
+def without_tokenizer(pattern):
+    """The logits of transformers and no tokenizer, with a warning that says why."""
+
+    def check(outcome, folder, kind):
+        assert not outcome.refusal, f"refused: {outcome.refusal}"
+        assert outcome.model.tokenizer is None, "a tokenizer that cannot be the one of transformers"
+        assert re.search(pattern, outcome.warned), f"names no {pattern}: {outcome.warned!r}"
+        assert_same_logits(outcome.model, their_model(folder))
+
+    return check
+
+
+def either(*checks):
+    """One of several answers that the rule allows."""
+
+    def check(outcome, folder, kind):
+        failures = []
+        for one in checks:
+            try:
+                return one(outcome, folder, kind)
+            except AssertionError as failure:
+                failures.append(str(failure).split("\n")[0])
+        raise AssertionError(" ; ".join(failures))
+
+    return check
+
+
+def same_or_refused(pattern):
+    return either(same, refused(pattern))
+
+
+def same_or_no_tokenizer(pattern):
+    return either(same, without_tokenizer(pattern))
+
+
+def any_loss(pattern):
+    """The results of transformers, perhaps with a warning; or a refusal that names the reason."""
+    return either(same, warned(pattern), refused(pattern))
+
+
+def judge(kind, folder):
+    """Write a folder of the kind, load it, and hold the outcome to what is expected."""
+    twin = kind.write(folder)
+    kind.expect(load(folder), twin or folder, kind)

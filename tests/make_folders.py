@@ -1,7 +1,7 @@
 """Folders of GPT-2 as people have them, written by the installed transformers.
 
-`write` saves a tiny model and its tokenizer. The keyword arguments change the folder afterwards: its
-settings, the names and types of its tensors, the files of its tokenizer.
+`write` saves a tiny model and its tokenizer. Its keyword arguments change the folder afterwards: the
+settings, the names and types of the tensors, the files of the tokenizer.
 """
 import contextlib
 import functools
@@ -24,6 +24,7 @@ from gpt2_np import bpe
 torch.set_num_threads(1)  # tiny matrices: threads would only wait for each other
 V5 = int(transformers.__version__.split(".")[0]) >= 5
 END = "<|endoftext|>"
+CHAT = ("<|user|>", "<|startoftext|>")  # tokens that people add
 WORDS = (
     "Hello world, hello there! The user said: hi world; user 12 and 3 words\n\n newword café naïve "
     "they'll see the theory, isn't it? The bot answers the user in the café: 3.14 words\n"
