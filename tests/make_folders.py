@@ -1,7 +1,7 @@
 """Folders of GPT-2 as people have them, written by the installed transformers.
 
-`write` saves a tiny model and its tokenizer. Its keyword arguments change the folder afterwards: the
-settings, the names and types of the tensors, the files of the tokenizer.
+`write` saves a tiny model and its tokenizer. Its keyword arguments change the folder afterwards:
+the settings, the names and types of the tensors, the files of the tokenizer.
 """
 import contextlib
 import functools

@@ -22,6 +22,7 @@ from folder_oracle import (
     same_or_refused,
     their_model,
     warned,
+    without_tokenizer,
 )
 from make_folders import (
     CHAT,

@@ -17,6 +17,7 @@ from folder_oracle import (
     without_tokenizer,
 )
 from make_folders import (
+    CHAT,
     END,
     N_BASE,
     base_tokenizer,
@@ -120,7 +121,7 @@ def trained(kind, special, n_vocab=330, files_only=False):
     return make_it
 
 
-WORDY = "Hello world, the user and the bot hi there newword café naïve 猫 3.14 isn't they'll\n\n x y"
+WORDY = "Hello world, the user and the bot hi there newword café naïve 猫 3 isn't they'll\n\n x y"
 
 
 def other_tokenizer(model, trainer, pre=None):
@@ -167,7 +168,7 @@ def template(single, name=END):
 
 
 def as_in_2020(found):
-    """The file of the hub's gpt2 and distilgpt2, which tokenizers wrote before the parts had types."""
+    """The file of the hub's gpt2 and distilgpt2, written before all parts had types."""
     model = found["model"]
     for key in ("type", "byte_fallback", "ignore_merges"):
         model.pop(key, None)
@@ -189,6 +190,28 @@ def official(folder):
         dump(f / "added_tokens.json", {"<|user|>": 50257})
 
     return write(folder, False, rows=50258, n_embd=8, files=change)
+
+
+def with_named(**names):
+    """Return a tokenizer with those named tokens."""
+    settings = {key: names.pop(key) for key in ["add_bos_token"] if key in names}
+    with quiet():
+        kind = transformers.GPT2TokenizerFast
+        return kind.from_pretrained(vocabulary().name, **names, **settings)
+
+
+def crlf(folder):
+    lines = (folder / "merges.txt").read_text()
+    (folder / "merges.txt").write_bytes(lines.replace("\n", "\r\n").encode())
+
+
+def marked(folder):
+    """Put a byte-order mark before every JSON file. transformers reads the folder without."""
+    twin = write(folder.with_name("twin"), tokenizer_with(CHAT))
+    write(folder, tokenizer_with(CHAT))
+    for file in folder.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    return twin
 
 
 TOKENIZERS = [
@@ -349,28 +372,6 @@ TOKENIZERS = [
         f, False, files=in_turn(old_files, crlf)), same),
     Kind("byte-order marks", marked, same),
 ]
-
-
-def with_named(**names):
-    """Return a tokenizer with those named tokens."""
-    settings = {key: names.pop(key) for key in ["add_bos_token"] if key in names}
-    with quiet():
-        kind = transformers.GPT2TokenizerFast
-        return kind.from_pretrained(vocabulary().name, **names, **settings)
-
-
-def crlf(folder):
-    lines = (folder / "merges.txt").read_text()
-    (folder / "merges.txt").write_bytes(lines.replace("\n", "\r\n").encode())
-
-
-def marked(folder):
-    """Put a byte-order mark before every JSON file. transformers reads the folder without."""
-    twin = write(folder.with_name("twin"), tokenizer_with(CHAT))
-    write(folder, tokenizer_with(CHAT))
-    for file in folder.glob("*.json"):
-        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    return twin
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS, ids=lambda kind: kind.name)
