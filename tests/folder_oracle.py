@@ -70,7 +70,7 @@ def assert_same_ids(ours, theirs, texts=()):
         found = ours.encode(text, allowed_special="all")
         assert found == expected, f"ids of {text!r}: ours {found}, theirs {expected}"
         for id, name in zip(expected, theirs.convert_ids_to_tokens(expected), strict=True):
-            if id in theirs.added_tokens_decoder:
+            if id in theirs.added_tokens_decoder and name.isascii():  # "é" spells a byte too
                 assert ours.decode([id]) == name, f"decode([{id}]) of {name!r}"
 
 
