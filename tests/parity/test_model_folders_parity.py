@@ -29,7 +29,6 @@ from make_folders import (
     N_BASE,
     dump,
     in_turn,
-    quiet,
     remove,
     renamed,
     tokenizer_with,
@@ -152,16 +151,11 @@ def head_alone(folder):
     return write(folder.with_name("twin"))
 
 
-def saved_by_save_model(wrap=lambda model: model):
-    def make_it(folder):
-        twin = write(folder.with_name("twin"), tokenizer_with(CHAT))
-        write(folder, tokenizer_with(CHAT))
-        with quiet():
-            model = their_model(twin)
-            safetensors.torch.save_model(wrap(model), str(folder / "model.safetensors"))
-        return twin
-
-    return make_it
+def saved_by_save_model(folder):
+    twin = write(folder.with_name("twin"), tokenizer_with(CHAT))
+    write(folder, tokenizer_with(CHAT))
+    safetensors.torch.save_model(their_model(twin), str(folder / "model.safetensors"))
+    return twin
 
 
 def wrapped(function, **options):
@@ -288,7 +282,7 @@ TENSORS = [
         k: v.T if k.endswith("c_attn.weight") else v for k, v in t.items()}), refused("c_attn")),
     Kind("nanoGPT's weights", lambda f: write(f, tensors=nano_gpt), refused("c_attn|c_fc")),
     Kind("the head alone of tied weights", head_alone, same),
-    Kind("save_model", saved_by_save_model(), same),
+    Kind("save_model", saved_by_save_model, same),
     Kind("the head alone, no prefix", wrapped(
         lambda n: "lm_head.weight" if n.endswith("wte.weight") else bare(n)), same),
     Kind("both of tied weights", lambda f: write(f, tensors=lambda t: t | {

@@ -54,6 +54,11 @@ flags = st.fixed_dictionaries({}, optional={
     "lstrip": st.booleans(), "rstrip": st.booleans(), "single_word": st.booleans(),
     "normalized": st.booleans(), "special": st.booleans()})  # fmt: skip
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # which takes minutes
+# Reasons for which a tokenizer may be left out: transformers 4 and 5 read it differently.
+REASONS = (
+    "lstrip|rstrip|single_word|normalized|add_bos_token|add_prefix_space|overlap|"
+    "transformers 4 and 5"
+)
 rare = st.sampled_from([False, False, False, True])
 
 
@@ -132,7 +137,7 @@ def texts_of(added):
                     max_size=10)  # fmt: skip
 
 
-@settings(max_examples=120, phases=PHASES)
+@settings(max_examples=80, phases=PHASES)
 @given(st.data())
 def test_a_random_folder_is_read_as_transformers_reads_it_or_refused_by_name(data):
     tokenizer, model = data.draw(tokenizers()), data.draw(models())
@@ -181,6 +186,3 @@ def judge(outcome, plain, model, texts):
         return
     event("the same")
     assert_same_ids(outcome.model.tokenizer, their_tokenizer(plain), texts)
-
-
-REASONS = "lstrip|rstrip|single_word|normalized|add_bos_token|add_prefix_space|transformers 4 and 5|overlap"
