@@ -63,10 +63,22 @@ def texts_with(names):
     return [*texts, "".join(names), " ".join(names)] if names else texts
 
 
+def their_ids(tokenizer, text):
+    """Return the ids of a text, or None if the library panics: it does on some added tokens."""
+    try:
+        return tokenizer(text)["input_ids"]
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        return None
+
+
 def assert_same_ids(ours, theirs, texts=()):
     """Hold our ids equal to those of transformers, on texts that exercise the added tokens."""
     for text in [*TEXTS, *texts_with(list(theirs.get_added_vocab())[:12]), *texts]:
-        expected = theirs(text)["input_ids"]
+        expected = their_ids(theirs, text)
+        if expected is None:
+            continue
         found = ours.encode(text, allowed_special="all")
         assert found == expected, f"ids of {text!r}: ours {found}, theirs {expected}"
         for id, name in zip(expected, theirs.convert_ids_to_tokens(expected), strict=True):
