@@ -93,18 +93,18 @@ def open_file(file: Path) -> BinaryIO:
     return open(file, "rb")
 
 
-def read_small(file: Path) -> bytes:
+def read_small(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     with open_file(file) as opened:
-        content = opened.read(MAX_SMALL_FILE + 1)
-    if len(content) > MAX_SMALL_FILE:
-        raise Malformed(f"it has over {MAX_SMALL_FILE} bytes")
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise Malformed(f"it has over {limit} bytes")
     refuse_pointer(content)
     return content
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, limit: int = MAX_SMALL_FILE) -> dict[str, Any]:
     with reading(file, "a valid JSON object"):
-        return parse_json(read_small(file))
+        return parse_json(read_small(file, limit))
 
 
 def parse_json(content: bytes) -> dict[str, Any]:

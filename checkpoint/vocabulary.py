@@ -19,9 +19,9 @@ from .files import (
     Malformed,
     exists,
     open_file,
-    parse_json,
     read_json,
     reading,
+    refuse_pointer,
 )
 from .layouts import HUGGING_FACE, Checkpoint, Layout
 
@@ -87,6 +87,9 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
                     "GPT-2 needs: add it, or encode with the model's own tokenizer and give ids"
                 )
         return None
+    for file in () if in_json else filter(exists, (merges, vocab)):
+        with reading(file, "a vocabulary"), open_file(file) as opened:
+            refuse_pointer(opened.read(64))
     try:
         if layout is HUGGING_FACE and (in_json or exists(vocab)):
             return hugging_face_tokenizer(checkpoint.folder, in_json)
@@ -102,7 +105,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
 def hugging_face_tokenizer(folder: Path, in_json: bool) -> bpe.Tokenizer:
     """Return the tokenizer of tokenizer.json, or else of vocab.json and merges.txt."""
     settings = read_settings(folder)
-    parts = read_tokenizer_json(folder / TOKENIZER_JSON) if in_json else {}
+    parts = read_json(folder / TOKENIZER_JSON, MAX_TOKENIZER_JSON) if in_json else {}
     if not in_json and settings["tokenizer_class"] not in GPT2_CLASSES:
         raise Malformed(f"tokenizer_class is {settings['tokenizer_class']}, which needs "
                         f"{TOKENIZER_JSON}: save the tokenizer again")
@@ -178,15 +181,6 @@ def only_version_5(settings: Mapping[str, Any]) -> bool:
     """Return True if transformers 5 wrote the settings and version 4 cannot read them."""
     return (settings["tokenizer_class"] == "TokenizersBackend"
             or isinstance(settings.get("extra_special_tokens"), list))
-
-
-def read_tokenizer_json(file: Path) -> dict[str, Any]:
-    with open_file(file) as opened:
-        content = opened.read(MAX_TOKENIZER_JSON + 1)
-    if len(content) > MAX_TOKENIZER_JSON:
-        raise Malformed(f"it has over {MAX_TOKENIZER_JSON >> 20} MiB")
-    with reading(file, "a valid JSON object"):
-        return parse_json(content)
 
 
 def model_of(parts: Mapping[str, Any]) -> tuple[list[str], dict[str, int]]:

@@ -384,3 +384,11 @@ def test_a_vocabulary_without_merges_is_named(name, tmp_path):
     (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=rf"{name} and no merges.txt"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "tokenizer.json", "added_tokens.json"])
+def test_a_git_lfs_pointer_is_called_one(name, tmp_path):
+    write_files(tmp_path)
+    (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\nsize {10**6}\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is not .*git-lfs pointer"):
+        read(tmp_path)
