@@ -386,7 +386,9 @@ def test_a_vocabulary_without_merges_is_named(name, tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "tokenizer.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "name", ["merges.txt", "vocab.json", "tokenizer.json", "added_tokens.json"]
+)
 def test_a_git_lfs_pointer_is_called_one(name, tmp_path):
     write_files(tmp_path)
     (tmp_path / name).write_text(f"version https://git-lfs.github.com/spec/v1\nsize {10**6}\n")
