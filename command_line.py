@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import contextvars
 import io
 import json
 import math
@@ -70,17 +71,17 @@ def run_command(
 ) -> int:
     """Run job(args, parser) as a program and return its exit status.
 
-    Each failure is one sentence on standard error. Streams, the handler of Ctrl-C and warnings are
-    left as they were, for a program that calls this one.
+    Each failure is one sentence on standard error. Streams, the handler of Ctrl-C, warnings and
+    TF32 are left as they were, for a program that calls this one.
     """
-    with as_program():
-        return exit_status(name, parser, argv, job)
+    with as_program():  # in a context of its own, which --tf32 changes
+        return contextvars.copy_context().run(run_job, name, parser, argv, job)
 
 
-def exit_status(name, parser, argv, job):
+def run_job(name, parser, argv, job):
     try:
         args = parser.parse_args(argv)
-        if sys.stdout is None:
+        if sys.stdout is None or sys.stdout.closed:
             raise Error("standard output is closed: there is nowhere to print to")
         with np.errstate(all="ignore"), warnings.catch_warnings():  # NaN results become errors
             warnings.showwarning = lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
@@ -115,17 +116,17 @@ def as_program() -> Iterator[None]:
     """Make output UTF-8 on any locale and Ctrl-C an exception, until the end of the block."""
     streams = [(file, file.encoding, file.errors)
                for file in (sys.stdin, sys.stdout, sys.stderr)
-               if isinstance(file, io.TextIOWrapper)]  # not a notebook's, nor a closed one
+               if isinstance(file, io.TextIOWrapper) and not file.closed]  # not a notebook's
     for file, _, _ in streams:
         if file is not sys.stdin:
             file.reconfigure(encoding="utf-8", errors="replace")
-    interrupts_end = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # since NumPy loaded
-    if interrupts_end:
+    ctrl_c_kills = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # set while NumPy loads
+    if ctrl_c_kills:
         set_interrupts(signal.default_int_handler)
     try:
         yield
     finally:
-        if interrupts_end:
+        if ctrl_c_kills:
             set_interrupts(signal.SIG_DFL)
         for file, encoding, errors in streams:
             if (file.encoding, file.errors) != (encoding, errors):
@@ -417,7 +418,8 @@ def interact(model, args):
     if sys.stdin is None:
         raise Error(STDIN_CLOSED)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        with contextlib.suppress(io.UnsupportedOperation):  # this process has read some of it
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         print("A line is continued; an empty line or Ctrl-D ends.", file=sys.stderr)

@@ -99,7 +99,7 @@ class Model:
 
     @property
     def n_vocab(self) -> int:
-        """The number of token ids. The embedding may have extra rows as padding."""
+        """The number of tokens that have an id and a row: tokenizer or embedding may have more."""
         return min(getattr(self.tokenizer, "n_vocab", self.config.n_vocab), self.config.n_vocab)
 
 
@@ -321,7 +321,7 @@ class KVCache(Cache):
         most = int(self.lengths.max())
         self._end = most + shape[1]
         if self._end > capacity:
-            raise Error(f"{self._end} positions do not fit into a cache of {capacity}: enlarge it")
+            raise Error(f"a cache of {capacity} cannot hold {self._end} positions: make a larger one")
         if most == self.lengths.min():
             self._slots = [(slice(0, batch), slice(most, self._end))]
         else:
@@ -373,7 +373,7 @@ def all_but_results(name):  # the wants of any other tap
 class Tap:
     """Calls a caller's tap with full names such as blocks.0.attn.hook_q. None is no tap."""
 
-    def __init__(self, function: TapFunction | SelectiveTap | None = None, prefix: str = ""):
+    def __init__(self, function: TapFunction | None = None, prefix: str = ""):
         self.function, self.prefix = function, prefix
         self._wants = getattr(function, "wants", None) or all_but_results
 
@@ -418,7 +418,8 @@ class Sampling:
             if not (unset or (is_number(value) and valid(value))):
                 raise Error(f"{name} is {value!r}: it must be {expected}")
 
-        check("temperature", lambda t: t == 0 or 1e-99 < t < math.inf, "0, or above 1e-99")
+        # Temperatures and penalties beyond these would overflow.
+        check("temperature", lambda t: t == 0 or 1e-99 <= t <= 1e99, "0, or from 1e-99 to 1e99")
         check("top_k", lambda k: k >= 1 and k % 1 == 0, "a positive integer")
         check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
         check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")

@@ -65,7 +65,8 @@ def fits(x: Any, xp: ModuleType) -> bool:
 
 def launch(name: str, n_blocks: int, xp: ModuleType, *arguments: Any) -> None:
     arguments = tuple(np.int32(a) if isinstance(a, int) else a for a in arguments)
-    kernels = compiled(xp) or {}  # `fits` has seen to it that there are some
+    kernels = compiled(xp)
+    assert kernels is not None, "checked by `fits`"
     kernels[name]((n_blocks,), (constants(SOURCE)["BLOCK"],), arguments)
 
 

@@ -24,6 +24,7 @@ from small_model import save_small_model
 import gpt2_np
 from gpt2_np import backend, bpe, checkpoint, command_line
 from gpt2_np import gpt2_np as reference
+from gpt2_np.cuda import products
 from gpt2_np.inference import drafts, generation
 
 ROOT = Path(gpt2_np.__file__).parent
@@ -860,7 +861,7 @@ def test_help_names_every_option(run):
 def surroundings():
     return (sys.stdout, sys.stdout.encoding, sys.stdout.errors, sys.stderr.encoding,
             sys.stderr.errors, warnings.showwarning, list(warnings.filters), np.geterr(),
-            signal.getsignal(signal.SIGINT))
+            signal.getsignal(signal.SIGINT), products._tf32.get())
 
 
 def use_latin_streams(monkeypatch):
@@ -891,6 +892,27 @@ def test_main_prints_utf_8_whatever_the_encoding_was(folder, monkeypatch):
     use_latin_streams(monkeypatch)
     assert gpt2_np.main(["naïve “🦙”", "-m", folder, "-n", "0"]) == 0
     assert sys.stdout.buffer.getvalue() == "naïve “🦙”\n".encode()
+
+
+def test_main_forgets_tf32(folder):
+    found = surroundings()
+    assert gpt2_np.main(["x", "-m", folder, "-n", "1", "--tf32"]) == 0
+    assert surroundings() == found
+
+
+def test_main_reports_a_closed_stream(folder, monkeypatch, capsys):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert gpt2_np.main(["x", "-m", folder, "-n", "1"]) == 1
+    assert "standard output is closed" in capsys.readouterr().err
+
+
+def test_main_continues_lines_of_a_stdin_that_its_caller_has_begun_to_read(folder, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(b"mine\nyours\n"), "latin-1")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert stream.readline() == "mine\n"
+    assert gpt2_np.main(["--interactive", "-m", folder, "-n", "1"]) == 0
 
 
 def test_main_runs_in_a_thread(folder):

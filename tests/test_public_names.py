@@ -1,4 +1,4 @@
-"""Every public module lists its names, and the list is what the module offers."""
+"""Every public module lists its names, and a package lists all that it collects."""
 import importlib
 import inspect
 
@@ -16,9 +16,6 @@ def test_a_public_module_has_every_name_that_it_lists(name):
     module = importlib.import_module(name)
     assert set(module.__all__) <= set(dir(module))
     assert len(set(module.__all__)) == len(module.__all__)
-    star = {}
-    exec(f"from {name} import *", star)
-    assert star.keys() - {"__builtins__"} == set(module.__all__)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

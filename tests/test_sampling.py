@@ -137,7 +137,7 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1: it must be 0, or above 1e-99"),
+        ({"temperature": -1}, "temperature is -1: it must be 0, or from 1e-99 to 1e99"),
         ({"temperature": 1e-320}, "temperature is 1e-320: it must be 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
