@@ -321,7 +321,7 @@ class KVCache(Cache):
         most = int(self.lengths.max())
         self._end = most + shape[1]
         if self._end > capacity:
-            raise Error(f"a cache of {capacity} cannot hold {self._end} positions: make a larger one")
+            raise Error(f"a cache of {capacity} cannot hold {self._end} positions: make it larger")
         if most == self.lengths.min():
             self._slots = [(slice(0, batch), slice(most, self._end))]
         else:
