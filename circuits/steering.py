@@ -121,9 +121,9 @@ def run_generate(
                     f"{model.config.n_ctx - n}, as n_ctx is {model.config.n_ctx}")
     if "tap" in options:
         raise Error("run_generate takes a tap as edits=, so that the whole text is edited too")
-    keep: Any = matching_names(names, model.config)
-    new = generate(model, given.tokens[0], n_tokens, tap=as_tap(model, held) if held else None,
-                   **options)
+    keep, chosen = matching_names(names, model.config), dict[str, Any](options)
+    tap = as_tap(model, held) if held else None
+    new = generate(model, given.tokens[0], n_tokens, tap=tap, **chosen)
     text = np.append(given.tokens[0], list(new)).astype(int)[None]
     place = Place(np.arange(text.shape[1])[None], np.zeros(1, int), np.array([n]), 1, growing=True)
     logits, recorder = recorded(model, Prompts(text, given.bos), keep, held, place=place)
