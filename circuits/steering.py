@@ -8,7 +8,7 @@ Addition"; Wang et al. 2022, section 2.1, on means.)
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +42,9 @@ def steering_vector(
     activation, such as "blocks.6.hook_resid_pre", whose vector [d] `add` takes.
     """
     name, total = one_vector(name, model.config), 0.0
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
             raise Error(f"{shown(pair)} is not a pair: give a list of (prompt, opposite)")
         here, there = (run(model, text, name, edits=edits, bos=bos, last_only=True)[name]
                        for text in pair)
@@ -66,7 +67,7 @@ def mean_activation(
     A first <|endoftext|> does not count, because what is stored at it is like nothing else.
     `patch(mean)` is mean ablation: a vector [d] of the stream or [h, e] of z goes everywhere.
     """
-    if isinstance(texts, str) or not len(texts):
+    if isinstance(texts, str) or not isinstance(texts, Iterable) or not (texts := list(texts)):
         raise Error("mean_activation takes a list of texts: give at least one")
     name, total, count = one_vector(name, model.config), 0.0, 0
     for text in texts:
