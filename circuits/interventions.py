@@ -144,18 +144,18 @@ class Edits:
     @property
     def has_functions(self) -> bool:
         """True if an edit is a function of the caller's, which has to see whole texts."""
-        return not all(hasattr(edit, "at") for edit in self.every)
+        return not all(isinstance(edit, PlacedEdit) for edit in self.every)
 
     @property
     def placed(self) -> bool:
         """True if an edit depends on positions or on the prompt."""
-        return any(getattr(edit, "placed", False) for edit in self.every)
+        return any(isinstance(edit, PlacedEdit) and edit.placed for edit in self.every)
 
     def apply(self, name: str, array: Any, place: Place) -> Any:
         """Return the activation after its edits. The array that is given stays as it is."""
         place = place.fitted(name, array)
         for edit in self.by_name.get(name, ()):
-            if hasattr(edit, "at"):
+            if isinstance(edit, PlacedEdit):
                 array = edit.at(name, array, place)
             else:
                 array = called(edit, name, array, place.copies)
@@ -164,7 +164,7 @@ class Edits:
     def back(self, name: str, gradient: np.ndarray, place: Place) -> np.ndarray:
         """Return the gradient of an activation before its edits from that after them."""
         for edit in reversed(self.by_name.get(name, ())):
-            if not hasattr(edit, "back"):
+            if not isinstance(edit, PlacedEdit):
                 raise Error(f"gradients cannot go back through a function of your own, the edit "
                             f"of {name}: use patch, zero, add, knock_out or an array")
             gradient = edit.back(name, gradient, place)
