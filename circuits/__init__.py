@@ -14,7 +14,9 @@ batch axis.
     logit_lens             lens
     attention_patterns     heads
     metrics                logit_difference, log_probability, repeat_loss
-    edits                  patch, zero, knock_out, ablated: edits for run
+    interventions          as_tap: edits in order, at their places in any pass
+    edits                  patch, zero, add, knock_out, ablated
+    steering               steering_vector, mean_activation, run_generate
     sweeps                 patching, ablation
     paths                  path_patching
     low_rank               LowRank
@@ -43,9 +45,10 @@ from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
 from .edges import edge_attribution, edge_names, find_edges, patch_edges
-from .edits import Edit, ablated, knock_out, patch, zero
+from .edits import ablated, add, knock_out, patch, zero
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
 from .inputs import Prompts, labels_of, prompts, token_id
+from .interventions import Edit, EditsLike, as_tap
 from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
 from .low_rank import LowRank
@@ -60,18 +63,20 @@ from .metrics import (
 from .names import activation_name, activation_names, head_names, node_names, parse_node
 from .paths import path_patching
 from .search import Circuit, find
+from .steering import mean_activation, run_generate, steering_vector
 from .sweeps import Sweep, ablation, patching
 from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Lens", "LowRank",
-    "Measures", "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
-    "ablation", "activation_name",
-    "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
+    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "EditsLike", "Estimate",
+    "Lens", "LowRank", "Measures", "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep",
+    "Task", "ablated", "ablation", "activation_name", "activation_names", "add", "as_tap",
+    "attribution", "bootstrap", "composition", "copying_scores", "decompose",
     "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
-    "logit_difference", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
-    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
-    "repeat_loss", "repeated_tokens", "run", "singular_tokens", "token_id", "zero",
+    "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens",
+    "log_probability", "logit_difference", "mean_activation", "measure", "name_repetition",
+    "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges", "patching",
+    "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "run_generate",
+    "singular_tokens", "steering_vector", "token_id", "zero",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, check_numbers, prompts
+from .interventions import Edits, EditsLike, Place
 from .metrics import Differentiable, Metric
 from .names import SHORT_NAMES, activation_name
 from .weights import centred, on_host
@@ -26,27 +27,40 @@ NEEDED = re.compile(r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|m
 
 
 def gradients(
-    model: Model, text_or_tokens: PromptsLike, metric: Metric, *, bos: bool | None = None
+    model: Model,
+    text_or_tokens: PromptsLike,
+    metric: Metric,
+    *,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """Return d metric / d activation by name, in the activations' own shapes.
 
     For resid_pre, resid_mid, q, k, v, z, attn_out and mlp_out of every layer. The metric must be
     of the last position and know its gradient, as `logit_difference` and `log_probability` do.
+
+    With `edits`, as for `run`, gradients are the edited model's, with respect to activations after
+    their edits. None goes back through values that were put in. Raises Error for edits of layer
+    norms and of hook_result, and for functions, because their own gradients are not known.
     """
     if not isinstance(metric, Differentiable):
         raise Error("this metric has no gradient: use logit_difference or log_probability, or "
                     "give it a method gradient, logits [b, 1, v] -> [b, v]")
     given = prompts(model, text_or_tokens, bos)
-    seen = run(model, given, lambda name: bool(NEEDED.search(name)), last_only=True)
+    edits = Edits(model, edits)
+    edits.refuse("gradients", ("ln1", "ln2", "ln_final", "result"),
+                 "edit the stream, z, q, k, v, attention or MLPs")
+    seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits, last_only=True)
     check_numbers("the logits", seen.logits, model)
     of_logits = metric.gradient(seen.logits)
     with turn(model):
-        return backward_pass(model, seen, of_logits)
+        return backward_pass(model, seen, of_logits, edits)
 
 
-def backward_pass(model, seen, of_logits):
+def backward_pass(model, seen, of_logits, edits):
     """Return the gradients by name, from a run and the gradient of its logits, [b, v]."""
     config, found = model.config, {}
+    place = Place.from_position(0, *seen.tokens.shape)
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
     x[:, -1] = of_logits @ on_host(model.params["wte"])
     x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
@@ -54,18 +68,27 @@ def backward_pass(model, seen, of_logits):
     for layer in reversed(range(config.n_layer)):
         block, weights = on_host(model.params["blocks"][layer]), attention_weights(model, layer)
         here = {short: activation_name(short, layer) for short in SHORT_NAMES}
-        found[here["mlp_out"]] = x
-        inside = x @ block["mlp"]["c_proj"]["w"].T * gelu_gradient(seen[here["pre"]])
+
+        def before_edits(short, gradient, here=here):
+            return edits.back(here[short], gradient, place)
+
+        found[here["mlp_out"]] = x = before_edits("resid_post", x)
+        inside = before_edits("mlp_out", x) @ block["mlp"]["c_proj"]["w"].T
+        inside = before_edits("post", inside) * gelu_gradient(seen[here["pre"]])
+        inside = before_edits("pre", inside)
         x = x + layer_norm_gradient(inside @ block["mlp"]["c_fc"]["w"].T, seen[here["resid_mid"]],
                                     block["ln_2"]["g"])
-        found[here["resid_mid"]] = found[here["attn_out"]] = x
+        found[here["resid_mid"]] = x
+        found[here["attn_out"]] = x = before_edits("resid_mid", x)
         q, k, v, pattern = (seen[here[short]] for short in ("q", "k", "v", "pattern"))
-        by_kind = attention_gradients(x, q, k, v, pattern, weights.W_O)
+        by_kind = attention_gradients(before_edits("attn_out", x), q, k, v, pattern, weights.W_O,
+                                      before_edits)
         found |= {here[kind]: array for kind, array in by_kind.items()}
-        by_head = sum(einsum("bqhe,hde->bqd", by_kind[kind], w)
+        by_head = sum(einsum("bqhe,hde->bqd", before_edits(kind, by_kind[kind]), w)
                       for kind, w in zip("qkv", weights.reading, strict=True))
         x = x + layer_norm_gradient(by_head, seen[here["resid_pre"]], block["ln_1"]["g"])
         found[here["resid_pre"]] = x
+        x = before_edits("resid_pre", x)
     return found
 
 
@@ -83,12 +106,13 @@ def gelu_gradient(x):
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * inner
 
 
-def attention_gradients(out, q, k, v, pattern, w_o):
+def attention_gradients(out, q, k, v, pattern, w_o, before_edits):
     """Return the gradients of q, k, v and z [b, q, h, e] from that of the output, [b, q, d]."""
-    of_z = einsum("bqd,hed->bqhe", out, w_o)
-    weighted = pattern * einsum("bqhe,bkhe->bhqk", of_z, v)
+    after = einsum("bqd,hed->bqhe", out, w_o)
+    of_z = before_edits("z", after)
+    weighted = pattern * before_edits("pattern", einsum("bqhe,bkhe->bhqk", of_z, v))
     of_scores = weighted - pattern * weighted.sum(axis=-1, keepdims=True)
-    of_scores /= math.sqrt(q.shape[-1])
+    of_scores = before_edits("attn_scores", of_scores) / math.sqrt(q.shape[-1])
     return {"q": einsum("bhqk,bkhe->bqhe", of_scores, k),
             "k": einsum("bhqk,bqhe->bkhe", of_scores, q),
-            "v": einsum("bhqk,bqhe->bkhe", pattern, of_z), "z": of_z}  # fmt: skip
+            "v": einsum("bhqk,bqhe->bkhe", pattern, of_z), "z": after}  # fmt: skip
