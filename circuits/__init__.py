@@ -25,6 +25,8 @@ batch axis.
     edges                  find_edges, edge_attribution, patch_edges, edge_names
     bootstrapping          bootstrap
     calibration            measure
+    excitation             max_activating: the texts that excite a neuron or head
+    distributions          histogram
     tasks                  repeated_tokens, indirect_object, name_repetition
     pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars
 
@@ -42,8 +44,10 @@ from .backward import gradients
 from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
+from .distributions import Histogram, histogram
 from .edges import edge_attribution, edge_names, find_edges, patch_edges
 from .edits import Edit, ablated, knock_out, patch, zero
+from .excitation import Example, Examples, max_activating
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
 from .inputs import Prompts, labels_of, prompts, token_id
 from .logit_attribution import Attribution, attribution
@@ -65,13 +69,14 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Lens", "LowRank",
-    "Measures", "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
-    "ablation", "activation_name",
+    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Example",
+    "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric", "Parts", "Prompts",
+    "ReadsStream", "Run", "Sweep", "Task", "ablated", "ablation", "activation_name",
     "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
     "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
-    "logit_difference", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
-    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
-    "repeat_loss", "repeated_tokens", "run", "singular_tokens", "token_id", "zero",
+    "head_names", "heads", "histogram", "indirect_object", "knock_out", "labels_of", "lens",
+    "log_probability", "logit_difference", "max_activating", "measure", "name_repetition",
+    "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges", "patching",
+    "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "singular_tokens",
+    "token_id", "zero",
 ]  # fmt: skip
