@@ -14,7 +14,8 @@ batch axis.
     logit_lens             lens
     attention_patterns     heads
     metrics                logit_difference, log_probability, repeat_loss
-    edits                  patch, zero, knock_out, ablated: edits for run
+    interventions          as_tap: edits in order, at their places in any pass
+    edits                  patch, zero, add, knock_out, ablated
     sweeps                 patching, ablation
     paths                  path_patching
     low_rank               LowRank
@@ -46,10 +47,11 @@ from .calibration import Measures, measure
 from .decomposition import Parts, decompose
 from .distributions import Histogram, histogram
 from .edges import edge_attribution, edge_names, find_edges, patch_edges
-from .edits import Edit, ablated, knock_out, patch, zero
+from .edits import ablated, add, knock_out, patch, zero
 from .excitation import Example, Examples, max_activating
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
 from .inputs import Prompts, labels_of, prompts, token_id
+from .interventions import Edit, as_tap
 from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
 from .low_rank import LowRank
@@ -72,11 +74,11 @@ __all__ = [
     "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Example",
     "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric", "Parts", "Prompts",
     "ReadsStream", "Run", "Sweep", "Task", "ablated", "ablation", "activation_name",
-    "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
-    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "histogram", "indirect_object", "knock_out", "labels_of", "lens",
-    "log_probability", "logit_difference", "max_activating", "measure", "name_repetition",
-    "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges", "patching",
-    "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "singular_tokens",
-    "token_id", "zero",
+    "activation_names", "add", "as_tap", "attribution", "bootstrap", "composition",
+    "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
+    "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
+    "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",
+    "measure", "name_repetition", "neuron_tokens", "node_names", "ov", "parse_node", "patch",
+    "patch_edges", "patching", "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens",
+    "run", "singular_tokens", "token_id", "zero",
 ]  # fmt: skip

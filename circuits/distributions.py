@@ -15,8 +15,9 @@ import numpy as np
 from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .inputs import check_count, check_numbers
-from .names import kind_of
-from .texts import BY_KEY, is_unit, one_activation, passages, unit_of
+from .interventions import EditsLike
+from .names import BY_QUERY, kind_of
+from .texts import is_unit, one_activation, passages, unit_of
 
 BAR = 40  # characters of the longest bar
 LEAST_EXPONENT = -30  # bins are at least 2^-30 wide
@@ -70,6 +71,7 @@ def histogram(
     name: Any,
     bins: int | Sequence[float] | np.ndarray = 40,
     *,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Histogram:
     """Return the histogram of an activation over texts, read once and not kept.
@@ -78,7 +80,7 @@ def histogram(
     "L2N17" or a head "L1H1" as in `max_activating`. `bins` are edges, or at most so many bins of
     one width: the least power of two with which they hold all values, whatever their order. Of
     patterns and scores only keys count that a query can see. The <|endoftext|> before a text is
-    not counted.
+    not counted. `edits`, as for `run`, see one window after another.
     """
     if is_unit(name):
         unit = unit_of(model, name)
@@ -88,7 +90,7 @@ def histogram(
         measure, value = "all elements", None
     counted = FixedBins(bins) if np.ndim(bins) else GrowingBins(bins)
     moments, n_texts = Moments(), 0
-    for passage in passages(model, texts, activation, bos):
+    for passage in passages(model, texts, activation, edits, bos):
         n_texts = max(n_texts, passage.text + 1)
         values = value(passage.array) if value else passage.array
         values = visible_elements(values, passage.first, kind_of(activation))
@@ -105,7 +107,7 @@ def histogram(
 
 def visible_elements(array, first, kind):
     """Return the elements of counted positions, [n] in float64."""
-    if kind in BY_KEY and array.ndim == 3:  # [h, q, k]
+    if kind in BY_QUERY and array.ndim == 3:  # [h, q, k]
         seen = np.tri(array.shape[1], dtype=bool)
         return array[:, first:][:, seen[first:]].astype(float).ravel()
     return array[first:].astype(float).ravel()

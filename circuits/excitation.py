@@ -17,6 +17,7 @@ import numpy as np
 from ..gpt2_np import Error, Model
 from .activations import run
 from .inputs import check_count, check_numbers, labels_of
+from .interventions import EditsLike
 from .names import activation_name
 from .texts import passages, unit_of
 
@@ -113,20 +114,27 @@ class Examples:
 
 
 def max_activating(
-    model: Model, texts: Iterable[Any], unit: Any, top: int = 10, *, bos: bool | None = None
+    model: Model,
+    texts: Iterable[Any],
+    unit: Any,
+    top: int = 10,
+    *,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
 ) -> Examples:
     """Return the windows of texts in which a neuron "L2N17" or a head "L1H1" is at its highest.
 
     A neuron is measured by its activation (hook_post), a head by the norm of its output
     (hook_result). `texts` is any iterable of texts or lists of token ids; only the best windows are
     kept. A window has up to n_ctx tokens and counts once, at its highest token. The <|endoftext|>
-    before a text is not counted. Raises Error if the model has no such unit.
+    before a text is not counted. `edits`, as for `run`, see one window after another. Raises Error
+    if the model has no such unit.
     """
     check_count("top", top)
     chosen = unit_of(model, unit)
     best: list[tuple[float, int, int, Example]] = []
     n_tokens, n_texts = 0, 0
-    for passage in passages(model, texts, chosen.activation, bos):
+    for passage in passages(model, texts, chosen.activation, edits, bos):
         n_texts = max(n_texts, passage.text + 1)
         values = chosen.value(passage.array)
         counted = values[passage.first :]
@@ -143,17 +151,18 @@ def max_activating(
             (heapq.heappush if len(best) < top else heapq.heapreplace)(best, (*order, example))
     if not best:
         raise Error("there is no token in these texts: give at least one")
-    examples = [entry[3] for entry in sorted(best, key=lambda entry: entry[:3], reverse=True)]
-    return Examples(chosen.name, chosen.measure,
-                    tuple(finished(model, chosen, one) for one in examples), n_tokens, n_texts)
+    ordered = sorted(best, key=lambda entry: entry[:3], reverse=True)
+    examples = tuple(finished(model, chosen, entry[3], edits) for entry in ordered)
+    return Examples(chosen.name, chosen.measure, examples, n_tokens, n_texts)
 
 
-def finished(model, unit, example):
+def finished(model, unit, example, edits):
     """Return an example with its labels, and for a head with the attention of one more pass."""
     labels, attention = labels_of(model, example.tokens), None
     if unit.head is not None:
         name = activation_name("pattern", unit.layer)
-        pattern = run(model, example.tokens, name, bos=False, last_only=True)[name]
+        pattern = run(model, example.tokens, name, edits=edits, bos=False,
+                      last_only=True)[name]
         attention = pattern[0, unit.head, example.marked].copy()
     return replace(example, labels=labels, attention=attention)
 

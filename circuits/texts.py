@@ -20,11 +20,11 @@ from ..inference.scoring import pack_windows, text_windows
 from ..inference.turns import turn
 from .activations import Recorder
 from .head_weights import attention_weights
-from .inputs import check_index, checked_ids, encoded, end_of_text
-from .names import activation_name, kind_of, layer_of, matching_names, parse_node
+from .inputs import checked_ids, encoded, end_of_text
+from .interventions import Edits, EditsLike, Place
+from .names import BY_QUERY, activation_name, kind_of, layer_of, matching_names, parse_node
 
 TOKENS_AT_ONCE = 1 << 14  # of texts that are packed into passes together
-BY_KEY = ("pattern", "attn_scores")  # [h, q, k]; texts that share a pass have none of their own
 
 
 class Passage(NamedTuple):
@@ -53,25 +53,31 @@ class Unit(NamedTuple):
 
 
 def passages(
-    model: Model, texts: Iterable[Any], name: str, bos: bool | None = None
+    model: Model,
+    texts: Iterable[Any],
+    name: str,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
 ) -> Iterator[Passage]:
-    """Yield every window of every text with the activation of that full name.
+    """Yield every window of every text with the activation of that full name, after its edits.
 
     Texts longer than n_ctx are read in windows that overlap by half, and every token is counted
-    once. Windows come in the order of the passes, not of the texts.
+    once. Windows come in the order of the passes, not of the texts. Edits, as for `run`, see one
+    window after another, [1, q, ...].
     """
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise Error(f"texts is {shown(texts)}: give a list of texts, or anything that yields texts")
     lower, n_ctx = layers_below(model, name), model.config.n_ctx
-    apart, end = kind_of(name) in BY_KEY, end_of_text(model)
+    edits, end = Edits(model, edits), end_of_text(model)
+    apart = kind_of(name) in BY_QUERY or bool(edits)
     for first_text, chunk in chunks(text_ids(model, text, bos) for text in texts):
         # text_windows leaves out the last token, which predicts nothing: here it has its turn.
         windows = text_windows([range(len(ids) + 1) for ids in chunk], n_ctx, max(1, n_ctx // 2))
         for row in [[w] for w in windows] if apart else pack_windows(windows, n_ctx):
             tokens = [chunk[w.text][w.start : w.end] for w in row]
             lengths = [w.end - w.start for w in row]
-            recorder = Recorder({name}, {})
-            with turn(model):
+            recorder = Recorder({name}, edits, Place.from_position(0, 1, lengths[0]))
+            with turn(model, has_tap=bool(edits)):
                 transformer(lower.params, lower.config, np.concatenate(tokens)[None],
                             Packed(lengths), Tap(recorder))
             array = recorder.kept[name][0]
@@ -119,14 +125,10 @@ def is_unit(name: Any) -> bool:
 
 def unit_of(model: Model, unit: Any) -> Unit:
     """Return the neuron "L2N17" or the head "L1H1", "1.1" or (1, 1). Raises Error for others."""
-    found = re.fullmatch(r"L(\d+)N(\d+)", unit) if isinstance(unit, str) else None
-    if found:
-        layer, neuron = int(found[1]), int(found[2])
-        check_index("layer", layer, model.config.n_layer)
-        check_index(f"layer {layer}'s neuron", neuron, 4 * model.config.n_embd)
-        return Unit(unit, activation_name("post", layer), "activation (hook_post)",
-                    lambda post: post[:, neuron], layer, None)
-    layer, head = parse_node(model.config, unit)
+    layer, head, *neuron = parse_node(model.config, unit)
+    if neuron:
+        return Unit(f"L{layer}N{neuron[0]}", activation_name("post", layer),
+                    "activation (hook_post)", lambda post: post[:, neuron[0]], layer, None)
     if head is None:
         raise Error(f"{shown(unit)} is not a neuron or head: write 'L2N17' or 'L1H1'")
     w_o = attention_weights(model, layer).W_O[head]

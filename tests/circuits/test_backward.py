@@ -19,7 +19,7 @@ def test_gradients_are_the_slopes_of_the_metric(short, metric):
         name = circuits.activation_name(short, layer)
         step = 1e-5 * np.random.default_rng(layer).standard_normal(found[name].shape)
         up, down = (metric(circuits.run(model, CLEAN, edits={
-            name: lambda x, _, s=sign, d=step: x + s * d}).logits) for sign in (1, -1))
+            name: lambda _, x, s=sign, d=step: x + s * d}).logits) for sign in (1, -1))
         slope = (found[name] * step).sum(axis=tuple(range(1, step.ndim)))
         np.testing.assert_allclose((up - down) / 2, slope, rtol=1e-5, atol=1e-12)
 

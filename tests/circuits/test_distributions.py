@@ -105,3 +105,8 @@ def test_bad_names_and_bins_are_one_clear_error(name, bins, message):
 def test_a_histogram_needs_a_token():
     with pytest.raises(Error, match="there is no token"):
         circuits.histogram(MODEL, [[]], "L1N8")
+
+
+def test_a_histogram_counts_the_edited_model():
+    found = circuits.histogram(MODEL, TEXTS, "L1N17", edits={"blocks.1.mlp.hook_post": 0.5})
+    assert (found.min, found.max, found.std) == (0.5, 0.5, 0)

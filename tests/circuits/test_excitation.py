@@ -136,3 +136,13 @@ def test_bad_texts_and_units_are_one_clear_error(texts, unit, message):
 def test_top_is_checked():
     with pytest.raises(Error, match="top is 0"):
         circuits.max_activating(MODEL, TEXTS, "L1N8", 0)
+
+
+def test_examples_are_those_of_the_edited_model():
+    edits = {"blocks.0.attn.hook_z": circuits.zero(head=1)}
+    found = circuits.max_activating(MODEL, TEXTS, "L1H2", top=3, edits=edits)
+    assert found[0].value != circuits.max_activating(MODEL, TEXTS, "L1H2", top=1)[0].value
+    for one in found:
+        seen = circuits.run(MODEL, one.tokens, ["result", "pattern"], edits=edits)
+        close(one.value, np.linalg.norm(seen["blocks.1.attn.hook_result"][0, one.marked, 2]))
+        close(one.attention, seen["blocks.1.attn.hook_pattern"][0, 2, one.marked])

@@ -84,7 +84,7 @@ def test_passes_of_several_threads_never_overlap():
         jobs += [lambda tap=tap: list(generate(MODEL, PROMPT, 6, tap=tap)),
                  lambda tap=tap: score(MODEL, PROMPT, tap=tap),
                  lambda tap=tap: circuits.run(
-                     MODEL, PROMPT, edits={"*": lambda array, name: tap(name, array)})]
+                     MODEL, PROMPT, edits=tap)]
     results = together(*jobs)
     assert watch.most == 1
     assert results[0] == list(generate(MODEL, PROMPT, 6))
@@ -223,7 +223,7 @@ def failing(name, array):
 @pytest.mark.parametrize("job", [
     lambda: next(generate(MODEL, PROMPT, 3, tap=failing)),
     lambda: score(MODEL, PROMPT, tap=failing),
-    lambda: circuits.run(MODEL, PROMPT, edits={"mlp_out": lambda a, n: failing(n, a)}),
+    lambda: circuits.run(MODEL, PROMPT, edits={"mlp_out": failing}),
 ])  # fmt: skip
 def test_a_pass_that_fails_ends_its_turn(job):
     with pytest.raises(Failure):
