@@ -15,6 +15,7 @@ from ..backend import to_host
 from ..gpt2_np import Model, forward
 from ..inference.turns import turn
 from .inputs import PromptsLike, check_numbers, prompts
+from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
 from .tasks import repeated_tokens
 
@@ -45,6 +46,7 @@ def heads(
     length: int | None = None,
     batch: int = 4,
     seed: int = 0,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Attention:
     """Score the attention of every head on a text, or else on random tokens that repeat once.
@@ -52,7 +54,7 @@ def heads(
     The random tokens are `batch` rows of `length` tokens twice: 50, or as many as n_ctx holds. A
     score is the attention on the keys in question, averaged over the queries that have any: all
     but the first for previous tokens, those with an earlier copy for duplicates and induction.
-    Each layer's pattern is scored as it is computed, and not kept.
+    Each layer's pattern is scored as it is computed, after its `edits`, and not kept.
     """
     if text_or_tokens is None:
         config = model.config
@@ -60,8 +62,10 @@ def heads(
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     scores = PatternScores(given.tokens)
-    with turn(model):
-        forward(model.params, model.config, given.tokens, tap=scores, last_only=True)
+    edits = Edits(model, edits)
+    tap = InTurn(HeldEdits(edits, Place.from_position(0, *given.tokens.shape)), scores)
+    with turn(model, has_tap=bool(edits)):
+        forward(model.params, model.config, given.tokens, tap=tap, last_only=True)
     columns = {kind: np.stack([row[kind] for row in scores.rows]) for kind in scores.rows[0]}
     check_numbers("attention patterns", columns["entropy"], model)
     return Attention(**columns, tokens=given.tokens, bos=given.bos)

@@ -23,6 +23,7 @@ from .inputs import (
     position_slice,
     prompts,
 )
+from .interventions import Edits, EditsLike
 from .metrics import entropy
 from .names import activation_name, stream_points
 
@@ -57,6 +58,7 @@ def lens(
     top: int = 5,
     frozen: bool = False,
     keep_logits: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Lens:
     """Return the logit lens before and after every attention and at the end.
@@ -64,7 +66,8 @@ def lens(
     Targets are `answer` (one for all prompts, or one for each), or else the tokens that follow and,
     at the last position, the model's best. One `position` or all. `top` is the number of best
     tokens to keep. The stream gets the final layer norm with its own statistics; `frozen` takes
-    the scale of the finished stream instead, as attribution does.
+    the scale of the finished stream instead, as attribution does. `edits` are those of `run`, but
+    for the final layer norm's own.
     """
     config, params, n = model.config, model.params, model.n_vocab
     given = prompts(model, text_or_tokens, bos)
@@ -72,7 +75,9 @@ def lens(
     streams = [activation_name(point, layer) for layer in range(config.n_layer)
                for point in ("resid_pre", "resid_mid")]
     streams.append(activation_name("resid_post", config.n_layer - 1))
-    seen = run(model, given, [*streams, "ln_final.hook_scale"])
+    edits = Edits(model, edits)
+    edits.refuse("lens", ("ln_final",), "it reads every layer through the model's own layer norm")
+    seen = run(model, given, [*streams, "ln_final.hook_scale"], edits=edits)
     check_numbers("the logits", seen.logits, model)
     if not 1 <= top <= n:
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {n}")
