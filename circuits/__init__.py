@@ -17,6 +17,7 @@ batch axis.
     interventions          as_tap: edits in order, at their places in any pass
     edits                  patch, zero, add, knock_out, ablated
     sweeps                 patching, ablation
+    patch_estimates        attribution_patching, compare: sweeps estimated from gradients
     paths                  path_patching
     low_rank               LowRank
     head_weights           ov, qk, full_ov, full_qk, copying_scores, singular_tokens, composition
@@ -64,6 +65,7 @@ from .metrics import (
     repeat_loss,
 )
 from .names import activation_name, activation_names, head_names, node_names, parse_node
+from .patch_estimates import Comparison, attribution_patching, compare
 from .paths import path_patching
 from .search import Circuit, find
 from .sweeps import Sweep, ablation, patching
@@ -71,14 +73,14 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Example",
-    "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric", "Parts", "Prompts",
+    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "Edit", "Estimate",
+    "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric", "Parts", "Prompts",
     "ReadsStream", "Run", "Sweep", "Task", "ablated", "ablation", "activation_name",
-    "activation_names", "add", "as_tap", "attribution", "bootstrap", "composition",
-    "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
-    "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
-    "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",
-    "measure", "name_repetition", "neuron_tokens", "node_names", "ov", "parse_node", "patch",
-    "patch_edges", "patching", "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens",
-    "run", "singular_tokens", "token_id", "zero",
+    "activation_names", "add", "as_tap", "attribution", "attribution_patching", "bootstrap",
+    "compare", "composition", "copying_scores", "decompose", "edge_attribution", "edge_names",
+    "find", "find_edges", "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram",
+    "indirect_object", "knock_out", "labels_of", "lens", "log_probability", "logit_difference",
+    "max_activating", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
+    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
+    "repeat_loss", "repeated_tokens", "run", "singular_tokens", "token_id", "zero",
 ]  # fmt: skip
