@@ -282,7 +282,7 @@ def plot_nodes(model, values, path, title, label):
 
 def heads(model, args):
     nodes = [parse_node(model.config, node) for node in args.head]
-    if any(head is None for _, head in nodes):
+    if any(node[1] is None for node in nodes):
         raise Error("--head takes heads, such as 5.1: an MLP has no attention")
     result = circuits.heads(model, args.text, bos=bos_of(args))
     names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in KINDS}

@@ -88,9 +88,9 @@ def run(
     return Run(to_host(logits), recorder.kept, given.tokens, given.bos)
 
 
-def recorded(model, given, names, edits, last_only=False, change_names=()):
+def recorded(model, given, names, edits, last_only=False, change_names=(), place=None):
     """Return the logits of one pass and its Recorder."""
-    place = Place.from_position(0, *given.tokens.shape)
+    place = place or Place.from_position(0, *given.tokens.shape)
     recorder = Recorder(names, edits, place, change_names)
     with turn(model, has_tap=bool(edits)):
         logits = forward(model.params, model.config, given.tokens, tap=recorder,

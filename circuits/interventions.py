@@ -21,7 +21,6 @@ from .inputs import check_index
 from .names import BY_HEAD, BY_NEURON, BY_QUERY, activation_names, kind_of, matching_names
 
 Edit = Callable[[str, Any], Any]  # (name, a copy of the activation) -> an array, or None
-EditsLike = Mapping[str, Any] | Edit | Sequence[Any]  # names to edits, a tap, or a list of these
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +97,7 @@ class Edits:
     tap; or a list of such mappings and taps.
     """
 
-    def __init__(self, model: Model, edits: EditsLike | Edits | None = None):
+    def __init__(self, model: Model, edits: EditsLike | None = None):
         self.by_name: dict[str, list[Any]] = {}
         self.add(model.config, edits)
 
@@ -173,6 +172,9 @@ class Edits:
         for name in self.by_name:
             if kind_of(name) in kinds or set(name.split(".")) & set(kinds):
                 raise Error(f"{tool} cannot honour the edit of {name}: {remedy}")
+
+
+EditsLike = Mapping[str, Any] | Edit | Sequence[Any] | Edits  # a list is of mappings and taps
 
 
 def checked_edit(pattern, edit):
@@ -371,7 +373,7 @@ class EditingTap:
 
     def __init__(self, model: Model, edits: EditsLike):
         self.edits, self.wpe = Edits(model, edits), model.params["wpe"]
-        self.place: Place | None = None
+        self.place = Place.from_position(0, 1, 0)
         self.told, self.given = False, 0  # the length of the text that a cache goes on with
 
     def wants(self, name: str) -> bool:
@@ -383,7 +385,7 @@ class EditingTap:
         self.place, self.told = Place(positions, rows, lengths, n_rows, growing=True), True
 
     def __call__(self, name: str, array: Any) -> Any:
-        if not self.told or self.place is None:
+        if not self.told:
             self.find_place(name, array)
         elif name == "hook_pos_embed":
             self.told = False  # the next pass is another one
@@ -391,7 +393,7 @@ class EditingTap:
 
     def find_place(self, name, array):
         """Find the positions of a pass that nobody has announced, by their embeddings."""
-        if name == BEGINNINGS[0] or self.place is None:
+        if name == BEGINNINGS[0]:
             self.at_start(array, position_axis(name), 0)
         if name != BEGINNINGS[1] or not self.edits.placed:
             return

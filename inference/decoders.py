@@ -23,6 +23,7 @@ from ..gpt2_np import (
     unembed,
 )
 from .drafts import Drafts
+from .taps import announce
 from .text_stream import StopWatcher
 from .turns import turn
 
@@ -35,7 +36,8 @@ class GrowingText:
     """
 
     def __init__(self, prompt: Sequence[int], n_tokens: int, n_ctx: int, stops: StopWatcher,
-                 rng: np.random.Generator):
+                 rng: np.random.Generator, row: int = 0):
+        self.row = row  # of the batch
         self.tokens, self.n_prompt, self.n_ctx = list(prompt), len(prompt), n_ctx
         self.n_tokens, self.stops, self.rng = n_tokens, stops, rng
         self.ended_by = "" if n_tokens else "length"
@@ -105,15 +107,17 @@ class PlainDecoder:
     """One pass of the model for one token of every text."""
 
     def __init__(self, model: Model, cache: KVCache, texts: Sequence[GrowingText],
-                 options: Sampling, tap: Any):
+                 options: Sampling, tap: Any, n_rows: int):
         self.model, self.cache, self.options, self.tap = model, cache, options, tap
-        self.texts = texts
+        self.texts, self.n_rows = texts, n_rows
 
     def step(self, texts: Sequence[GrowingText]) -> Iterator[tuple[GrowingText, int]]:
         if rows := rows_left(self.texts, texts):
             self.cache.select(rows)
             self.texts = texts
         last = [text.tokens[-1:] for text in texts]
+        announce(self.tap, self.cache.lengths[:, None], [text.row for text in texts],
+                 [text.n_prompt for text in texts], self.n_rows)
         with turn(self.model, has_tap=self.tap.function is not None):
             logits = next_logits(self.model, last, self.cache, self.tap)
         yield from add_chosen(texts, logits[:, 0], self.options)

@@ -37,8 +37,9 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop, TextOptions
+from .options import GenerationOptions, Seed, Stop
 from .packing import Packed
+from .taps import announce
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
 from .turns import turn
 
@@ -102,8 +103,9 @@ def generate_batch(
 ) -> Continuations:
     """Return the continuations of several prompts of any lengths, computed together.
 
-    The options are those of `generate` but for the tap. The result is a list of lists; its
-    `reasons` tell why each row ended. Row 0 draws with `seed`, row i with (seed, i), so that each
+    The options are those of `generate`. The result is a list of lists; its `reasons` tell why each
+    row ended. A tap sees [row, ...]: the prompts, padded on the right to one length, then a token
+    of every row that has not ended. Row 0 draws with `seed`, row i with (seed, i), so that each
     row is what `generate` gives for its prompt alone. A numpy Generator seeds row 0 itself and the
     other rows with the generators that it spawns.
     """
@@ -114,7 +116,7 @@ def generate_batch(
 
 
 def stream(
-    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[TextOptions]
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
 ) -> Generator[str, None, str]:
     """Yield the continuation of a text as it is made, in pieces of whole characters.
 
@@ -126,7 +128,7 @@ def stream(
 
 
 def complete(
-    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[TextOptions]
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
 ) -> str:
     """Return the continuation of a text, without the prompt. The options are those of `stream`."""
     pieces, parts = quiet_stream(model, prompt, n_tokens, **options), []
@@ -166,10 +168,12 @@ def warn_if_full(model: Model, reasons: Sequence[str], result: Any) -> None:
         warnings.warn(ContextWarning(message, result), stacklevel=3)
 
 
-def run_batch(model, prompts, n_tokens, stop=(), seed=None, draft=True, **options) -> Generation:
+def run_batch(
+    model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
+) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
-    seeds = row_seeds(seed, len(prompts))
-    generation = Generation(model, prompts, n_tokens, stop, seeds, Sampling(**options), draft)
+    seeds, sampling = row_seeds(seed, len(prompts)), Sampling(**options)
+    generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:
         pass
     return generation
@@ -209,8 +213,9 @@ class Generation:
         self.model, self.options, self.draft = model, options, draft
         self.tap = Tap(tap)
         stops = [StopWatcher(stop, model.tokenizer) for _ in rows]
-        self.texts = [GrowingText(row, n_tokens, n_ctx, watcher, generator(seed))
-                      for row, watcher, seed in zip(rows, stops, seeds, strict=True)]
+        each = zip(rows, stops, seeds, strict=True)
+        self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed), row)
+                      for row, (prompt, watcher, seed) in enumerate(each)]
 
     @property
     def continuations(self) -> list[list[int]]:
@@ -228,7 +233,6 @@ class Generation:
         return self.reasons[0]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        row_of = {id(text): row for row, text in enumerate(self.texts)}
         growing = [text for text in self.texts if not text.ended_by]
         if not growing:
             return
@@ -237,13 +241,13 @@ class Generation:
         chosen, decoder = add_chosen(growing, logits, self.options), None
         while True:
             for text, token in chosen:
-                yield row_of[id(text)], token
+                yield text.row, token
             before, growing = growing, [text for text in growing if not text.ended_by]
             if not growing:
                 return
             if decoder is None:
                 if len(growing) < len(before):
-                    cache.select([row_of[id(text)] for text in growing])
+                    cache.select([text.row for text in growing])
                 decoder = self.pick_decoder(cache, growing)
             chosen = decoder.step(growing)
 
@@ -256,7 +260,7 @@ class Generation:
             on_cpu = namespace(model.params["wte"]) is np
             if self.draft and on_cpu and len(self.texts) == 1:
                 return DraftingDecoder(model, cache, texts[0], options)
-        return PlainDecoder(model, cache, texts, options, self.tap)
+        return PlainDecoder(model, cache, texts, options, self.tap, len(self.texts))
 
     def read_prompts(self) -> tuple[KVCache, Any]:
         """Return a cache that holds every prompt, and the logits at their ends [row, n_vocab]."""
@@ -265,13 +269,18 @@ class Generation:
         capacity = min(config.n_ctx, n_prompt.max() + self.texts[0].n_tokens)
         n_shared = min(shared_prefix(prompts), n_prompt.min() - 1)  # a row needs one of its own
         n_padding = (n_prompt.max() - n_prompt).sum()
-        if n_shared * (n_rows - 1) - n_padding > LEAST_SHARED:
+        has_tap = self.tap.function is not None  # which sees rows, each from its beginning
+        if has_tap or n_shared * (n_rows - 1) - n_padding > LEAST_SHARED:
+            n_shared = 0 if has_tap else n_shared
             cache = KVCache(config, 1, capacity)
-            self.transformer([prompts[0][:n_shared]], cache)
+            if n_shared:
+                self.transformer([prompts[0][:n_shared]], cache)
             cache.select([0] * n_rows)
             rest = np.zeros((n_rows, n_prompt.max() - n_shared), int)
             for row, prompt in enumerate(prompts):
                 rest[row, : len(prompt) - n_shared] = prompt[n_shared:]
+            announce(self.tap, np.arange(n_shared, n_prompt.max()), np.arange(n_rows), n_prompt,
+                     n_rows)
             x = self.transformer(rest, cache)
             cache.lengths[:] = n_prompt  # shorter rests were padded on the right
             ends = np.arange(n_rows), n_prompt - n_shared - 1

@@ -27,14 +27,9 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerationOptions(SamplingOptions, total=False):
-    """Those of `generate` but for its tap."""
+    """Those of `generate`."""
 
     stop: Stop
     seed: Seed | None
     draft: bool
-
-
-class TextOptions(GenerationOptions, total=False):
-    """Those of `generate`."""
-
     tap: TapFunction | SelectiveTap | None

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpt2_np import (
-    NO_TAP,
     Error,
     Model,
     SelectiveTap,
@@ -31,6 +30,7 @@ from ..gpt2_np import (
     transformer,
 )
 from .packing import Packed
+from .taps import announce
 from .turns import turn
 
 # Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
@@ -47,16 +47,22 @@ def score(
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
     default. So every token but those of the first window has at least n_ctx - stride tokens before
-    it. `tap` is that of `forward`, and sees one window after another.
+    it. `tap` is that of `forward`, and sees one window after another, each from position 0 on.
     """
     return score_windows(model, [tokens], stride, Tap(tap))[0]
 
 
 def score_batch(
-    model: Model, texts: Iterable[Tokens], stride: int | None = None
+    model: Model,
+    texts: Iterable[Tokens],
+    stride: int | None = None,
+    tap: TapFunction | SelectiveTap | None = None,
 ) -> list[npt.NDArray[np.float32]]:
-    """Return the `score` of several texts of any lengths, computed together."""
-    return score_windows(model, texts, stride, NO_TAP)
+    """Return the `score` of several texts of any lengths, computed together.
+
+    With a tap they are computed one after another, as `score` would: it sees [1, ...].
+    """
+    return score_windows(model, texts, stride, Tap(tap))
 
 
 def score_windows(model, texts, stride, tap):
@@ -67,12 +73,14 @@ def score_windows(model, texts, stride, tap):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
     texts = [token_batch([text], replace(config, n_vocab=len(wte)))[0] for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
-    for row in pack_windows(text_windows(texts, config.n_ctx, int(stride)), config.n_ctx):
+    windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
+    for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
         lengths = [w.end - w.start for w in row]
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
-        with turn(model, has_tap=tap.function is not None):
+        announce(tap, np.arange(lengths[0]), [row[0].text], lengths[:1], len(texts))
+        with turn(model, has_tap=has_tap):
             x = transformer(params, config, inputs[None], Packed(lengths), tap)
             x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
             log_p = target_log_probabilities(x, targets, wte)

@@ -325,7 +325,7 @@ def test_the_shared_options_are_those_of_generate():
     """With the same types: the list is written twice, so that `help(generate)` shows it."""
     given = typing.get_type_hints(generate)
     names = list(inspect.signature(generate).parameters)[3:]
-    assert typing.get_type_hints(options.TextOptions) == {name: given[name] for name in names}
+    assert typing.get_type_hints(options.GenerationOptions) == {name: given[name] for name in names}
 
 
 def test_an_unknown_option_is_a_type_error():
