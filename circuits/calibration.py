@@ -23,13 +23,14 @@ from .bootstrapping import Estimate, bootstrap
 from .inputs import check_count, end_of_text
 from .interventions import Edits, EditsLike, HeldEdits, Place
 from .metrics import log_sum_exp
+from .short_reprs import Result
 from .texts import text_ids
 
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Measures:
+@dataclass(frozen=True, eq=False, repr=False)
+class Measures(Result):
     """The quality of a model's predictions on texts, each with an interval by text.
 
     `loss` and `entropy` are in nats a token, `bits_per_byte` of UTF-8 (None for ids),

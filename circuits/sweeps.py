@@ -61,6 +61,7 @@ from .names import (
     layer_of,
     matching_names,
 )
+from .short_reprs import Result
 from .weights import on_host
 
 # Batches of about this many positions let the matrix products reach full speed and hold a few
@@ -73,8 +74,8 @@ PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "ml
              "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1, "post": 2}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
     """The metric after each intervention, over `axes`.
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
