@@ -101,8 +101,9 @@ def histogram(
     if not moments.n:
         raise Error("there is no token in these texts: give at least one")
     std = math.sqrt(moments.squares / moments.n)
-    return Histogram(name, measure, *counted.finished(), moments.n, n_texts, moments.least,
-                     moments.most, moments.mean, std)
+    edges, counts, below, above = counted.finished()
+    return Histogram(name, measure, edges, counts, below, above, moments.n, n_texts,
+                     moments.least, moments.most, moments.mean, std)
 
 
 def visible_elements(array, first, kind):

@@ -67,17 +67,17 @@ def plot_map(
     if values.ndim == 3:
         rows = rows or [f"{i}.{j}" for i, j in np.ndindex(values.shape[:2])]
         values, first = values.reshape(-1, values.shape[-1]), "layer.head"
-    names = [list(map(str, range(n))) if given is None else list(given)
-             for given, n in zip((rows, columns), values.shape, strict=True)]
-    for kind, own, n in zip(("rows", "columns"), names, values.shape, strict=True):
+    rows, columns = (numbers(n) if given is None else list(given)
+                     for given, n in zip((rows, columns), values.shape, strict=True))
+    for kind, own, n in zip(("rows", "columns"), (rows, columns), values.shape, strict=True):
         if len(own) != n:
             raise Error(f"{len(own)} {kind} are named, but the array has {n}: give one each")
     axes = axes or (first, "position" if first != "layer" else "head")
-    figure = new_figure(1.6 + label_inches(names[0])
+    figure = new_figure(1.6 + label_inches(rows)
                         + inches(0.3 * values.shape[1], 2.0, 0.07 * len(title)),
-                        0.9 + label_inches(names[1]) + inches(0.26 * values.shape[0]))
+                        0.9 + label_inches(columns) + inches(0.26 * values.shape[0]))
     drawn = figure.subplots()
-    draw_heat_map(drawn, values, title, *names, signed is not False, label)
+    draw_heat_map(drawn, values, title, rows, columns, signed is not False, label)
     drawn.set_ylabel(axes[0], fontsize=8)
     drawn.set_xlabel(axes[1], fontsize=8)
     return saved(figure, path)
@@ -121,11 +121,11 @@ def plot_shares(attention, path, title):
     panel = inches(0.3 * n_head, 2.0)
     figure = new_figure((panel + 1.2) * len(SHARES), 1.2 + inches(0.26 * n_layer))
     figure.suptitle(printable(title or "attention to"), fontsize=9, parse_math=False)
-    names = [list(map(str, range(n))) for n in (n_layer, n_head)]
     panels = [getattr(attention, kind) for kind in SHARES]
     bound = float(np.nanmax(np.stack(panels), initial=0))  # so that panels can be compared
     for axes, kind, values in zip(figure.subplots(1, len(SHARES)), SHARES, panels, strict=True):
-        draw_heat_map(axes, values, kind.replace("_", " "), *names, False, "", bound)
+        draw_heat_map(axes, values, kind.replace("_", " "), numbers(n_layer), numbers(n_head),
+                      False, "", bound)
         axes.set_ylabel("layer", fontsize=8)
         axes.set_xlabel("head", fontsize=8)
     return saved(figure, path)
@@ -146,8 +146,7 @@ def plot_attention(
         return plot_map(patterns, path)
     patterns = as_array("plot_attention", patterns, "patterns of one prompt, as")
     patterns = patterns.reshape(-1, *patterns.shape[-2:])
-    queries, keys = (list(map(str, range(n))) if labels is None else list(labels)
-                     for n in patterns.shape[1:])
+    queries, keys = (numbers(n) if labels is None else list(labels) for n in patterns.shape[1:])
     if (len(queries), len(keys)) != patterns.shape[1:]:
         raise Error(f"{len(keys)} labels for patterns of shape {patterns.shape}: give one a token")
     n, size = len(patterns), inches(1.2 + 0.17 * len(keys))
@@ -244,6 +243,10 @@ def as_array(function, values, others):
         return array
     raise Error(f"{function} takes {others} an array of two or three dimensions, not "
                 f"{described(array)}: choose a prompt, a layer or a head of it")
+
+
+def numbers(n):
+    return list(map(str, range(n)))
 
 
 def described(value):
