@@ -43,14 +43,14 @@ def right(name: str | Path) -> None:
     print(gpt2_np.sample(logits[-1], top_k=3, previous=np.array(ids)) + first, log_p.sum())
 
     seen = circuits.run(model, "But soft", ["z"], edits={"blocks.0.attn.hook_z": circuits.zero()})
-    several = {"z": [circuits.zero(1), circuits.add(np.ones(8), 0.5)]}
+    several = {"z": [circuits.zero(1), circuits.add(np.ones(64), 0.5)]}
     tap = circuits.as_tap(model, [several, zero_head_3])
     rows = gpt2_np.generate_batch(model, [ids], 5, tap=tap)
     log_p = gpt2_np.score_batch(model, [ids], tap=zero_head_3)[0]
     steered = circuits.run_generate(model, "But soft", 5, "z", edits=zero_head_3, temperature=1.0)
     vector: np.ndarray = circuits.steering_vector(model, [("a", " b")], "blocks.0.hook_resid_pre")
     edits = circuits.ablated(model, ["L0H1", "L0N17"])
-    circuits.attribution(model, ids, " art", edits=[edits, {"z": circuits.patch(vector)}])
+    circuits.attribution(model, ids, " art", edits=[edits, {"resid_pre": circuits.patch(vector)}])
     print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     task = circuits.repeated_tokens(model, 5, 2)
