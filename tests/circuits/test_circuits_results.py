@@ -29,7 +29,6 @@ def test_results_that_hold_arrays_can_be_compared_and_kept_in_sets(make):
 SHORT = [
     *RESULTS, lambda: METRIC, lambda: circuits.repeat_loss(CLEAN, 4),
     lambda: circuits.run(MODEL, CLEAN, "*"), lambda: circuits.log_probability(MODEL, [1, 2, 3]),
-    lambda: circuits.find_edges(MODEL, CLEAN, CORRUPTED, METRIC, 0.5, checks=3),
     lambda: circuits.max_activating(MODEL, list(CLEAN), "L1N3"),
     lambda: circuits.max_activating(MODEL, list(CLEAN), "L1N3")[0],
     lambda: circuits.histogram(MODEL, list(CLEAN), "L1N3"), lambda: MODEL,
