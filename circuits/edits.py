@@ -15,10 +15,10 @@ import numpy as np
 
 from ..backend import namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model
+from ..gpt2_np import Error, Model, is_number
 from .activations import run
 from .inputs import PromptsLike, check_same_length, prompts, shared_positions
-from .interventions import PlacedEdit, Replacement, chosen_indices
+from .interventions import PlacedEdit, Replacement, chosen_indices, host_numbers
 from .names import activation_name, parse_node
 
 MODES = ("zero", "mean", "resample")
@@ -46,7 +46,9 @@ def add(vector: Any, scale: float = 1.0, position: Any = None, head: Any = None)
     The vector may be any array that NumPy broadcasts to the activation. `position` and `head` are
     those of `patch`.
     """
-    return Replacement(scale * np.asarray(to_host(vector)), head, None, position, adds=True)
+    if not is_number(scale):
+        raise Error(f"scale is {shown(scale)}: it must be a number")
+    return Replacement(scale * host_numbers(vector), head, None, position, adds=True)
 
 
 def knock_out(queries: Any, keys: Any = None, head: Any = None) -> PlacedEdit:
@@ -64,11 +66,15 @@ class KnockOut(PlacedEdit):
     def __init__(self, queries, keys, head):
         pairs = [(queries, keys)]
         if keys is None:
-            pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in queries]
+            pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in
+                     (queries if isinstance(queries, list | tuple) else ())]
             if not pairs or any(len(pair) != 2 for pair in pairs):
                 raise Error(f"knock_out got {shown(queries)} and no keys: give queries and keys, "
                             "or a list of pairs (query, key)")
         self.pairs, self.head = pairs, head
+
+    def __repr__(self):
+        return f"knock_out({shown(self.pairs)}, head={self.head})"
 
     def mask(self, name, array, place):
         if not name.endswith("hook_attn_scores"):
@@ -100,9 +106,10 @@ def ablated(
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
     "zero"; "mean" puts in the mean over the `reference` prompts, position by position; "resample"
-    their activations, prompt by prompt. Reference prompts must be as long as those of the run.
+    their activations, prompt by prompt. Reference prompts must be as long as those of the run;
+    `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
     """
-    if isinstance(nodes, str) or is_node(nodes):
+    if not isinstance(nodes, Iterable) or isinstance(nodes, str) or is_node(nodes):
         nodes = [nodes]
     units = units_by_name(parse_node(model.config, node) for node in nodes)
     source, _ = replacements(model, reference, mode, reference, sorted(units))

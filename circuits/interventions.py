@@ -76,8 +76,11 @@ class Place:
 
 def in_slice(here, chosen, lengths):
     """Return the positions `here` [b, q] that are in a slice of texts of these lengths [b, 1]."""
+    bounds = chosen.start, chosen.stop, chosen.step
+    if any(bound is not None and not isinstance(bound, int | np.integer) for bound in bounds):
+        raise Error(f"{shown(chosen)} is not a slice of positions: give integers")
     start, stop = (bound if bound is None or bound >= 0 else np.maximum(lengths + bound, 0)
-                   for bound in (chosen.start, chosen.stop))
+                   for bound in bounds[:2])
     start, step = 0 if start is None else start, 1 if chosen.step is None else chosen.step
     if step < 1:
         raise Error(f"{shown(chosen)} goes backward: give positions from the first to the last")
@@ -110,11 +113,14 @@ class Edits:
                 self.by_name.setdefault(name, []).extend(several)
         elif isinstance(edits, Mapping):
             for pattern, edit in edits.items():
+                if not isinstance(pattern, str):
+                    raise Error(f"edits name {shown(pattern)}: write an activation's name, such as "
+                                "'blocks.5.attn.hook_z'")
                 several = [checked_edit(pattern, one) for one in
                            (edit if isinstance(edit, list | tuple) else [edit])]
                 for name in matching_names(pattern, config):
                     self.by_name.setdefault(name, []).extend(several)
-        elif callable(edits):
+        elif callable(edits) and not isinstance(edits, PlacedEdit):
             wants = getattr(edits, "wants", None) or all_but_results
             for name in filter(wants, activation_names(config)):
                 self.by_name.setdefault(name, []).append(edits)
@@ -138,18 +144,18 @@ class Edits:
     @property
     def has_functions(self) -> bool:
         """True if an edit is a function of the caller's, which has to see whole texts."""
-        return not all(hasattr(edit, "at") for edit in self.every)
+        return not all(isinstance(edit, PlacedEdit) for edit in self.every)
 
     @property
     def placed(self) -> bool:
         """True if an edit depends on positions or on the prompt."""
-        return any(getattr(edit, "placed", False) for edit in self.every)
+        return any(isinstance(edit, PlacedEdit) and edit.placed for edit in self.every)
 
     def apply(self, name: str, array: Any, place: Place) -> Any:
         """Return the activation after its edits. The array that is given stays as it is."""
         place = place.fitted(name, array)
         for edit in self.by_name.get(name, ()):
-            if hasattr(edit, "at"):
+            if isinstance(edit, PlacedEdit):
                 array = edit.at(name, array, place)
             else:
                 array = called(edit, name, array, place.copies)
@@ -158,7 +164,7 @@ class Edits:
     def back(self, name: str, gradient: np.ndarray, place: Place) -> np.ndarray:
         """Return the gradient of an activation before its edits from that after them."""
         for edit in reversed(self.by_name.get(name, ())):
-            if not hasattr(edit, "back"):
+            if not isinstance(edit, PlacedEdit):
                 raise Error(f"gradients cannot go back through a function of your own, the edit "
                             f"of {name}: use patch, zero, add, knock_out or an array")
             gradient = edit.back(name, gradient, place)
@@ -246,12 +252,16 @@ class Replacement(PlacedEdit):
     """An edit that puts in values, or adds them if `adds`, at some heads, neurons and positions."""
 
     def __init__(self, values, head=None, neuron=None, position=None, adds=False):
-        given, values = values, np.asarray(to_host(values) if hasattr(values, "dtype") else values)
-        if values.dtype.kind not in "fiu":
-            raise Error(f"the values are {shown(given)}: give numbers")
+        values = host_numbers(values)
         self.values, self.adds = values, adds
         self.head, self.neuron, self.position = head, neuron, position
         self.placed = position is not None or values.ndim > 1
+
+    def __repr__(self):
+        parts = {"head": self.head, "neuron": self.neuron, "position": self.position}
+        given = [f"{key}={part!r}" for key, part in parts.items() if part is not None]
+        what = shown(self.values.item()) if self.values.ndim == 0 else f"values {self.values.shape}"
+        return f"{'add' if self.adds else 'patch'}({', '.join([what, *given])})"
 
     def mask(self, name, array, place):
         kind, axis = kind_of(name), position_axis(name)
@@ -320,6 +330,17 @@ class Replacement(PlacedEdit):
         return gradient if self.adds else super().back(name, gradient, place)
 
 
+def host_numbers(values):
+    """Return an array, a number or a list of numbers as an array on the host, checked."""
+    try:
+        array = np.asarray(to_host(values) if hasattr(values, "dtype") else values)
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "fiu":
+        raise Error(f"the values are {shown(values)}: give numbers, in rows of one length")
+    return array
+
+
 def mask_rest(mask, axis):
     """Return the axes of a mask but for its rows and positions."""
     return tuple(i for i in range(mask.ndim) if i not in (0, axis))
@@ -331,7 +352,7 @@ def chosen_indices(axis, index, n):
         return np.arange(n)[slice(None) if index is None else index]
     for one in np.atleast_1d(index).tolist():
         check_index(axis, one, n, negative=True)
-    return np.atleast_1d(index) % n
+    return np.atleast_1d(index).astype(int) % n
 
 
 # --- taps ------------------------------------------------------------------------------

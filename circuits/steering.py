@@ -43,8 +43,9 @@ def steering_vector(
     activation, such as "blocks.6.hook_resid_pre", whose vector [d] `add` takes.
     """
     name, total = one_vector(name, model.config), 0.0
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     for pair in pairs:
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, str) or not isinstance(pair, Sequence | np.ndarray) or len(pair) != 2:
             raise Error(f"{shown(pair)} is not a pair: give a list of (prompt, opposite)")
         here, there = (run(model, text, name, edits=edits, bos=bos, last_only=True)[name]
                        for text in pair)
@@ -74,7 +75,7 @@ def mean_activation(
         total = total + counted.sum(axis=0, dtype=np.float64)
         count += len(counted)
     if not count:
-        raise Error("the texts hold nothing but <|endoftext|>: give texts")
+        raise Error("there is no token in these texts, besides <|endoftext|>: give at least one")
     return checked(total / count, name, model)
 
 

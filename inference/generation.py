@@ -19,7 +19,6 @@ from ..gpt2_np import (
     Model,
     Sampling,
     SelectiveTap,
-    Tap,
     TapFunction,
     Tokens,
     generator,
@@ -39,7 +38,7 @@ from .decoders import (
 )
 from .options import GenerationOptions, Seed, Stop
 from .packing import Packed
-from .taps import announce
+from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
 from .turns import turn
 
@@ -211,7 +210,7 @@ class Generation:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "
                         "its beginning")
         self.model, self.options, self.draft = model, options, draft
-        self.tap = Tap(tap)
+        self.tap = checked_tap(tap)
         stops = [StopWatcher(stop, model.tokenizer) for _ in rows]
         each = zip(rows, stops, seeds, strict=True)
         self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed), row)

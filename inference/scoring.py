@@ -18,7 +18,6 @@ from ..gpt2_np import (
     Error,
     Model,
     SelectiveTap,
-    Tap,
     TapFunction,
     Tokens,
     check_finite,
@@ -30,7 +29,7 @@ from ..gpt2_np import (
     transformer,
 )
 from .packing import Packed
-from .taps import announce
+from .taps import announce, checked_tap
 from .turns import turn
 
 # Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
@@ -49,7 +48,7 @@ def score(
     default. So every token but those of the first window has at least n_ctx - stride tokens before
     it. `tap` is that of `forward`, and sees one window after another, each from position 0 on.
     """
-    return score_windows(model, [tokens], stride, Tap(tap))[0]
+    return score_windows(model, [tokens], stride, checked_tap(tap))[0]
 
 
 def score_batch(
@@ -62,7 +61,7 @@ def score_batch(
 
     With a tap they are computed one after another, as `score` would: it sees [1, ...].
     """
-    return score_windows(model, texts, stride, Tap(tap))
+    return score_windows(model, texts, stride, checked_tap(tap))
 
 
 def score_windows(model, texts, stride, tap):

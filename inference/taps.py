@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..gpt2_np import SelectiveTap, Tap
+from ..bpe import shown
+from ..gpt2_np import Error, SelectiveTap, Tap
 
 
 class PlacedTap(SelectiveTap, Protocol):
@@ -22,6 +23,14 @@ class PlacedTap(SelectiveTap, Protocol):
         Its positions [b, q], the texts [b] of `n_rows` that they belong to, and the lengths [b] of
         those texts as they were given: positions from a length on are generated, or padding.
         """
+
+
+def checked_tap(tap: Any) -> Tap:
+    """Return a caller's tap, or none. Raises Error if it cannot be called."""
+    if tap is not None and not callable(tap):
+        raise Error(f"tap is {shown(tap)}: give a function (name, array), or "
+                    "circuits.as_tap(model, edits)")
+    return Tap(tap)
 
 
 def announce(tap: Tap, positions: Any, rows: Any, lengths: Any, n_rows: int) -> None:

@@ -73,12 +73,30 @@ def test_an_edit_that_returns_no_such_array_is_one_clear_error(edit):
     ({Z: "zero"}, "the edit of blocks.1.attn.hook_z is 'zero': give a function"),
     ({Z: [circuits.zero(), None]}, "is None: give a function"),
     ("z", "edits are 'z': give a mapping"),
+    ({3: circuits.zero()}, "edits name 3: write an activation's name"),
+    (circuits.zero(2), r"edits are patch\(0.0, head=2\): give a mapping of names"),
+    ([circuits.zero(1)], "edits are .*: give a mapping of names"),
+    ({Z: circuits.zero(position=slice("a"))}, "not a slice of positions"),
+    ({Z: circuits.zero(position=1.5)}, "position is 1.5"),
 ])
 def test_what_is_no_edit_is_one_clear_error(edits, message):
     with pytest.raises(Error, match=message):
         logits(edits)
-    with pytest.raises(Error, match="the values are 'z': give numbers"):
-        circuits.patch("z")
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: circuits.patch("z"), "the values are 'z': give numbers"),
+    (lambda: circuits.patch([[1, 2], [3]]), "in rows of one length"),
+    (lambda: circuits.add("v"), "the values are 'v'"),
+    (lambda: circuits.add(VECTOR, "s"), "scale is 's'"),
+    (lambda: circuits.knock_out(3), "knock_out got 3 and no keys"),
+    (lambda: circuits.ablated(MODEL, 3), "3 is not a head or MLP"),
+    (lambda: gpt2_np.generate_batch(MODEL, [[1]], 3, tap="z"), "tap is 'z': give a function"),
+    (lambda: gpt2_np.score(MODEL, [1, 2], tap={Z: 0.0}), r"or circuits.as_tap\(model, edits\)"),
+])
+def test_what_makes_no_edit_is_one_clear_error(make, message):
+    with pytest.raises(Error, match=message):
+        make()
 
 
 # --- several edits ---------------------------------------------------------------------
