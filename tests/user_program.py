@@ -50,7 +50,7 @@ def right(name: str | Path) -> None:
     steered = circuits.run_generate(model, "But soft", 5, "z", edits=zero_head_3, temperature=1.0)
     vector: np.ndarray = circuits.steering_vector(model, [("a", " b")], "blocks.0.hook_resid_pre")
     edits = circuits.ablated(model, ["L0H1", "L0N17"])
-    circuits.attribution(model, ids, " art", edits=[edits, {"resid_pre": circuits.patch(vector)}])
+    circuits.attribution(model, ids, " art", edits=[edits, {"resid_mid": circuits.add(vector)}])
     print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     task = circuits.repeated_tokens(model, 5, 2)

@@ -6,6 +6,7 @@ from random_model import TINY
 
 import gpt2_np
 from gpt2_np import Error, circuits
+from gpt2_np import gpt2_np as reference
 
 MID, Z = "blocks.1.hook_resid_mid", "blocks.0.attn.hook_z"
 VECTOR = 3 * np.random.default_rng(4).standard_normal(TINY.n_embd).astype(np.float32)
@@ -56,6 +57,7 @@ def test_cached_generation_with_edits_gives_the_tokens_of_whole_passes(case):
     tap = circuits.as_tap(MODEL, EDITS[case])
     expected = [by_whole_passes(case, prompt, 8) for prompt in PROMPTS]
     assert [list(gpt2_np.generate(MODEL, prompt, 8, tap=tap)) for prompt in PROMPTS] == expected
+    assert [list(reference.generate(MODEL, prompt, 8, tap=tap)) for prompt in PROMPTS] == expected
     assert list(gpt2_np.generate_batch(MODEL, PROMPTS, 8, tap=tap)) == expected
     plain = list(gpt2_np.generate_batch(MODEL, PROMPTS, 8))
     assert plain != expected
