@@ -349,11 +349,8 @@ def patch(model, args):
         rows.append([*cell, float(sweep.values[index]), float(shares[index])])
 
     def draw(path):
-        grid, names = shares, None
-        if shares.ndim == 3:  # every head and position: a row for each head
-            grid, names = shares.reshape(-1, shares.shape[-1]), head_names(model.config)
-        plot_map(grid, path, f"{args.what}: share of the effect restored", rows=names,
-                 columns=labels, axes=("layer" if names is None else "head", last), label="share")
+        plot_map(sweep, path, f"{args.what}: share of the effect restored", model=model,
+                 label="share")
 
     metrics: tuple[Any, Any] = sweep.base, sweep.source
     before, after = (float(values.mean()) for values in metrics)

@@ -18,10 +18,11 @@ from ..inference.turns import turn
 from .inputs import PromptsLike, prompts
 from .interventions import Edits, EditsLike, Place
 from .names import as_glob, matching_names, nearest
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Result):
     """The result of one pass: logits [b, q, v], activations by name, and the prompts."""
 
     logits: np.ndarray

@@ -17,11 +17,12 @@ from ..inference.turns import turn
 from .inputs import PromptsLike, check_numbers, prompts
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
+from .short_reprs import Result
 from .tasks import repeated_tokens
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(Result):
     """Averages of each head's attention, every array [layer, head].
 
     Shares of attention from 0 to 1: to the previous token, to earlier copies of the current token,

@@ -20,15 +20,17 @@ from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
 from ..inference.turns import turn
 from .bootstrapping import Estimate, bootstrap
-from .inputs import check_count, checked_ids, encoded, end_of_text
+from .inputs import check_count, end_of_text
 from .interventions import Edits, EditsLike, HeldEdits, Place
 from .metrics import log_sum_exp
+from .short_reprs import Result
+from .texts import text_ids
 
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Measures:
+@dataclass(frozen=True, eq=False, repr=False)
+class Measures(Result):
     """The quality of a model's predictions on texts, each with an interval by text.
 
     `loss` and `entropy` are in nats a token, `bits_per_byte` of UTF-8 (None for ids),
@@ -66,7 +68,7 @@ def measure(
     if isinstance(texts, str) or not len(texts):
         raise Error("measure takes a list of texts: intervals are over texts")
     check_count("bins", bins)
-    rows = [text_ids(model, text, bos) for text in texts]
+    rows = [measured_ids(model, text, bos) for text in texts]
     sums = sums_over_texts(model, rows, bins, Edits(model, edits))
     n, loss, entropy = (np.array([getattr(one, name) for one in sums])
                         for name in ("n_tokens", "loss", "entropy"))
@@ -100,14 +102,11 @@ def measure(
     )
 
 
-def text_ids(model, text, bos):
-    is_text = isinstance(text, str)
-    ids = encoded(model, text) if is_text else list(text)
-    if is_text if bos is None else bos:
-        ids = [end_of_text(model, needed=True), *ids]
+def measured_ids(model, text, bos):
+    ids = text_ids(model, text, bos)
     if len(ids) < 2:
         raise Error(f"{shown(text)} has no token that follows another: there is nothing to measure")
-    return checked_ids(model, [ids])[0]
+    return ids
 
 
 @dataclass

@@ -19,14 +19,15 @@ from .head_weights import attention_weights
 from .inputs import PromptsLike, check_index, position_slice, prompts
 from .interventions import Edits, EditsLike
 from .names import activation_name, activation_names, kind_of, layer_of, matching_names, nearest
+from .short_reprs import Result
 from .weights import on_host
 
 WRITTEN_BEFORE = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
 ADDED_BY_EDITS = {"resid_pre", "result", "attn_out", "resid_mid", "resid_post"}
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Parts(Result):
     """The terms of the residual stream: `values` [p, b, q, d] over `labels` sum to the stream."""
 
     labels: list[str]

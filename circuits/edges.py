@@ -240,7 +240,7 @@ def edge_attribution(
     seen = run(model, base, [*WRITERS, "blocks.*.hook_resid_pre"], last_only=True)
     other = run(model, source, WRITERS, last_only=True)
     change = written_by_senders(model, other) - written_by_senders(model, seen)
-    known = gradients(model, base, metric)
+    known = gradients(model, base, metric, names=("q", "k", "v", "resid_mid", "mlp_out"))
     inputs = []  # [receiver, b, q, d]
     for layer in range(config.n_layer):
         block, weights = on_host(model.params["blocks"][layer]), attention_weights(model, layer)

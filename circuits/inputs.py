@@ -14,10 +14,11 @@ import numpy as np
 from ..backend import to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(Result):
     """Prompts of one length: ids [b, q]. `bos` is True if each begins with <|endoftext|>."""
 
     tokens: np.ndarray

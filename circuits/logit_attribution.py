@@ -19,11 +19,12 @@ from .decomposition import decompose, labelled
 from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
 from .interventions import Edits, EditsLike
 from .names import head_names, stream_points
+from .short_reprs import Result
 from .weights import centred, on_host
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
     """The terms of a logit, of a difference of two, or of every logit.
 
     `values` [p, b] (or [p, b, v]) over `labels` sum to `total`, the model's own logits. The last

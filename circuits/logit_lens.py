@@ -26,10 +26,11 @@ from .inputs import (
 from .interventions import Edits, EditsLike
 from .metrics import entropy
 from .names import activation_name, stream_points
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Result):
     """The distribution over the next token at each point of the stream.
 
     `points` are "0_pre", "0_mid", ..., "final_post". `probability` and `rank` (0 is the best) of

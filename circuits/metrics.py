@@ -18,6 +18,7 @@ import numpy as np
 from ..backend import einsum, namespace, to_host
 from ..gpt2_np import Error, Model, softmax
 from .inputs import Answers, answer_ids, one_each
+from .short_reprs import Result
 
 
 class Metric(Protocol):
@@ -43,8 +44,8 @@ class ReadsStream(Metric, Protocol):
         """Return the metric [b] from the final layer norm's result at that position, [b, d]."""
 
 
-@dataclass(frozen=True, eq=False)
-class LogitDifference:
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitDifference(Result):
     """Logit of `answer` minus logit of `wrong` at the last position; each is ids [1 or b]."""
 
     answer: np.ndarray
@@ -69,8 +70,8 @@ class LogitDifference:
         return einsum("bd,bd->b", x, answer - wrong)
 
 
-@dataclass(frozen=True, eq=False)
-class LogProbability:
+@dataclass(frozen=True, eq=False, repr=False)
+class LogProbability(Result):
     """Log-probability in nats of `answer`, ids [1 or b], among the `n_vocab` tokens."""
 
     answer: np.ndarray
@@ -88,8 +89,8 @@ class LogProbability:
         return result
 
 
-@dataclass(frozen=True, eq=False)
-class RepeatLoss:
+@dataclass(frozen=True, eq=False, repr=False)
+class RepeatLoss(Result):
     """Mean loss in nats of the last `n` of `tokens` [b, q], each given all tokens before it."""
 
     tokens: np.ndarray

@@ -21,11 +21,12 @@ from .inputs import PromptsLike, check_count, check_same_length, prompts
 from .interventions import Edits, EditsLike
 from .metrics import Metric, checked_values
 from .names import activation_name, node_names, parse_node
+from .short_reprs import Result
 from .sweeps import BaseRun
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
     """Parts that suffice: `kept` of the `n_all` parts of the model.
 
     Parts are heads and MLPs by name ("L9H6", "MLP3"), or edges (sender, receiver), the strongest

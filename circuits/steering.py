@@ -21,6 +21,7 @@ from .activations import Run, recorded, run
 from .inputs import Prompts, PromptsLike, check_count, check_numbers, prompts
 from .interventions import Edits, EditsLike, Place, as_tap
 from .names import BY_QUERY, kind_of, matching_names
+from .texts import one_activation, passages
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -56,38 +57,34 @@ def steering_vector(
 
 def mean_activation(
     model: Model,
-    texts: Sequence[str | Tokens],
+    texts: Iterable[str | Tokens],
     name: str,
     *,
     edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> np.ndarray:
-    """Return the mean of an activation over all positions of texts of any lengths.
+    """Return the mean of an activation over all positions of texts of any number and lengths.
 
+    Texts longer than n_ctx are read in windows, as by `max_activating`. Edits see one at a time.
     A first <|endoftext|> does not count, because what is stored at it is like nothing else.
     `patch(mean)` is mean ablation: a vector [d] of the stream or [h, e] of z goes everywhere.
     """
-    if isinstance(texts, str) or not isinstance(texts, Iterable) or not (texts := list(texts)):
-        raise Error("mean_activation takes a list of texts: give at least one")
     name, total, count = one_vector(name, model.config), 0.0, 0
-    for text in texts:
-        given = prompts(model, text, bos)
-        seen = run(model, given, name, edits=edits, last_only=True)[name][:, int(given.bos):]
-        total = total + seen.sum(axis=(0, 1), dtype=np.float64)
-        count += seen.shape[0] * seen.shape[1]
+    for passage in passages(model, texts, name, edits, bos):
+        counted = passage.array[passage.first :]
+        total = total + counted.sum(axis=0, dtype=np.float64)
+        count += len(counted)
     if not count:
-        raise Error("the texts hold nothing but <|endoftext|>: give texts")
+        raise Error("there is no token in these texts, besides <|endoftext|>: give at least one")
     return checked(total / count, name, model)
 
 
 def one_vector(name, config):
     """Return the full name of one activation that has a vector at each position."""
-    found = sorted(matching_names(name, config))
-    if len(found) != 1:
-        raise Error(f"{shown(name)} is {len(found)} activations: name one, such as {found[0]}")
-    if kind_of(found[0]) in BY_QUERY:
-        raise Error(f"{found[0]} is as wide as the text is long: choose the stream, z or an output")
-    return found[0]
+    found = one_activation(name, config)
+    if kind_of(found) in BY_QUERY:
+        raise Error(f"{found} is as wide as the text is long: choose the stream, z or an output")
+    return found
 
 
 def checked(vector, name, model):

@@ -42,6 +42,7 @@ from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
     PromptsLike,
+    check_count,
     check_index,
     check_numbers,
     check_same_length,
@@ -60,6 +61,7 @@ from .names import (
     layer_of,
     matching_names,
 )
+from .short_reprs import Result
 from .weights import on_host
 
 # Batches of about this many positions let the matrix products reach full speed and hold a few
@@ -72,8 +74,8 @@ PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "ml
              "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1, "post": 2}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
     """The metric after each intervention, over `axes`.
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
@@ -110,6 +112,16 @@ class Sweep:
             raise Error("the metric is the same on both prompts, so shares of the effect are "
                         "undefined: look at the prompts and the answers")
         return self.effect / whole
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """Return the cells with the largest effects, and these, in either direction.
+
+        A cell is "L1H1", "L2N17", "layer 1, position 5" or "L1H1, position 5".
+        """
+        check_count("n", n)
+        known = np.argwhere(np.isfinite(self.effect))
+        order = sorted(map(tuple, known.tolist()), key=lambda index: -abs(self.effect[index]))
+        return [(cell_name(self.axes, index), float(self.effect[index])) for index in order[:n]]
 
 
 def patching(
@@ -182,6 +194,27 @@ def patched_kind(what, layers, config):
         check_index("layer", layer, config.n_layer)
     named = sorted(map(layer_of, found))
     return kinds.pop(), [n for n in named if layers is None or n in layers]
+
+
+def sweep_axes(config, what, by_position, length):
+    """Return the axes of a sweep and their sizes: layer, head or neuron, position."""
+    by_unit = ["head"] * (what in BY_HEAD) or ["neuron"] * (what in BY_NEURON)
+    by_position = not by_unit if by_position is None else by_position
+    axes = ("layer", *by_unit, *["position"] * by_position)
+    sizes = {"layer": config.n_layer, "head": config.n_head, "position": length,
+             "neuron": 4 * config.n_embd}
+    return axes, [sizes[axis] for axis in axes]
+
+
+def cell_name(axes, index):
+    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+    units = {"head": "H", "neuron": "N"}
+    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
+        rest = zip(axes[2:], index[2:], strict=True)
+        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
+    else:
+        names, rest = [], zip(axes, index, strict=True)
+    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])
 
 
 def needed_kinds(what):
@@ -298,13 +331,10 @@ class BaseRun:
         The first `n_shared` positions of source and base are the same.
         """
         config, n_shared = self.model.config, self.first_changed(n_shared)
-        by_unit = ["head"] * (what in BY_HEAD) or ["neuron"] * (what in BY_NEURON)
-        by_position = not by_unit if by_position is None else by_position
-        axes = ("layer", *by_unit, *["position"] * by_position)
-        sizes = {"layer": config.n_layer, "head": config.n_head, "position": self.length,
-                 "neuron": 4 * config.n_embd}
+        axes, sizes = sweep_axes(config, what, by_position, self.length)
+        by_position = "position" in axes
         layers = range(config.n_layer) if layers is None else layers
-        per_prompt = np.full((*(sizes[axis] for axis in axes), self.n_prompts), np.nan)
+        per_prompt = np.full((*sizes, self.n_prompts), np.nan)
         cells = []  # (sub-layer, first position that changes, index)
         for index in np.ndindex(per_prompt.shape[:-1]):
             if index[0] in layers and (chosen is None or index in chosen):

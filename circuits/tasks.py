@@ -16,12 +16,13 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .inputs import Prompts, check_count, encoded, end_of_text, prompts, token_id, tokenizer_of
 from .metrics import LogitDifference, logit_difference
+from .short_reprs import Result
 
 MOST_PROMPTS = 1000  # their stored activations are 9 GB at 124M's shape, at 41 tokens each
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Result):
     """Prompts whose last position has an answer, and minimally different ones without it.
 
     `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits.

@@ -55,6 +55,13 @@ def right(name: str | Path) -> None:
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     task = circuits.repeated_tokens(model, 5, 2)
     sweep = circuits.patching(model, task.corrupted, task.clean, task.metric(model), "z")
+    estimate = circuits.attribution_patching(
+        model, task.metric(model), base=task.corrupted, source=task.clean)
+    best: tuple[str, float] = sweep.top(3)[0]
+    print(circuits.compare(estimate, sweep).rank_correlation, best)
+    for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
+        print(example.value, example.position)
+    print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
     table = circuits.lens(model, [ids, ids], answer=" art", top=3).probability
     print(table[-1], seen.logits.shape, pattern.shape, sweep.normalized, first_token(model, ids))
 
@@ -76,5 +83,7 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
         model.tokenizer.encodee("ROMEO.")  # error
     circuits.run(model, ids, edit={})  # error
     circuits.lens(model, 0.5)  # error
+    circuits.max_activating(model, 5, "L1N17")  # error
+    circuits.attribution_patching(model, ids, ids, ids)  # error
     print(circuits.run(model, ids).logitts)  # error
     print(gpt2_np.bpe.Tokeniser, model.n_voc)  # error

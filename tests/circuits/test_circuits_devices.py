@@ -78,7 +78,12 @@ TOOLS = {
     "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
     "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
+    "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
+                                 for one in circuits.max_activating(m, TOKENS, unit)],
+    "histogram": lambda m: circuits.histogram(m, TOKENS, "blocks.1.hook_resid_mid", [-1, 0]).mean,
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
+    "attribution patching": lambda m: circuits.attribution_patching(
+        m, METRIC, base=TOKENS, source=OTHER, steps=2).values,
     "edges": lambda m: circuits.edge_attribution(m, TOKENS, OTHER, METRIC),
     "find": lambda m: circuits.find(m, TOKENS, OTHER, METRIC, 0.8).share,
     "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).share,

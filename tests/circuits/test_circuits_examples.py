@@ -64,3 +64,9 @@ def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m
     assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
     assert text.count("published") == 1 + 5 + 7
     assert "   published   2.985" in text
+
+
+def test_the_probe_example_says_how_to_install_scikit_learn(example, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit, match="probes need scikit-learn: pip install scikit-learn"):
+        example("probe.py")

@@ -158,6 +158,7 @@ def test_a_mean_activation_is_over_all_positions_but_the_first_end_of_text(speak
     seen = [circuits.run(speaking, text, Z)[Z][0, 1:] for text in texts]
     mean = circuits.mean_activation(speaking, texts, Z)
     close(mean, np.concatenate(seen).mean(axis=0))
+    close(circuits.mean_activation(speaking, (text for text in texts), Z), mean)
     edited = circuits.run(speaking, texts[0], Z, edits={Z: circuits.patch(mean, head=1)})[Z]
     close(edited[0, :, 1], np.broadcast_to(mean[1], edited[0, :, 1].shape))
 
@@ -170,8 +171,8 @@ def test_a_mean_activation_is_over_all_positions_but_the_first_end_of_text(speak
     (lambda: circuits.run_generate(MODEL, CLEAN[0], 2, "resid"), "unknown activation 'resid'"),
     (lambda: circuits.steering_vector(MODEL, ["ab"], MID), "'ab' is not a pair"),
     (lambda: circuits.steering_vector(MODEL, [], MID), "there are no pairs"),
-    (lambda: circuits.steering_vector(MODEL, [([1], [2])], "z"), "'z' is 3 activations: name one"),
-    (lambda: circuits.mean_activation(MODEL, "text", MID), "takes a list of texts"),
+    (lambda: circuits.steering_vector(MODEL, [([1], [2])], "z"), "'z' is in 3 layers: name one"),
+    (lambda: circuits.mean_activation(MODEL, "text", MID), "give a list of texts"),
     (lambda: circuits.mean_activation(MODEL, [[1]], "blocks.0.attn.hook_pattern"), "as wide as"),
     (lambda: gpt2_np.generate_batch(MODEL, PROMPTS, 8, tap=circuits.as_tap(
         MODEL, {MID: circuits.zero(position=-9)})), "position -9 does not exist"),
