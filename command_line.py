@@ -58,8 +58,8 @@ def text_model(args: argparse.Namespace) -> Model:
         where = backend.about(namespace(model.params["wte"]))
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
-        raise Error(f"{args.model} has no usable vocabulary beside its weights: add vocab.bpe, "
-                    "merges.txt or tokenizer.json")
+        raise Error(f"{args.model} has no tokenizer that can be used: if no warning says why, add "
+                    "vocab.bpe, merges.txt or tokenizer.json beside its weights")
     return model
 
 

@@ -46,7 +46,7 @@ def save(
     any floating type and on any device. Raises CheckpointError if the folder exists or cannot be
     written, and if a weight is too large for `dtype`.
     """
-    if dtype not in SAVED_DTYPES:
+    if not isinstance(dtype, str) or dtype not in SAVED_DTYPES:
         raise CheckpointError(f"dtype is {shown(dtype)}, expected {' or '.join(SAVED_DTYPES)}")
     if not isinstance(model.tokenizer, Tokenizer | None):
         raise CheckpointError(
@@ -199,12 +199,14 @@ def check_new(folder: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a new folder. Raises CheckpointError if something is there."""
     from pathlib import Path
 
+    if folder == "" or "://" in str(folder):
+        raise CheckpointError(f"{shown(folder)} cannot become a folder: give a path of a new one")
     try:
-        target = Path(folder).absolute()
+        target = Path(folder).expanduser().absolute()
         os.lstat(target)
     except FileNotFoundError:
         return target
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # RuntimeError: no such home
         raise CheckpointError(
             f"{shown(folder)} cannot become a folder: {reason(error)}; give another path"
         ) from error

@@ -167,25 +167,21 @@ def patch_edges(
 
 def edge_patched_logits(model, base, written, patched):
     with turn(model):
-        return edge_patched_pass(model, base, written, patched)
-
-
-def edge_patched_pass(model, base, written, patched):
-    config, params, h = model.config, model.params, model.config.n_head
-    streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
-                              on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)
-    positions = np.broadcast_to(np.arange(base.tokens.shape[1]), base.tokens.shape)
-    for layer in range(config.n_layer):
-        block, weights = on_host(params["blocks"][layer]), attention_weights(model, layer)
-        read = normalized(streams.read(3 * h), block["ln_1"])
-        q, k, v = (einsum("hbqd,hde->bqhe", stream, w) + b for stream, w, b in
-                   zip(np.split(read, 3), weights.reading, weights.biases, strict=True))
-        z = attend(q, k, v, positions, NO_TAP)
-        streams.write(einsum("bqhe,hed->hbqd", z, weights.W_O), weights.b_O)
-        normal = normalized(streams.read(1), block["ln_2"])[0]
-        streams.write(mlp(normal, **block["mlp"], tap=NO_TAP)[None])
-    last = normalized(streams.read(1)[:, :, -1:], on_host(params["ln_f"]))[0]
-    return to_host(unembed(namespace(params["wte"]).asarray(last), params))
+        config, params, h = model.config, model.params, model.config.n_head
+        streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
+                                  on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)
+        positions = np.broadcast_to(np.arange(base.tokens.shape[1]), base.tokens.shape)
+        for layer in range(config.n_layer):
+            block, weights = on_host(params["blocks"][layer]), attention_weights(model, layer)
+            read = normalized(streams.read(3 * h), block["ln_1"])
+            q, k, v = (einsum("hbqd,hde->bqhe", stream, w) + b for stream, w, b in
+                       zip(np.split(read, 3), weights.reading, weights.biases, strict=True))
+            z = attend(q, k, v, positions, NO_TAP)
+            streams.write(einsum("bqhe,hed->hbqd", z, weights.W_O), weights.b_O)
+            normal = normalized(streams.read(1), block["ln_2"])[0]
+            streams.write(mlp(normal, **block["mlp"], tap=NO_TAP)[None])
+        last = normalized(streams.read(1)[:, :, -1:], on_host(params["ln_f"]))[0]
+        return to_host(unembed(namespace(params["wte"]).asarray(last), params))
 
 
 class ReceivedStreams:

@@ -31,8 +31,8 @@ from .turns import turn
 class GrowingText:
     """A prompt and the tokens that continue it, until `ended_by` gives the reason for its end.
 
-    "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token. Until
-    then it is empty.
+    "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token.
+    `ended_by` is "" until then.
     """
 
     def __init__(self, prompt: Sequence[int], n_tokens: int, n_ctx: int, stops: StopWatcher,

@@ -5,6 +5,7 @@ computed once. The decoder that makes the tokens is picked to suit the device an
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,13 +19,11 @@ from ..gpt2_np import (
     KVCache,
     Model,
     Sampling,
-    SelectiveTap,
     TapFunction,
     Tokens,
     generator,
     is_number,
     namespace,
-    token_batch,
     transformer,
     unembed,
 )
@@ -36,7 +35,7 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop
+from .options import GenerationOptions, Seed, Stop, text_ids
 from .packing import Packed
 from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
@@ -77,7 +76,7 @@ def generate(
     stop: Stop = (),
     seed: Seed | None = None,
     draft: bool = True,
-    tap: TapFunction | SelectiveTap | None = None,
+    tap: TapFunction | None = None,
 ) -> Generator[int, None, str]:
     """Yield up to `n_tokens` token ids that continue `tokens`, each as soon as it is chosen.
 
@@ -105,8 +104,8 @@ def generate_batch(
     The options are those of `generate`. The result is a list of lists; its `reasons` tell why each
     row ended. A tap sees [row, ...]: the prompts, padded on the right to one length, then a token
     of every row that has not ended. Row 0 draws with `seed`, row i with (seed, i), so that each
-    row is what `generate` gives for its prompt alone. A numpy Generator seeds row 0 itself and the
-    other rows with the generators that it spawns.
+    row is what `generate` gives for its prompt alone. A Generator, BitGenerator or SeedSequence
+    seeds row 0 itself and the other rows with the generators that it spawns.
     """
     generation = run_batch(model, prompts, n_tokens, **options)
     rows = Continuations(generation.continuations, generation.reasons)
@@ -145,7 +144,7 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise Error("this model has no tokenizer: use generate on token ids")
-    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+    if isinstance(prompt, bytes | bytearray | memoryview) or not isinstance(prompt, Iterable):
         raise Error(f"the prompt is {shown(prompt)}: give text, or token ids")
     tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     stop, sampling = stop_list(stop), Sampling(**options)
@@ -181,6 +180,8 @@ def run_batch(
 def row_seeds(seed: Seed | None, n_rows: int) -> list[Any]:
     """Return a seed for each row of a batch. The first is that of one text alone."""
     if isinstance(seed, np.random.Generator | np.random.BitGenerator | np.random.SeedSequence):
+        if isinstance(seed, np.random.SeedSequence):
+            seed = copy.copy(seed)  # which counts what it has spawned
         seed = np.random.default_rng(seed)
         return [seed, *seed.spawn(n_rows - 1)] if n_rows else []
     return [(seed, row) if row and seed is not None else seed for row in range(n_rows)]
@@ -198,13 +199,13 @@ class Generation:
         seeds: Sequence[Any],
         options: Sampling,
         draft: bool = True,
-        tap: TapFunction | SelectiveTap | None = None,
+        tap: TapFunction | None = None,
     ):
         n_ctx = model.config.n_ctx
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        rows = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
+        rows = [text_ids(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "

@@ -1,4 +1,4 @@
-"""The options that the functions of generation share, written once."""
+"""What generation and scoring are given: the types of their options, and the ids of a text."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from ..gpt2_np import SelectiveTap, TapFunction
+from ..gpt2_np import Config, Error, TapFunction, Tokens, token_batch
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ else:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """Those of `sample`."""
+    """Options of `sample`, all of them optional."""
 
     temperature: float
     top_k: int | None
@@ -27,9 +27,18 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class GenerationOptions(SamplingOptions, total=False):
-    """Those of `generate`."""
+    """Options of `generate`, all of them optional."""
 
     stop: Stop
     seed: Seed | None
     draft: bool
-    tap: TapFunction | SelectiveTap | None
+    tap: TapFunction | None
+
+
+def text_ids(tokens: Tokens, config: Config) -> np.ndarray:
+    """Check the token ids of one text and return them as an array [position] on the host."""
+    ids = token_batch(tokens, config)
+    if len(ids) > 1 or ids.size != len(tokens):
+        raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
+                    "generate_batch and score_batch take several")
+    return ids[0]

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from ..gpt2_np import (
     Error,
     Model,
-    SelectiveTap,
     TapFunction,
     Tokens,
     check_finite,
@@ -25,9 +24,9 @@ from ..gpt2_np import (
     is_number,
     namespace,
     to_host,
-    token_batch,
     transformer,
 )
+from .options import text_ids
 from .packing import Packed
 from .taps import announce, checked_tap
 from .turns import turn
@@ -40,7 +39,7 @@ def score(
     model: Model,
     tokens: Tokens,
     stride: int | None = None,
-    tap: TapFunction | SelectiveTap | None = None,
+    tap: TapFunction | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
@@ -55,7 +54,7 @@ def score_batch(
     model: Model,
     texts: Iterable[Tokens],
     stride: int | None = None,
-    tap: TapFunction | SelectiveTap | None = None,
+    tap: TapFunction | None = None,
 ) -> list[npt.NDArray[np.float32]]:
     """Return the `score` of several texts of any lengths, computed together.
 
@@ -70,7 +69,7 @@ def score_windows(model, texts, stride, tap):
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
-    texts = [token_batch([text], replace(config, n_vocab=len(wte)))[0] for text in texts]
+    texts = [text_ids(text, replace(config, n_vocab=len(wte))) for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
     windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):

@@ -311,12 +311,27 @@ def test_a_mapped_model_cannot_be_saved_over_its_own_folder(model, tmp_path, mon
     before = contents(tmp_path / "saved")
     loaded = gpt2_np.load(tmp_path / "saved", "cpu")
     monkeypatch.chdir(tmp_path / "saved")
-    for path in tmp_path / "saved", ".", "", "../saved", "../saved/":
+    for path in tmp_path / "saved", ".", "../saved", "../saved/":
         assert "exists" in refusal(loaded, path)
     assert contents(tmp_path / "saved") == before
 
 
-@pytest.mark.parametrize("path", ["file/below", "zero\0byte", "long" * 100, None, 7, "lone\ud800"])
+def test_the_home_folder_is_meant_by_its_sign(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    gpt2_np.save(model, "~/saved")
+    assert gpt2_np.load(tmp_path / "saved").config == model.config
+
+
+def test_a_type_of_numpy_is_no_name_of_a_type(model, tmp_path):
+    with pytest.raises(gpt2_np.Error, match="dtype is dtype"):
+        gpt2_np.save(model, tmp_path / "saved", np.dtype("float32"))
+
+
+@pytest.mark.parametrize("path", [
+    "file/below", "zero\0byte", "long" * 100, None, 7, "lone\ud800", "", "https://host/folder",
+    "~nobody-of-this-name/folder",
+])
 def test_a_path_that_cannot_be_a_folder_is_refused(model, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()

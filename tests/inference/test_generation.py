@@ -494,3 +494,25 @@ def test_the_library_prints_nothing(text_model, capfd):
     complete(text_model, "the cat", 5, temperature=1.0)
     gpt2_np.score(text_model, [1, 2, 3])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tokens", [[[1, 2], [3, 4]], [[1, 2, 3]], np.array([[1, 2], [3, 4]]), 5])
+def test_one_text_is_one_row_of_tokens(tokens):
+    with pytest.raises(gpt2_np.Error, match="tokens"):
+        gpt2_np.generate(MODEL, tokens, 1)
+    with pytest.raises(gpt2_np.Error, match="tokens"):
+        gpt2_np.score(MODEL, tokens)
+
+
+def test_a_flat_list_is_not_a_batch():
+    with pytest.raises(gpt2_np.Error, match="tokens must be integers of shape"):
+        gpt2_np.generate_batch(MODEL, [1, 2, 3], 1)
+    with pytest.raises(gpt2_np.Error, match="tokens must be integers of shape"):
+        gpt2_np.score_batch(MODEL, [1, 2, 3])
+
+
+def test_a_seed_sequence_gives_the_same_batch_again():
+    seed = np.random.SeedSequence(1)
+    rows = [gpt2_np.generate_batch(MODEL, [[1], [2], [3]], 4, temperature=1.0, seed=seed)
+            for _ in range(2)]
+    assert rows[0] == rows[1]
