@@ -242,7 +242,8 @@ def logit_title(args):
 def lens(model, args):
     result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
                            top=min(args.top, model.n_vocab), bos=bos_of(args))
-    rows, records = [], []
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for i, point in enumerate(result.points):
         p, rank, entropy = (array[i, 0, -1].item() for array in
                             (result.probability, result.rank, result.entropy))
@@ -352,8 +353,8 @@ def patch(model, args):
         plot_map(sweep, path, f"{args.what}: share of the effect restored", model=model,
                  label="share")
 
-    metrics: tuple[Any, Any] = sweep.base, sweep.source
-    before, after = (float(values.mean()) for values in metrics)
+    assert sweep.base is not None and sweep.source is not None, "a patching sweep has both"
+    before, after = float(sweep.base.mean()), float(sweep.source.mean())
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
             "corrupted": before, "clean": after}
     note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
@@ -370,7 +371,8 @@ def find(model, args):
     else:
         found = circuits.find(model, clean, corrupted, metric, args.keep, mode=args.mode, **common)
         parts, header = "heads and MLPs", ["node"]
-    rows, records = [], []
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for part in sorted(found.kept, key=lambda part: -found.minimality[part].value):
         about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
@@ -417,7 +419,8 @@ def neurons(model, args):
                   for label, value in zip(result.labels, result.values[:, 0], strict=True)
                   if re.fullmatch(r"L\d+N\d+", label)]
     found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
-    rows, records = [], list[dict[str, Any]]()
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for value, label in found:
         layer, neuron = map(int, label[1:].split("N"))
         ends = {end: [word(model, t) for t in ids]
