@@ -72,10 +72,11 @@ def is_verified(folder: Path) -> bool:
 
 def verified_files(folder: Path) -> dict[str, Any]:
     """Return the stamps of the files in a folder when they were last verified, by name."""
-    try:
-        return read_json(folder / VERIFIED)
-    except CheckpointError:
-        return {}
+    with contextlib.suppress(CheckpointError):
+        files = read_json(folder / VERIFIED)
+        if all(isinstance(about, list) for about in files.values()):
+            return files
+    return {}
 
 
 def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
@@ -95,13 +96,6 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
     with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
         file.write(json.dumps(files))
     os.replace(file.name, folder / VERIFIED)
-
-
-def stamps(folder: Path) -> dict[str, list[Any]]:
-    """Return the stamps of all whole files in a folder by name."""
-    others = (VERIFIED, LOCK, PART, TAG)
-    files = sorted(file for file in folder.iterdir() if not file.name.endswith(others))
-    return {file.name: stamp(file) for file in files}
 
 
 def stamp(file: Path) -> list[int]:
@@ -131,7 +125,7 @@ def is_private(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time fill a folder. The lock ends with its process, even a killed one.
 
     If nothing was downloaded, the folders that were made for it are removed. A folder that this
@@ -141,7 +135,7 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     if folder.is_dir() and not os.access(folder, os.W_OK):
         yield
         return
-    with hold_lock(folder, note):
+    with hold_lock(folder, say):
         try:
             yield
         finally:
@@ -152,7 +146,7 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
                         path.rmdir()
 
 
-def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
+def hold_lock(folder: Path, say: Callable[[str], None]) -> TextIO:
     """Wait for the lock of a folder, and return the open file that holds it."""
     path, waiting = folder / LOCK, False
     while True:
@@ -160,7 +154,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
         file = open(path, "a")  # noqa: SIM115 (closed by the caller)
         while not try_lock(file.fileno()):
             if not waiting:
-                note(f"waiting for another process that fills {folder}")
+                say(f"waiting for another process that fills {folder}")
             waiting = True
             time.sleep(0.2)
         with contextlib.suppress(FileNotFoundError):

@@ -34,7 +34,7 @@ class Source(NamedTuple):
     repository: str | None = None  # the name on the hub, if it is one of the hub's
     credentials: Credentials | None = None
 
-    def note(self, message: str) -> None:
+    def say(self, message: str) -> None:
         if self.progress:
             print(message, file=sys.stderr)
 
