@@ -35,7 +35,8 @@ def cache_folder() -> Path:
 
 def at_home(path: str) -> str:
     """Expand ~ in a path. An empty HOME counts as none: then the system's list of users decides."""
-    if path.startswith("~") and os.environ.get("HOME") == "" and os.name != "nt":
+    own = path == "~" or path.startswith("~/")
+    if own and os.environ.get("HOME") == "" and os.name != "nt":
         import pwd
 
         with contextlib.suppress(KeyError):  # a user without an entry, as in some containers
@@ -93,9 +94,17 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
     for path in (folder.parent, folder):
         if os.name != "nt" and path.stat().st_uid == os.geteuid():
             path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
-        file.write(json.dumps(files))
-    os.replace(file.name, folder / VERIFIED)
+    # For the owner only, from its first moment on, whatever the umask is.
+    number, part = tempfile.mkstemp(PART, dir=folder)
+    try:
+        with open(number, "w") as file:
+            file.write(json.dumps(files))
+            file.flush()
+            os.fsync(number)
+        os.replace(part, folder / VERIFIED)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def stamp(file: Path) -> list[int]:
@@ -109,9 +118,11 @@ OTHERS_WRITE = 0o022
 def is_private(folder: Path) -> bool:
     """Return True if nobody but this user, or root, can have written the note of a folder.
 
-    It and the two folders around it belong to one of these, and no one else may write into them.
+    It and the two folders around it belong to one of these, and no one else may write into them. On
+    Windows, nothing is looked up and the answer is True: the default folder is one that Windows
+    keeps for its user, and GPT2_NP_CACHE must name a folder of that kind.
     """
-    if os.name == "nt":  # folders of a user are private there unless somebody opens them
+    if os.name == "nt":
         return True
     try:
         found = [path.stat() for path in (folder / VERIFIED, folder, folder.parent)]

@@ -79,9 +79,12 @@ def download(name: str, progress: bool = True) -> Path:
             if len(failures) < len(sources):
                 source.say(f"{error}; trying the next source")
         except OSError as error:
+            # Windows neither replaces nor removes a file that a process has mapped.
+            in_use = isinstance(error, PermissionError) and getattr(error, "winerror", None)
             raise DownloadError(
                 f"{error.filename or source.folder} cannot be used: {reason(error)}; set "
                 "GPT2_NP_CACHE to another folder"
+                + (", or close the program that uses the file" if in_use else "")
             ) from error
     mistyped = "is not a folder here and " if sources[0].repository else ""  # it may be a path
     raise DownloadError(

@@ -115,6 +115,11 @@ def test_download_refuses_a_name_that_is_neither_a_size_nor_a_plain_url(url):
         checkpoint.download(url)
 
 
+def test_a_url_may_have_an_at_sign_in_its_path(server):
+    params = write_hugging_face(server.folder / "npm/pkg@1.0/data")
+    assert_same_params(checkpoint.load(server.url + "/npm/pkg@1.0/data").params, params)
+
+
 @pytest.mark.parametrize("url", ["http://", "https:///x", "http://[", "http://a b/", "http://é..x/"])
 def test_a_url_without_a_valid_host_is_one_sentence(url):
     with pytest.raises(DownloadError, match="cannot be"):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from downloads import cached
-from make_checkpoints import SMALL, assert_same_params, write_hugging_face
+from make_checkpoints import SMALL, assert_same_params, write_hugging_face, write_tensorflow
 
 import gpt2_np
 from gpt2_np import checkpoint
@@ -64,6 +64,25 @@ def test_an_existing_path_wins_over_every_name_but_the_sizes(tmp_path, monkeypat
     assert_same_params(gpt2_np.load("owner/name").params, own)
     assert_same_params(gpt2_np.load("124M").params, mirror)
     assert checkpoint.official_size("gpt2") is None
+
+
+def test_the_prefix_of_a_bundle_is_an_existing_path_too(tmp_path, monkeypatch, mirror):
+    monkeypatch.chdir(tmp_path)
+    write_tensorflow(".", seed=5)
+    for file in tmp_path.glob("model.ckpt.*"):
+        file.rename(file.name.replace("model.ckpt", "gpt2"))
+    assert checkpoint.official_size("gpt2") is None
+    assert checkpoint.locate("gpt2").name == "gpt2"
+
+
+def test_a_folder_that_hides_an_official_name_is_told_with_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(checkpoint.CheckpointError, match=r'or load\("124M"\) .*gpt2 is a path'):
+        gpt2_np.load("gpt2")
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        gpt2_np.load(tmp_path / "gpt2")
+    assert "124M" not in str(caught.value)
 
 
 def test_another_revision_of_an_official_repository_is_not_the_pinned_one(server, monkeypatch):
@@ -169,7 +188,12 @@ def test_offline_a_repository_comes_from_the_cache_only(server, hub, monkeypatch
     assert_same_params(gpt2_np.load("owner/name").params, hub)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a1/b.c-d_e", "a/b@main", "a/b@refs/pr/1"])
+def test_each_revision_has_a_folder_of_its_own():
+    names = ["a/b@x/y", "a/b@x--y", "a/b@x-y", "a/b"]
+    assert len({checkpoint.sources_of(name)[0].folder for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a1/b.c-d_e", "a/b@main", "a/b@refs/pr/1", "a/b@x--y"])
 def test_a_repository_is_an_owner_and_a_name(name):
     assert sources.repository(name)
 
