@@ -44,8 +44,9 @@ def at_home(path: str) -> str:
     else:
         path = os.path.expanduser(path)
     if path.startswith("~"):
+        who = "this user" if own else path.partition("/")[0]
         raise CheckpointError(
-            "there is no folder for downloads, because this user has no home: set HOME, or "
+            f"there is no folder for downloads, because {who} has no home: set HOME, or "
             "GPT2_NP_CACHE to a folder"
         )
     return path

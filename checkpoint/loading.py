@@ -47,20 +47,24 @@ def load(
 ) -> Model:
     """Return the model of that name, path or URL, ready to run.
 
-    `name_or_path` is a size ("124M", "355M", "774M", "1558M") or another name of it ("gpt2-xl"),
-    "shakespeare", the path or http(s) URL of a folder in OpenAI's or Hugging Face's layout, the
-    path of a .safetensors file, or a repository of the hub ("owner/name", "owner/name@revision").
+    `name_or_path` is one of these:
+    - a size ("124M", "355M", "774M", "1558M"), another name of it ("gpt2-xl"), or "shakespeare"
+    - the path or http(s) URL of a folder in OpenAI's or Hugging Face's layout
+    - the path of a .safetensors file
+    - a repository of the hub ("owner/name", "owner/name@revision")
     An existing path wins over every name but sizes and "shakespeare". Files that are not on this
-    machine are downloaded into `cache_folder()` on first use; `progress` shows that on stderr.
+    machine are downloaded into `cache_folder()` on first use. `progress` shows that on stderr.
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU if one works), "cpu" or "cuda". On the GPU, the
     tensors are copied one after another. float16 is for the GPU. On the CPU all arrays are
-    read-only. float32 weights that are float32 at aligned bytes stay in the file, memory-mapped,
-    and processes share them. Hugging Face's official files begin at an odd byte and other types are
-    converted, so each process has a copy of its own; but a download keeps an aligned float32 copy
-    of such files, which is mapped. A mapped file must not be overwritten in place while it is used,
-    which ends the process: replace it by renaming another. With `mmap` False, every byte is read
-    into private memory, and checked if the layout has checksums.
+    read-only.
+
+    On the CPU, weights that are float32 at aligned bytes stay in the file, memory-mapped, and
+    processes share them. Other weights are converted, and each process has a copy of its own. These
+    are weights of other types, and Hugging Face's official files, which begin at an odd byte. But a
+    download keeps an aligned float32 copy of them, which is mapped. Overwriting a mapped file in
+    place ends the process that uses it: rename another file onto it. With `mmap` False, every byte
+    is read into private memory, and checked if the layout has checksums.
 
     A tokenizer unlike GPT-2's costs the tokenizer: a CheckpointWarning says why. Raises
     CheckpointError or DownloadError, and Error if the device is not available or has too little
