@@ -52,7 +52,8 @@ def download(name: str, progress: bool = True) -> Path:
 
     `name` is one of OpenAI's models, a repository of the hub ("owner/name") or a URL. Files in the
     cache are verified again and kept. A file that broke off continues from there. Files must have
-    their published SHA-256, if any, and the tensors of a bundle their CRC-32C. A whole snapshot in
+    their published SHA-256, or else the one that they had before, and the tensors of a bundle their
+    CRC-32C. A whole snapshot in
     the hub's own cache is used where it lies. `progress` shows bars and notes on stderr. Raises
     DownloadError if the files are not available, CheckpointError if they are not the expected ones.
     """
@@ -114,9 +115,14 @@ def fetch_version(source: Source) -> None:
     folder, was_verified = source.folder, source.is_verified()
     known = verified_files(folder)
     hashes: dict[str, str] = {}
+    now = source
 
     def get(name: str, size: int | None = None) -> None:
-        hashes[name] = fetch(source, name, size, known.get(name))
+        nonlocal now
+        fetched = fetch(now, name, size, known.get(name))
+        hashes[name] = fetched.sha256
+        if source.repository and fetched.commit:  # the branch may move before the next file
+            now = source._replace(url=f"{source.url.rpartition('/')[0]}/{fetched.commit}")
 
     layout = fetch_layout(source, get)
     fetch_tokenizer(source, layout, get)

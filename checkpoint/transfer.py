@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bpe import shown
 from .bundle import DATA
@@ -60,6 +60,13 @@ class Interrupted(Exception):
         self.attempts, self.wait = attempts, wait  # the wait is in seconds
 
 
+class Fetched(NamedTuple):
+    """A file that is there: its SHA-256, and the hub's commit if it has just been answered."""
+
+    sha256: str
+    commit: str | None = None
+
+
 def offline() -> bool:
     """Return True if the environment forbids the network."""
     values = (os.environ.get(name, "") for name in ("GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"))
@@ -68,14 +75,14 @@ def offline() -> bool:
 
 def fetch(
     source: Source, name: str, size: int | None = None, noted: list[Any] | None = None
-) -> str:
+) -> Fetched:
     """Bring a file into the source's folder, unless it is there as it should be.
 
-    Return its SHA-256. `noted` is what the note of verified files has about it: length, time, and
-    SHA-256. A file without a note and without a pin may be of an earlier version, because a server
-    may change between two runs. Then the server is asked again. Raises DownloadError if the file is
-    not available, CheckpointError if it is another than the pinned one, and Changed if it is
-    another than the noted one.
+    `noted` is what the note of verified files has about it: length, time, and SHA-256. A file
+    without a note and without a pin may be of an earlier version, because a server may change
+    between two runs. Then the server is asked again. Raises DownloadError if the file is not
+    available, CheckpointError if it is another than the pinned one, and Changed if it is another
+    than the noted one.
     """
     url, target = f"{source.url}/{name}", source.folder / name
     part = target.with_name(name + PART)
@@ -89,7 +96,7 @@ def fetch(
         else:
             found = hash_of(target).hexdigest()
             if size in (None, bytes_in(target)) and (sha256 or noted_sha256) in (None, found):
-                return found
+                return Fetched(found)
             source.say(f"{target} is damaged: downloading it again")
             target.unlink()
     if offline():
@@ -97,17 +104,17 @@ def fetch(
             f"{target} is not in the cache, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
             f"network: unset them; {WITHOUT_NETWORK}"
         )
-    found = receive_with_retries(source, url, part, size, sha256)
-    if sha256 not in (None, found):
+    fetched = receive_with_retries(source, url, part, size, sha256)
+    if sha256 not in (None, fetched.sha256):
         part.unlink()
         raise CheckpointError(
-            f"{url} has SHA-256 {found}, expected {sha256}: it is not the official file and was "
-            "not kept; try again, or use another mirror"
+            f"{url} has SHA-256 {fetched.sha256}, expected {sha256}: it is not the official file "
+            "and was not kept; try again, or use another mirror"
         )
     os.replace(part, target)  # its tag stays until all files are noted
-    if name not in source.pinned and noted_sha256 not in (None, found):
+    if name not in source.pinned and noted_sha256 not in (None, fetched.sha256):
         raise Changed(f"{url} is another file than before")
-    return found
+    return fetched
 
 
 def ask_again(target: Path, part: Path) -> None:
@@ -124,8 +131,8 @@ def ask_again(target: Path, part: Path) -> None:
 
 def receive_with_retries(
     source: Source, url: str, part: Path, size: int | None, sha256: str | None
-) -> str:
-    """Receive a file, again while attempts bring new bytes, and return its SHA-256."""
+) -> Fetched:
+    """Receive a file, again while attempts bring new bytes."""
     failures = 0
     while True:
         before = bytes_in(part)
@@ -140,8 +147,10 @@ def receive_with_retries(
             time.sleep(wait)
 
 
-def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
-    """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
+def receive(
+    source: Source, url: str, part: Path, size: int | None, sha256: str | None
+) -> Fetched:
+    """Ask once for the bytes that `part` lacks, and append them. The SHA-256 is that of all."""
     import hashlib
 
     import requests
@@ -149,7 +158,7 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
 
     have, tag = bytes_in(part), tag_file(part).read_text() if tag_file(part).exists() else ""
     if have and have == size:
-        return hash_of(part).hexdigest()
+        return Fetched(hash_of(part).hexdigest())
     headers = {"Accept-Encoding": "identity"}
     if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
@@ -178,7 +187,16 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
             raise Interrupted(f"{url} broke off after {have:,} bytes") from None
     if have < (total or 0):
         raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
-    return digest.hexdigest()
+    return Fetched(digest.hexdigest(), commit_of(response))
+
+
+def commit_of(response: Any) -> str | None:
+    """Return the commit that the hub gives with a file, in the first of several redirects."""
+    for answer in (*response.history, response):
+        commit = answer.headers.get("X-Repo-Commit", "")
+        if re.fullmatch("[0-9a-f]{40}", commit):
+            return commit
+    return None
 
 
 def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:

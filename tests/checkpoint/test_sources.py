@@ -138,6 +138,23 @@ def test_a_tokenizer_that_is_not_understood_costs_only_the_tokenizer(server, hub
     assert_same_params(model.params, hub)
 
 
+def test_all_files_are_of_the_commit_of_the_first(server, hub):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    server.headers = {"X-Repo-Commit": commit}
+    params = write_hugging_face(server.folder / f"owner/name/resolve/{commit}", seed=9)
+    assert_same_params(gpt2_np.load("owner/name").params, params)
+    first, *others = server.paths()
+    assert first == "/owner/name/resolve/main/config.json"
+    assert {path.rpartition("/")[0] for path in others} == {f"/owner/name/resolve/{commit}"}
+
+
+@pytest.mark.parametrize("commit", ["", "main", "../main", "0" * 39])
+def test_a_commit_that_is_none_is_not_asked_for(server, hub, commit):
+    server.headers = {"X-Repo-Commit": commit}
+    assert_same_params(gpt2_np.load("owner/name").params, hub)
+    assert {path.rpartition("/")[0] for path in server.paths()} == {"/owner/name/resolve/main"}
+
+
 @pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "0123456789abcdef" * 2 + "01234567"])
 def test_a_revision_is_another_model(server, hub, revision):
     path = "owner/name/resolve/" + revision.replace("/", "%2F")
