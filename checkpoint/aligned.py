@@ -1,8 +1,8 @@
 """A copy of a download's weights that can be memory-mapped: float32 at aligned bytes.
 
-Processes share the weights that they map from one file. Weights of another type, or at an odd byte
-as in Hugging Face's official files, are converted, and each process has a copy of its own. So a
-download keeps a converted copy in its folder, from which `load` maps float32.
+Processes share the weights that they map from one file. Weights of another type are converted, and
+so are those at an odd byte, as in Hugging Face's official files. Each process then has a copy of
+its own. So a download keeps a converted copy in its folder, from which `load` maps float32.
 """
 from __future__ import annotations
 

@@ -120,8 +120,8 @@ def is_private(folder: Path) -> bool:
     """Return True if nobody but this user, or root, can have written the note of a folder.
 
     It and the two folders around it belong to one of these, and no one else may write into them. On
-    Windows, nothing is looked up and the answer is True: the default folder is one that Windows
-    keeps for its user, and GPT2_NP_CACHE must name a folder of that kind.
+    Windows, nothing is looked up and the answer is always True. The default folder is private to
+    its user there, and GPT2_NP_CACHE must name a folder of that kind.
     """
     if os.name == "nt":
         return True

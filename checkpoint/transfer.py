@@ -81,8 +81,7 @@ def fetch(
     `noted` is what the note of verified files has about it: length, time, and SHA-256. A file
     without a note and without a pin may be of an earlier version, because a server may change
     between two runs. Then the server is asked again. Raises DownloadError if the file is not
-    available, CheckpointError if it is another than the pinned one, and Changed if it is another
-    than the noted one.
+    available. Raises CheckpointError if it is not the pinned one, Changed if it is not the noted.
     """
     url, target = f"{source.url}/{name}", source.folder / name
     part = target.with_name(name + PART)
