@@ -88,6 +88,7 @@ def fetch(
     pinned_size, sha256 = source.pinned.get(name, (None, None))
     size = size if pinned_size is None else pinned_size
     noted_sha256 = noted[2] if noted and len(noted) > 2 else None
+    state = "is damaged" if target.exists() else "is not in the cache"
     if target.exists():
         may_change = name not in source.pinned and not noted
         if may_change and not offline() and os.access(source.folder, os.W_OK):
@@ -96,11 +97,12 @@ def fetch(
             found = hash_of(target).hexdigest()
             if size in (None, bytes_in(target)) and (sha256 or noted_sha256) in (None, found):
                 return Fetched(found)
-            source.say(f"{target} is damaged: downloading it again")
-            target.unlink()
+            if not offline():
+                source.say(f"{target} {state}: downloading it again")
+                target.unlink()
     if offline():
         raise DownloadError(
-            f"{target} is not in the cache, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
+            f"{target} {state}, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
             f"network: unset them; {WITHOUT_NETWORK}"
         )
     fetched = receive_with_retries(source, url, part, size, sha256)

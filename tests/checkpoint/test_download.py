@@ -158,6 +158,16 @@ def test_files_that_the_server_did_not_have_are_not_requested_again(server, larg
     assert checkpoint.load(larger).tokenizer is None
 
 
+def test_offline_a_damaged_file_is_refused_and_kept(server, bundle, monkeypatch):
+    folder = checkpoint.download(bundle[0])
+    damage(folder / "hparams.json", at=-3)
+    content = (folder / "hparams.json").read_bytes()
+    monkeypatch.setenv("GPT2_NP_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"hparams\.json is damaged, and GPT2_NP_OFFLINE"):
+        checkpoint.load(bundle[0])
+    assert (folder / "hparams.json").read_bytes() == content
+
+
 @pytest.mark.parametrize("write", [write_tensorflow, write_hugging_face])
 def test_download_verifies_again_files_that_load_takes_for_verified(server, write):
     write(server.folder)
