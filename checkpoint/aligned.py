@@ -1,8 +1,8 @@
 """A copy of a download's weights that can be memory-mapped: float32 at aligned bytes.
 
-Processes share the weights that they map from one file. Weights in another type, or at an odd byte
-as in Hugging Face's official files, have to be converted, and each process keeps the result for
-itself. So a download keeps a converted copy in its folder, from which `load` maps float32.
+Processes share the weights that they map from one file. Weights of another type are converted, and
+so are those at an odd byte, as in Hugging Face's official files. Each process then has a copy of
+its own. So a download keeps a converted copy in its folder, from which `load` maps float32.
 """
 from __future__ import annotations
 
@@ -14,29 +14,62 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..gpt2_np import map_leaves
-from .cache import PART, is_private, is_verified, stamp, verified_files
+from .cache import PART, cache_folder, is_private, is_verified, stamp, verified_files
 from .files import CheckpointError, reason
-from .layouts import HUGGING_FACE, Checkpoint, open_checkpoint
+from .layouts import CONFIG, HUGGING_FACE, Checkpoint
+from .names import match_hugging_face
+from .safetensors import read_safetensors
 from .saving import safetensors_file, shard_bytes, split_tensors, write_file
+from .settings import read_settings
 from .tensors import Tensor, as_array, read_bytes
 from .transfer import hash_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ALIGNED = "float32.safetensors"
+ALIGNED = ".float32.safetensors"  # no file of a server: those begin with a letter or a digit
 
 
 def mappable(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the checkpoint with the tensors of its aligned copy, if it has one to be trusted."""
+    """Return the checkpoint with the tensors of its aligned copy, if it has one to be trusted.
+
+    Only a download has one. It is a copy of the files of weights that the note lists, and of no
+    others that lie in the folder.
+    """
     folder = checkpoint.folder
-    if ALIGNED not in verified_files(folder) or not (is_verified(folder) and is_private(folder)):
+    noted = verified_files(folder)
+    if ALIGNED not in noted or not names_of_files(checkpoint) <= noted.keys():
         return checkpoint
-    return checkpoint._replace(tensors=open_checkpoint(folder / ALIGNED).tensors)
+    if not (is_verified(folder) and is_private(folder)):
+        return checkpoint
+    try:
+        cache = os.path.realpath(cache_folder())
+        if os.path.commonpath([cache, os.path.realpath(folder)]) == cache:
+            return checkpoint._replace(tensors=copied_tensors(folder))
+    except (CheckpointError, ValueError):  # another process makes it anew; another drive
+        pass
+    return checkpoint
+
+
+def names_of_files(checkpoint: Checkpoint) -> set[str]:
+    """Return the names of the files that hold the tensors."""
+    names = set()
+    map_leaves(lambda _, tensor: names.add(tensor.file.name), checkpoint.tensors)
+    return names
+
+
+def copied_tensors(folder: Path) -> dict[str, Any]:
+    """Return the tensors of the copy. It leaves out the lm_head that config.json may ask for.
+
+    That is the embedding again, or the original would not have opened.
+    """
+    settings = read_settings(folder / CONFIG)._replace(tied=True)
+    copy = folder / ALIGNED
+    return match_hugging_face(settings, read_safetensors(copy), copy)
 
 
 def keep_aligned(
-    checkpoint: Checkpoint, was_verified: bool, note: Callable[[str], None]
+    checkpoint: Checkpoint, was_verified: bool, say: Callable[[str], None]
 ) -> dict[str, list[Any]]:
     """Make the aligned copy if it is of use, and return its stamp and SHA-256 by its name.
 
@@ -58,10 +91,10 @@ def keep_aligned(
         write_aligned(checkpoint, part)
         sha256 = hash_of(part).hexdigest()
         os.replace(part, copy)
-        open_checkpoint(copy)
+        copied_tensors(folder)
         return {ALIGNED: [*stamp(copy), sha256]}
     except (OSError, CheckpointError) as error:
-        note(f"processes will not share the weights in {folder}: {reason(error)}")
+        say(f"processes will not share the weights in {folder}: {reason(error)}")
         with contextlib.suppress(OSError):
             for old in (copy, part):
                 old.unlink(missing_ok=True)

@@ -35,7 +35,8 @@ def cache_folder() -> Path:
 
 def at_home(path: str) -> str:
     """Expand ~ in a path. An empty HOME counts as none: then the system's list of users decides."""
-    if path.startswith("~") and os.environ.get("HOME") == "" and os.name != "nt":
+    own = path == "~" or path.startswith("~/")
+    if own and os.environ.get("HOME") == "" and os.name != "nt":
         import pwd
 
         with contextlib.suppress(KeyError):  # a user without an entry, as in some containers
@@ -43,8 +44,9 @@ def at_home(path: str) -> str:
     else:
         path = os.path.expanduser(path)
     if path.startswith("~"):
+        who = "this user" if own else path.partition("/")[0]
         raise CheckpointError(
-            "there is no folder for downloads, because this user has no home: set HOME, or "
+            f"there is no folder for downloads, because {who} has no home: set HOME, or "
             "GPT2_NP_CACHE to a folder"
         )
     return path
@@ -72,10 +74,11 @@ def is_verified(folder: Path) -> bool:
 
 def verified_files(folder: Path) -> dict[str, Any]:
     """Return the stamps of the files in a folder when they were last verified, by name."""
-    try:
-        return read_json(folder / VERIFIED)
-    except CheckpointError:
-        return {}
+    with contextlib.suppress(CheckpointError):
+        files = read_json(folder / VERIFIED)
+        if all(isinstance(about, list) for about in files.values()):
+            return files
+    return {}
 
 
 def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
@@ -92,16 +95,17 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
     for path in (folder.parent, folder):
         if os.name != "nt" and path.stat().st_uid == os.geteuid():
             path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=PART, delete=False) as file:
-        file.write(json.dumps(files))
-    os.replace(file.name, folder / VERIFIED)
-
-
-def stamps(folder: Path) -> dict[str, list[Any]]:
-    """Return the stamps of all whole files in a folder by name."""
-    others = (VERIFIED, LOCK, PART, TAG)
-    files = sorted(file for file in folder.iterdir() if not file.name.endswith(others))
-    return {file.name: stamp(file) for file in files}
+    # For the owner only, from its first moment on, whatever the umask is.
+    number, part = tempfile.mkstemp(PART, dir=folder)
+    try:
+        with open(number, "w") as file:
+            file.write(json.dumps(files))
+            file.flush()
+            os.fsync(number)
+        os.replace(part, folder / VERIFIED)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def stamp(file: Path) -> list[int]:
@@ -115,9 +119,11 @@ OTHERS_WRITE = 0o022
 def is_private(folder: Path) -> bool:
     """Return True if nobody but this user, or root, can have written the note of a folder.
 
-    It and the two folders around it belong to one of these, and no one else may write into them.
+    It and the two folders around it belong to one of these, and no one else may write into them. On
+    Windows, nothing is looked up and the answer is always True. The default folder is private to
+    its user there, and GPT2_NP_CACHE must name a folder of that kind.
     """
-    if os.name == "nt":  # folders of a user are private there unless somebody opens them
+    if os.name == "nt":
         return True
     try:
         found = [path.stat() for path in (folder / VERIFIED, folder, folder.parent)]
@@ -131,7 +137,7 @@ def is_private(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Let one process at a time fill a folder. The lock ends with its process, even a killed one.
 
     If nothing was downloaded, the folders that were made for it are removed. A folder that this
@@ -141,7 +147,7 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     if folder.is_dir() and not os.access(folder, os.W_OK):
         yield
         return
-    with hold_lock(folder, note):
+    with hold_lock(folder, say):
         try:
             yield
         finally:
@@ -152,7 +158,7 @@ def locked(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
                         path.rmdir()
 
 
-def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
+def hold_lock(folder: Path, say: Callable[[str], None]) -> TextIO:
     """Wait for the lock of a folder, and return the open file that holds it."""
     path, waiting = folder / LOCK, False
     while True:
@@ -160,7 +166,7 @@ def hold_lock(folder: Path, note: Callable[[str], None]) -> TextIO:
         file = open(path, "a")  # noqa: SIM115 (closed by the caller)
         while not try_lock(file.fileno()):
             if not waiting:
-                note(f"waiting for another process that fills {folder}")
+                say(f"waiting for another process that fills {folder}")
             waiting = True
             time.sleep(0.2)
         with contextlib.suppress(FileNotFoundError):

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..gpt2_np import map_leaves
-from .aligned import ALIGNED, keep_aligned
+from .aligned import keep_aligned
 from .bundle import DATA, INDEX, data_size, read_index
-from .cache import locked, note_verified, stamps, verified_files
+from .cache import PART, VERIFIED, locked, note_verified, stamp, verified_files
 from .crc32c import crc32c
 from .files import CheckpointError, reason
 from .hub_cache import find_snapshot
@@ -29,6 +29,7 @@ from .sources import DownloadError, Source, sources_of
 from .tensors import MappedFiles, Tensor
 from .transfer import (
     WITHOUT_NETWORK,
+    Changed,
     Insecure,
     NotServed,
     TooLarge,
@@ -36,6 +37,7 @@ from .transfer import (
     fetch,
     is_served,
     offline,
+    tag_file,
 )
 from .vocabulary import open_tokenizer, tokenizer_files
 
@@ -50,7 +52,8 @@ def download(name: str, progress: bool = True) -> Path:
 
     `name` is one of OpenAI's models, a repository of the hub ("owner/name") or a URL. Files in the
     cache are verified again and kept. A file that broke off continues from there. Files must have
-    their published SHA-256, if any, and the tensors of a bundle their CRC-32C. A whole snapshot in
+    their published SHA-256, or else the one that they had before, and the tensors of a bundle their
+    CRC-32C. A whole snapshot in
     the hub's own cache is used where it lies. `progress` shows bars and notes on stderr. Raises
     DownloadError if the files are not available, CheckpointError if they are not the expected ones.
     """
@@ -64,22 +67,25 @@ def download(name: str, progress: bool = True) -> Path:
     failures: list[Unavailable] = []
     for source in sorted(sources, key=lambda source: not source.is_verified()):
         try:
-            with locked(source.folder, source.note):
+            with locked(source.folder, source.say):
                 if verified_files(source.folder):
                     if not source.is_verified():
-                        source.note(f"verifying {source.folder} again")
+                        source.say(f"verifying {source.folder} again")
                 elif not offline():
-                    source.note(f"downloading {source.url} into {source.folder}")
+                    source.say(f"downloading {source.url} into {source.folder}")
                 fetch_checkpoint(source)
             return source.folder
         except Unavailable as error:
             failures.append(error)
             if len(failures) < len(sources):
-                source.note(f"{error}; trying the next source")
+                source.say(f"{error}; trying the next source")
         except OSError as error:
+            # Windows neither replaces nor removes a file that a process has mapped.
+            in_use = isinstance(error, PermissionError) and getattr(error, "winerror", None)
             raise DownloadError(
                 f"{error.filename or source.folder} cannot be used: {reason(error)}; set "
                 "GPT2_NP_CACHE to another folder"
+                + (", or close the program that uses the file" if in_use else "")
             ) from error
     mistyped = "is not a folder here and " if sources[0].repository else ""  # it may be a path
     raise DownloadError(
@@ -88,26 +94,55 @@ def download(name: str, progress: bool = True) -> Path:
     )
 
 
+Fetch = Callable[..., None]  # of a name, and of the file's bytes if they are known
+
+
 def fetch_checkpoint(source: Source) -> None:
-    """Fetch the small files, then the large ones that they describe, and verify all."""
+    """Fetch the small files, then the large ones that they describe, and verify all.
+
+    All are of one version. If the server has another than the noted one, all are fetched again.
+    """
+    try:
+        fetch_version(source)
+    except Changed as error:
+        source.say(f"{error}: downloading the new version")
+        (source.folder / VERIFIED).unlink()
+        fetch_version(source)
+
+
+def fetch_version(source: Source) -> None:
+    """Do the work of `fetch_checkpoint`. Raises Changed if a noted file is another one now."""
     folder, was_verified = source.folder, source.is_verified()
-    layout = fetch_layout(source)
-    fetch_tokenizer(source, layout)
-    weights = (fetch_bundle if layout is TENSORFLOW else fetch_safetensors)(source)
+    known = verified_files(folder)
+    hashes: dict[str, str] = {}
+    now = source
+
+    def get(name: str, size: int | None = None) -> None:
+        nonlocal now
+        fetched = fetch(now, name, size, known.get(name))
+        hashes[name] = fetched.sha256
+        if source.repository and fetched.commit:  # the branch may move before the next file
+            now = source._replace(url=f"{source.url.rpartition('/')[0]}/{fetched.commit}")
+
+    layout = fetch_layout(source, get)
+    fetch_tokenizer(source, layout, get)
+    weights = (fetch_bundle if layout is TENSORFLOW else fetch_safetensors)(source, get)
     with removing(folder, layout.config, *weights):
-        checkpoint = open_checkpoint(folder)
+        # Not the folder: somebody may have put other weights into it.
+        checkpoint = open_checkpoint(folder / (INDEX if layout is TENSORFLOW else weights[0]))
     with removing(folder, *weights):
         check_crcs(checkpoint)
     if source.pinned:  # any other may have a tokenizer that is not read: `load` warns then
         with removing(folder, *tokenizer_files(layout)):
             open_tokenizer(checkpoint)
-    copy = keep_aligned(checkpoint, was_verified, source.note)
-    found = stamps(folder)
-    found.pop(ALIGNED, None)
+    copy = keep_aligned(checkpoint, was_verified, source.say)
+    found = {name: [*stamp(folder / name), sha256] for name, sha256 in hashes.items()}
     note_verified(folder, found | copy)
+    for name in hashes:
+        tag_file(folder / (name + PART)).unlink(missing_ok=True)
 
 
-def fetch_layout(source: Source) -> Layout:
+def fetch_layout(source: Source, get: Fetch) -> Layout:
     """Fetch hparams.json or config.json, whichever the server has, and return its layout."""
     problems = []
     readers = {TENSORFLOW: read_hparams, HUGGING_FACE: read_config}
@@ -118,7 +153,7 @@ def fetch_layout(source: Source) -> Layout:
         if source.repository and layout is not HUGGING_FACE:
             continue
         try:
-            fetch(source, layout.config)
+            get(layout.config)
             with removing(source.folder, layout.config):
                 config = readers[layout](file)
                 if source.config not in (None, config):
@@ -136,7 +171,7 @@ def fetch_layout(source: Source) -> Layout:
     raise NotServed("; ".join(problems))
 
 
-def fetch_tokenizer(source: Source, layout: Layout) -> None:
+def fetch_tokenizer(source: Source, layout: Layout, get: Fetch) -> None:
     """Fetch the files of the tokenizer. A server may have none, unless they are pinned."""
     known = verified_files(source.folder)
     for name in tokenizer_files(layout):
@@ -145,7 +180,7 @@ def fetch_tokenizer(source: Source, layout: Layout) -> None:
         if source.pinned and name not in source.pinned:
             continue  # the pinned ones are enough, and another could change the ids
         try:
-            fetch(source, name)
+            get(name)
         except TooLarge:
             raise
         except NotServed:
@@ -153,35 +188,35 @@ def fetch_tokenizer(source: Source, layout: Layout) -> None:
                 raise
 
 
-def fetch_bundle(source: Source) -> list[str]:
+def fetch_bundle(source: Source, get: Fetch) -> list[str]:
     """Fetch the index, then the data that fit it, and return the names of files of weights."""
     folder, config = source.folder, TENSORFLOW.config
-    fetch(source, INDEX)
+    get(INDEX)
     with removing(folder, config, INDEX):
         tensors = read_index(folder / INDEX)
         match_tensors(read_hparams(folder / config), tensors, TENSORFLOW, folder / INDEX)
-    fetch(source, DATA, data_size(tensors))
+    get(DATA, data_size(tensors))
     return [DATA]
 
 
-def fetch_safetensors(source: Source) -> list[str]:
+def fetch_safetensors(source: Source, get: Fetch) -> list[str]:
     """Fetch the one file of weights, or the several, and return their names."""
     if not (source.folder / SHARDS).exists():
         try:
-            fetch(source, SAFETENSORS)
+            get(SAFETENSORS)
             return [SAFETENSORS]
         except NotServed:
             if source.pinned:
                 raise
     try:
-        fetch(source, SHARDS)
+        get(SHARDS)
     except NotServed as error:
         refuse_pickles(source)
         raise NotServed(f"{source.url}/{SAFETENSORS} is not on the server; {error}") from error
     with removing(source.folder, SHARDS):
         shards = sorted(set(read_weight_map(source.folder / SHARDS).values()))
     for shard in shards:
-        fetch(source, shard)
+        get(shard)
     return [SHARDS, *shards]
 
 
@@ -222,7 +257,8 @@ def removing(folder: Path, *names: str) -> Iterator[None]:
         yield
     except CheckpointError as error:
         for name in names:
-            (folder / name).unlink(missing_ok=True)
+            for file in (folder / name, tag_file(folder / (name + PART))):
+                file.unlink(missing_ok=True)
         raise CheckpointError(
             f"{error}; {' and '.join(names)} removed from the cache: run again to download"
         ) from error

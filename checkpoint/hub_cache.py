@@ -19,13 +19,13 @@ from .cache import (
     stamp,
     verified_files,
 )
-from .files import CheckpointError, read_small, reading
+from .files import CheckpointError, read_small, reading, warn
 from .layouts import CONFIG, HUGGING_FACE
 from .official import HUB, OTHER_NAMES, OWNER, Pins
 from .safetensors import SAFETENSORS, SHARDS, read_safetensors, read_shards
 from .sources import Repository, official_size, repository
-from .transfer import hash_of
-from .vocabulary import TOKENIZER_JSON
+from .transfer import hash_of, offline
+from .vocabulary import tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,9 @@ def find_snapshot(name: str, again: bool = False) -> Path | None:
     """Return the folder of a whole snapshot of that name, or None if there is none.
 
     The files of OpenAI's models must have their SHA-256. It is computed once and noted in the cache
-    of downloads; `again` computes it again.
+    of downloads; `again` computes it again. Of another model, a snapshot may lack files of the
+    tokenizer that nobody has asked for. It is used only if the network is forbidden, with a
+    warning.
     """
     with contextlib.suppress(CheckpointError, OSError):  # there is no home, or it is not readable
         if size := official_size(name):
@@ -45,7 +47,15 @@ def find_snapshot(name: str, again: bool = False) -> Path | None:
         if found := repository(name):
             older = [old for old, new in OTHER_NAMES.items() if new == found.name]
             folder = snapshot(found, older)
-            return folder if folder and is_whole(folder) else None
+            if folder is None or not has_weights(folder):
+                return None
+            unknown = unknown_files(folder)
+            if unknown and offline():
+                warn(
+                    f"{folder} has no {', '.join(unknown)}, and no note that the repository has "
+                    "none: token ids may differ; load the model once with a network"
+                )
+            return folder if offline() or not unknown else None
     return None
 
 
@@ -77,13 +87,22 @@ def snapshot(found: Repository, older_names: list[str]) -> Path | None:
     return None
 
 
-def is_whole(folder: Path) -> bool:
-    """Return True if a snapshot has its sizes, its tokenizer, and every byte of its weights.
+def unknown_files(folder: Path) -> list[str]:
+    """Return the files of a tokenizer that are not in a snapshot, but may be in the repository.
+
+    The hub's libraries note in .no_exist/COMMIT which files they have asked for in vain.
+    """
+    absent = folder.parents[1] / ".no_exist" / folder.name
+    return [name for name in tokenizer_files(HUGGING_FACE)
+            if not (folder / name).exists() and not (absent / name).exists()]  # fmt: skip
+
+
+def has_weights(folder: Path) -> bool:
+    """Return True if a snapshot has its sizes, and files of weights of the right lengths.
 
     One that the hub's libraries have not filled may lack any of them.
     """
-    tokenizers = (HUGGING_FACE.merges, TOKENIZER_JSON)
-    if not (folder / CONFIG).exists() or not any((folder / name).exists() for name in tokenizers):
+    if not (folder / CONFIG).exists():
         return False
     try:
         one = folder / SAFETENSORS

@@ -1,8 +1,10 @@
 """From a name, a path or a URL to a model that is ready to run."""
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -12,11 +14,19 @@ from ..bpe import Tokenizer, shown
 from ..gpt2_np import Model, map_leaves
 from .aligned import mappable
 from .downloading import check_crc, download
-from .files import CheckpointError, exists
+from .files import CheckpointError
 from .hub_cache import find_snapshot
 from .layouts import open_checkpoint
-from .official import ROOT, SHAKESPEARE
-from .sources import is_url, known_names, official_size, redacted, repository, sources_of
+from .official import ROOT, SHAKESPEARE, SIZE_BY_NAME
+from .sources import (
+    is_path,
+    is_url,
+    known_names,
+    official_size,
+    redacted,
+    repository,
+    sources_of,
+)
 from .tensors import MappedFiles, as_array, read_bytes
 from .vocabulary import tokenizer_or_warning
 
@@ -37,20 +47,24 @@ def load(
 ) -> Model:
     """Return the model of that name, path or URL, ready to run.
 
-    `name_or_path` is a size ("124M", "355M", "774M", "1558M") or another name of it ("gpt2-xl"),
-    "shakespeare", the path or http(s) URL of a folder in OpenAI's or Hugging Face's layout, the
-    path of a .safetensors file, or a repository of the hub ("owner/name", "owner/name@revision").
+    `name_or_path` is one of these:
+    - a size ("124M", "355M", "774M", "1558M"), another name of it ("gpt2-xl"), or "shakespeare"
+    - the path or http(s) URL of a folder in OpenAI's or Hugging Face's layout
+    - the path of a .safetensors file
+    - a repository of the hub ("owner/name", "owner/name@revision")
     An existing path wins over every name but sizes and "shakespeare". Files that are not on this
-    machine are downloaded into `cache_folder()` on first use; `progress` shows that on stderr.
+    machine are downloaded into `cache_folder()` on first use. `progress` shows that on stderr.
 
     `device` is "auto" (GPT2_NP_DEVICE, else a GPU if one works), "cpu" or "cuda". On the GPU, the
     tensors are copied one after another. float16 is for the GPU. On the CPU all arrays are
-    read-only. float32 weights that are float32 at aligned bytes stay in the file, memory-mapped,
-    and processes share them. Hugging Face's official files begin at an odd byte and other types are
-    converted, so each process has a copy of its own; but a download keeps an aligned float32 copy
-    of such files, which is mapped. A mapped file must not be overwritten in place while it is used,
-    which ends the process: replace it by renaming another. With `mmap` False, every byte is read
-    into private memory, and checked if the layout has checksums.
+    read-only.
+
+    On the CPU, weights that are float32 at aligned bytes stay in the file, memory-mapped, and
+    processes share them. Other weights are converted, and each process has a copy of its own. These
+    are weights of other types, and Hugging Face's official files, which begin at an odd byte. But a
+    download keeps an aligned float32 copy of them, which is mapped. Overwriting a mapped file in
+    place ends the process that uses it: rename another file onto it. With `mmap` False, every byte
+    is read into private memory, and checked if the layout has checksums.
 
     A tokenizer unlike GPT-2's costs the tokenizer: a CheckpointWarning says why. Raises
     CheckpointError or DownloadError, and Error if the device is not available or has too little
@@ -60,7 +74,8 @@ def load(
     asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
     xp = backend.pick(asked or device)
     backend.check_dtype(dtype, xp)
-    checkpoint = open_checkpoint(locate(name_or_path, progress))
+    with naming_the_size(name_or_path):
+        checkpoint = open_checkpoint(locate(name_or_path, progress))
     backend.check_room(weight_bytes(checkpoint.tensors, dtype), xp)
     if mmap and dtype == "float32" and xp is np:
         checkpoint = mappable(checkpoint)
@@ -110,16 +125,29 @@ def locate(name_or_path: str | os.PathLike[str], progress: bool = True) -> Path:
     if isinstance(name, str) and (official_size(name) or is_url(name)):
         return locate_download(name, progress)
     if isinstance(name, str | os.PathLike):
-        path = os.fspath(name)
-        if exists(path) or exists(f"{path}.index"):  # the prefix of a TensorFlow bundle
+        if is_path(name):
             return Path(name)
         if isinstance(name, str) and repository(name):
             return locate_download(name, progress)
-        name = redacted(path)
+        name = redacted(os.fspath(name))
     raise CheckpointError(
         f"{shown(name)} is neither {known_names()} nor an existing path: give one of these, or the "
         "http(s) URL of a checkpoint's folder"
     )
+
+
+@contextlib.contextmanager
+def naming_the_size(name: object) -> Iterator[None]:
+    """Add the name of the official model to an error about a path that hides one of its names."""
+    try:
+        yield
+    except CheckpointError as error:
+        size = SIZE_BY_NAME.get(name.lower()) if isinstance(name, str) else None
+        if size is None or official_size(name):
+            raise
+        raise CheckpointError(
+            f'{error}; or load("{size}") for the official model: {name} is a path here'
+        ) from error
 
 
 def locate_download(name: str, progress: bool) -> Path:

@@ -34,7 +34,7 @@ class Source(NamedTuple):
     repository: str | None = None  # the name on the hub, if it is one of the hub's
     credentials: Credentials | None = None
 
-    def note(self, message: str) -> None:
+    def say(self, message: str) -> None:
         if self.progress:
             print(message, file=sys.stderr)
 
@@ -58,7 +58,7 @@ class Credentials:
 
 # As the hub allows them. "--" is the separator in the names of folders.
 REPOSITORY = re.compile(
-    r"(?P<name>(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
+    r"(?P<name>(?!.*\.\.)(?![^@]*--)[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
     r"(@(?P<revision>[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*))?",
     re.ASCII,
 )
@@ -81,7 +81,13 @@ def official_size(name: object) -> str | None:
     if name in SIZES:
         return name
     size = SIZE_BY_NAME.get(name.lower().removeprefix(f"{OWNER}/"))
-    return None if size is None or exists(name) else size
+    return None if size is None or is_path(name) else size
+
+
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Return True for an existing path, and for the prefix of a TensorFlow bundle."""
+    path = os.fspath(name)
+    return exists(path) or exists(f"{path}.index")
 
 
 def repository(name: str) -> Repository | None:
@@ -104,10 +110,16 @@ def known_names() -> str:
 
 
 def redacted(text: str) -> str:
-    """Return a URL, or a message that ends in one, without passwords and anything after ? or #."""
-    text = re.sub(r":/+.*@", "://***@", text, flags=re.DOTALL)
-    text = re.sub(r"[^\s:/]+:[^\s/].*@", "***@", text, flags=re.DOTALL)  # without a scheme
-    return re.sub(r"([?#]).+", r"\1***", text, flags=re.DOTALL)
+    """Return a URL, or a message that ends in one, without passwords and anything after ? or #.
+
+    A path may have @ and #. That of a drive (C:\\models) is no scheme and no user name.
+    """
+    slashes = r":(//+|(?<=\w\w:)/)"
+    plain = re.sub(slashes + ".*@", "://***@", text, flags=re.DOTALL)
+    user = r"(?![A-Za-z]:\\)[^\s:/]+:[^\s/].*@"  # of a URL without a scheme
+    plain = re.sub(user, "***@", plain, flags=re.DOTALL)
+    marks = "[?#]" if plain != text or re.search(slashes, text) else "[?]"
+    return re.sub(f"({marks}).+", r"\1***", plain, flags=re.DOTALL)
 
 
 # --- sources ---------------------------------------------------------------------------
@@ -139,7 +151,7 @@ def hub_source(found: Repository, progress: bool) -> Source:
 
     hub, credentials = server("HF_ENDPOINT", HUB_URL)
     url = f"{hub}/{found.name}/resolve/{quote(found.revision, safe='')}"
-    words = (found.name.replace("/", "--"), found.revision.replace("/", "--"))
+    words = (found.name.replace("/", "--"), found.revision.replace("/", "@"))  # may have "--"
     folder = cache_folder().joinpath("hub", *words)
     return Source(url, folder, progress, {}, None, found.name, credentials or hub_token(hub))
 
@@ -148,7 +160,9 @@ def url_source(url: str, progress: bool) -> Source:
     import hashlib
 
     url = url.rstrip("/")
-    if not is_url(url) or re.search("[?#@]", url):
+    # An @ may stand in a path. In a password, a slash could come before it, as in me:a/b@host.
+    plain = r"https?://([^@:/\s\\]+|\[[0-9a-f:.]+\])(:\d+)?/[^?#]*|https?://[^?#@]*"
+    if not re.fullmatch(plain, url, re.IGNORECASE | re.DOTALL):
         raise DownloadError(
             f"{shown(redacted(url))} cannot be downloaded, it is neither {known_names()} nor the "
             "http(s) URL of a folder, without user name, ? and #: give one of these"

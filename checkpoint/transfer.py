@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bpe import shown
 from .bundle import DATA
@@ -48,6 +48,10 @@ class TooLarge(NotServed):
     """The server has a file of that name, which has more bytes than such a file may have."""
 
 
+class Changed(Exception):
+    """The server has another version of the checkpoint than the one whose files are noted."""
+
+
 class Interrupted(Exception):
     """A transfer broke off, and may succeed when it is tried again."""
 
@@ -56,46 +60,80 @@ class Interrupted(Exception):
         self.attempts, self.wait = attempts, wait  # the wait is in seconds
 
 
+class Fetched(NamedTuple):
+    """A file that is there: its SHA-256, and the hub's commit if it has just been answered."""
+
+    sha256: str
+    commit: str | None = None
+
+
 def offline() -> bool:
     """Return True if the environment forbids the network."""
     values = (os.environ.get(name, "") for name in ("GPT2_NP_OFFLINE", "HF_HUB_OFFLINE"))
     return any(value.lower() in ("1", "true", "yes", "on") for value in values)
 
 
-def fetch(source: Source, name: str, size: int | None = None) -> None:
-    """Bring a file into the source's folder, unless it is there with its size and pinned hash.
+def fetch(
+    source: Source, name: str, size: int | None = None, noted: list[Any] | None = None
+) -> Fetched:
+    """Bring a file into the source's folder, unless it is there as it should be.
 
-    Raises DownloadError if it is not available, CheckpointError if it is another file.
+    `noted` is what the note of verified files has about it: length, time, and SHA-256. A file
+    without a note and without a pin may be of an earlier version, because a server may change
+    between two runs. Then the server is asked again. Raises DownloadError if the file is not
+    available. Raises CheckpointError if it is not the pinned one, Changed if it is not the noted.
     """
     url, target = f"{source.url}/{name}", source.folder / name
+    part = target.with_name(name + PART)
     pinned_size, sha256 = source.pinned.get(name, (None, None))
     size = size if pinned_size is None else pinned_size
+    noted_sha256 = noted[2] if noted and len(noted) > 2 else None
+    state = "is damaged" if target.exists() else "is not in the cache"
     if target.exists():
-        if size in (None, bytes_in(target)) and sha256 in (None, hash_of(target).hexdigest()):
-            return
-        source.note(f"{target} is damaged: downloading it again")
-        target.unlink()
+        may_change = name not in source.pinned and not noted
+        if may_change and not offline() and os.access(source.folder, os.W_OK):
+            ask_again(target, part)
+        else:
+            found = hash_of(target).hexdigest()
+            if size in (None, bytes_in(target)) and (sha256 or noted_sha256) in (None, found):
+                return Fetched(found)
+            if not offline():
+                source.say(f"{target} {state}: downloading it again")
+                target.unlink()
     if offline():
         raise DownloadError(
-            f"{target} is not in the cache, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
+            f"{target} {state}, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
             f"network: unset them; {WITHOUT_NETWORK}"
         )
-    part = target.with_name(name + PART)
-    found = receive_with_retries(source, url, part, size, sha256)
-    if sha256 not in (None, found):
+    fetched = receive_with_retries(source, url, part, size, sha256)
+    if sha256 not in (None, fetched.sha256):
         part.unlink()
         raise CheckpointError(
-            f"{url} has SHA-256 {found}, expected {sha256}: it is not the official file and was "
-            "not kept; try again, or use another mirror"
+            f"{url} has SHA-256 {fetched.sha256}, expected {sha256}: it is not the official file "
+            "and was not kept; try again, or use another mirror"
         )
-    os.replace(part, target)
-    tag_file(part).unlink(missing_ok=True)
+    os.replace(part, target)  # its tag stays until all files are noted
+    if name not in source.pinned and noted_sha256 not in (None, fetched.sha256):
+        raise Changed(f"{url} is another file than before")
+    return fetched
+
+
+def ask_again(target: Path, part: Path) -> None:
+    """Make a whole file one whose last byte is to be fetched, if the server has still the same.
+
+    A small file is fetched as a whole.
+    """
+    if is_small(target.name) or not bytes_in(target):
+        target.unlink()
+        return
+    os.replace(target, part)
+    os.truncate(part, bytes_in(part) - 1)
 
 
 def receive_with_retries(
     source: Source, url: str, part: Path, size: int | None, sha256: str | None
-) -> str:
-    """Receive a file, again while attempts bring new bytes, and return its SHA-256."""
+) -> Fetched:
+    """Receive a file, again while attempts bring new bytes."""
     failures = 0
     while True:
         before = bytes_in(part)
@@ -106,12 +144,14 @@ def receive_with_retries(
             if failures >= error.attempts:
                 raise Unavailable(str(error)) from None
             wait = min(max(error.wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT)
-            source.note(f"{error}; trying again in {wait:g} s")
+            source.say(f"{error}; trying again in {wait:g} s")
             time.sleep(wait)
 
 
-def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
-    """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
+def receive(
+    source: Source, url: str, part: Path, size: int | None, sha256: str | None
+) -> Fetched:
+    """Ask once for the bytes that `part` lacks, and append them. The SHA-256 is that of all."""
     import hashlib
 
     import requests
@@ -119,14 +159,16 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
 
     have, tag = bytes_in(part), tag_file(part).read_text() if tag_file(part).exists() else ""
     if have and have == size:
-        return hash_of(part).hexdigest()
+        return Fetched(hash_of(part).hexdigest())
     headers = {"Accept-Encoding": "identity"}
     if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
     with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
-        limit = max_bytes(part.stem) if total is None else total
-        digest = hash_of(part) if have and sha256 else hashlib.sha256()
+        limit = total
+        if limit is None:
+            limit = max_bytes(part.stem) if is_small(part.stem) else have + free_bytes(part)
+        digest = hash_of(part) if have else hashlib.sha256()
         silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
                    disable=silent)  # fmt: skip
@@ -135,6 +177,8 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
                 for piece in response.iter_content(PIECE):
                     have += len(piece)
                     if have > limit:
+                        if total is None and not is_small(part.stem):
+                            check_space(url, part, have)
                         raise TooLarge(f"{url} sends more than {limit} bytes")
                     digest.update(piece)
                     bar.update(file.write(piece))
@@ -144,7 +188,16 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
             raise Interrupted(f"{url} broke off after {have:,} bytes") from None
     if have < (total or 0):
         raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
-    return digest.hexdigest()
+    return Fetched(digest.hexdigest(), commit_of(response))
+
+
+def commit_of(response: Any) -> str | None:
+    """Return the commit that the hub gives with a file, in the first of several redirects."""
+    for answer in (*response.history, response):
+        commit = answer.headers.get("X-Repo-Commit", "")
+        if re.fullmatch("[0-9a-f]{40}", commit):
+            return commit
+    return None
 
 
 def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
@@ -221,7 +274,7 @@ def checked_answer(
     if size is not None and total != size:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
-    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > max_bytes(part.stem):
+    if is_small(part.stem) and (total or 0) > max_bytes(part.stem):
         raise TooLarge(f"{url} has {total} bytes, expected at most {max_bytes(part.stem)}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
@@ -232,20 +285,29 @@ def checked_answer(
     return start, total
 
 
+def is_small(name: str) -> bool:
+    """Return True for a file that is read whole, and not one of weights."""
+    return not name.endswith((".safetensors", DATA))
+
+
 def max_bytes(name: str) -> int:
-    """Return the bytes that a file may have which is read whole."""
+    """Return the bytes that a small file may have."""
     return MAX_TOKENIZER_JSON if name in tokenizer_files(HUGGING_FACE) else MAX_SMALL_FILE
 
 
 def check_space(url: str, part: Path, n_bytes: int) -> None:
-    import shutil
-
-    free = shutil.disk_usage(part.parent).free
+    free = free_bytes(part)
     if n_bytes > free:
         raise DownloadError(
             f"{url} needs {n_bytes:,} bytes in {part.parent}, and {free:,} are free: make room, or "
             "set GPT2_NP_CACHE to another folder"
         )
+
+
+def free_bytes(part: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(part.parent).free
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -17,7 +17,7 @@ from make_checkpoints import (
 
 import gpt2_np
 from gpt2_np import checkpoint
-from gpt2_np.checkpoint import CheckpointError, aligned, loading, safetensors, saving
+from gpt2_np.checkpoint import CheckpointError, aligned, cache, loading, safetensors, saving
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
 
@@ -183,14 +183,74 @@ def test_a_disk_that_fills_up_while_copying_costs_only_the_copy(odd, monkeypatch
     assert cached(aligned.ALIGNED) == cached(".part") == []
 
 
-def test_a_copy_that_would_not_open_is_not_kept(server):
+def test_a_head_that_is_the_embedding_does_not_prevent_a_copy(server, capsys):
     """The copy has no lm_head.weight, which this config.json asks for."""
     wte = write_hugging_face(server.folder)["wte"].astype(np.float16)
     head = {"lm_head.weight": ("F16", wte.shape, wte.tobytes())}
     write_hugging_face(server.folder, dtype="F16", extra=head, tie_word_embeddings=False)
+    own = gpt2_np.load(server.folder, "cpu")
     for _ in range(2):
-        assert none_mapped(gpt2_np.load(server.url, "cpu"))
+        model = gpt2_np.load(server.url, "cpu")
+        assert all_mapped(model)
+        assert_same_params(model.params, own.params)
+    assert "will not share" not in capsys.readouterr().err
+
+
+def test_a_copy_that_would_not_open_is_not_kept(odd, monkeypatch, capsys):
+    monkeypatch.setattr(aligned, "write_file", lambda file, _: file.write_bytes(b"{}" * 8))
+    assert none_mapped(gpt2_np.load(odd[0], "cpu"))
+    assert "is not a whole safetensors file" in capsys.readouterr().err
     assert cached(aligned.ALIGNED) == []
+
+
+# --- weights that are not those of the download ------------------------------------------------
+
+
+def test_a_file_that_was_put_beside_a_download_is_loaded_itself(server):
+    write_hugging_face(server.folder / "served", dtype="F16")
+    folder = checkpoint.download(server.url + "/served")
+    tuned = write_hugging_face(server.folder / "tuned", seed=5)
+    shutil.copy(server.folder / "tuned/model.safetensors", folder / "finetuned.safetensors")
+    assert_same_params(gpt2_np.load(folder / "finetuned.safetensors", "cpu").params, tuned)
+    os.utime(folder / "model.safetensors")
+    checkpoint.download(server.url + "/served")  # verifies its own files again, and no others
+    assert_same_params(gpt2_np.load(folder / "finetuned.safetensors", "cpu").params, tuned)
+    assert all_mapped(gpt2_np.load(server.url + "/served", "cpu"))
+
+
+def test_the_note_of_a_folder_that_is_no_download_is_not_believed(tmp_path):
+    own = write_hugging_face(tmp_path / "own")
+    write_hugging_face(tmp_path / "other", seed=5)
+    names = ["config.json", "merges.txt", "model.safetensors", aligned.ALIGNED, "vocab.json"]
+    shutil.copy(tmp_path / "other/model.safetensors", tmp_path / "own" / aligned.ALIGNED)
+    cache.note_verified(tmp_path / "own", {n: cache.stamp(tmp_path / "own" / n) for n in names})
+    assert_same_params(gpt2_np.load(tmp_path / "own", "cpu").params, own)
+
+
+def test_a_shard_of_any_name_is_kept(server):
+    params = write_hugging_face(server.folder, shards=2, dtype="F16")
+    index = server.folder / "model.safetensors.index.json"
+    name = "float32.safetensors"
+    (server.folder / "model-00002-of-00002.safetensors").rename(server.folder / name)
+    index.write_text(index.read_text().replace("model-00002-of-00002.safetensors", name))
+    for _ in range(2):
+        model = gpt2_np.load(server.url, "cpu")
+        assert all_mapped(model)
+        assert model.params["wte"].shape == params["wte"].shape
+
+
+def test_a_copy_that_another_process_removes_is_done_without(odd, monkeypatch):
+    gpt2_np.load(odd[0], "cpu")
+    found = aligned.is_private
+
+    def remove(folder):
+        answer = found(folder)
+        (folder / aligned.ALIGNED).unlink()
+        return answer
+
+    monkeypatch.setattr(aligned, "is_private", remove)
+    folder = checkpoint.locate(odd[0])
+    assert_same_params(gpt2_np.load(folder, "cpu").params, odd[1])
 
 
 def test_a_block_of_rows_is_in_memory_at_a_time(server, monkeypatch):

@@ -88,6 +88,29 @@ def test_progress_is_on_stderr_with_size_and_speed_or_not_at_all(larger, capsys)
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_note_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        cache.note_verified(tmp_path, {"file": [1, 2]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_windows_does_not_give_up_names_the_remedy(bundle, monkeypatch):
+    def refuse(*_):
+        error = PermissionError(13, "Access is denied", "file")
+        error.winerror = winerror
+        raise error
+
+    monkeypatch.setattr(downloading, "fetch_checkpoint", refuse)
+    for winerror in (5, None):  # None: not of Windows
+        with pytest.raises(DownloadError) as caught:
+            checkpoint.download(bundle[0])
+        assert ("or close the program that uses the file" in str(caught.value)) == bool(winerror)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"x": [1, 2]}', '{"hparams.json": 3}'])
 def test_a_damaged_note_of_verified_files_only_costs_verifying_again(bundle, content):
     checkpoint.load(bundle[0])
@@ -238,6 +261,7 @@ def test_an_empty_home_is_no_home(monkeypatch):
     assert checkpoint.cache_folder() == expected
     monkeypatch.setenv("GPT2_NP_CACHE", "~/here")
     assert checkpoint.cache_folder() == expected.parents[1] / "here"
+    assert cache.at_home("~root/x") == pwd.getpwnam("root").pw_dir + "/x"
     monkeypatch.delenv("GPT2_NP_CACHE")
     monkeypatch.delenv("HOME")
     assert checkpoint.cache_folder() == expected

@@ -8,7 +8,8 @@ from make_checkpoints import assert_same_params, write_hugging_face
 
 import gpt2_np
 from gpt2_np import checkpoint
-from gpt2_np.checkpoint import hub_cache, official
+from gpt2_np.checkpoint import CheckpointWarning, hub_cache, official, tokenizer_files
+from gpt2_np.checkpoint.layouts import HUGGING_FACE
 
 COMMIT, OTHER = "0123456789abcdef" * 2 + "01234567", "f" * 40
 BOTH = pytest.mark.parametrize("name", ["124M", "owner/name"])
@@ -20,7 +21,10 @@ def offline(monkeypatch):
 
 
 def write_snapshot(repository, commit=COMMIT, ref="main", **options):
-    """Write a snapshot as huggingface_hub does, links to blobs, and return it with its weights."""
+    """Write a snapshot as huggingface_hub does, links to blobs, and return it with its weights.
+
+    Files of the tokenizer that are not written are noted as not in the repository.
+    """
     root = hub_cache.hub_cache() / f"models--{repository.replace('/', '--')}"
     folder = root / "snapshots" / commit
     params = write_hugging_face(folder, **options)
@@ -29,6 +33,11 @@ def write_snapshot(repository, commit=COMMIT, ref="main", **options):
         blob = root / "blobs" / f"{i}{commit}"
         file.rename(blob)
         file.symlink_to(os.path.relpath(blob, folder))
+    absent = root / ".no_exist" / commit
+    absent.mkdir(parents=True)
+    for name in tokenizer_files(HUGGING_FACE):
+        if not (folder / name).exists():
+            (absent / name).touch()
     if ref:
         (root / "refs").mkdir(exist_ok=True)
         (root / "refs" / ref).write_text(commit)
@@ -73,7 +82,7 @@ def test_a_read_only_cache_of_the_hub_is_used(snapshot):
             path.chmod(0o700)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "merges.txt", "a blob"])
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "a blob"])
 @BOTH
 def test_an_incomplete_snapshot_is_downloaded_instead(snapshot, server, monkeypatch, name, missing):
     folder, _ = snapshot[name]
@@ -92,6 +101,34 @@ def test_an_incomplete_snapshot_is_downloaded_instead(snapshot, server, monkeypa
     assert contents(hub_cache.hub_cache()) == before
     if name == "owner/name":
         assert_same_params(gpt2_np.load(name).params, params)
+
+
+def test_a_snapshot_that_may_lack_tokens_is_downloaded_instead(server, monkeypatch):
+    """Another program has fetched the snapshot, and did not ask for added_tokens.json."""
+    folder, params = write_snapshot("owner/name")
+    (folder.parents[1] / ".no_exist" / COMMIT / "added_tokens.json").unlink()
+    write_hugging_face(server.folder / "owner/name/resolve/main")
+    added = server.folder / "owner/name/resolve/main/added_tokens.json"
+    added.write_text('{"<|user|>": 280}')
+    with pytest.warns(CheckpointWarning, match=r"no added_tokens\.json, .*token ids may differ"):
+        assert_same_params(gpt2_np.load("owner/name").params, params)
+    assert server.log == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    ids = gpt2_np.load("owner/name").tokenizer.encode("<|user|>", allowed_special="all")
+    assert ids == [280]
+
+
+def test_a_repository_without_a_tokenizer_has_a_whole_snapshot(server, monkeypatch):
+    folder, params = write_snapshot("owner/name", tokenizer=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    model = gpt2_np.load("owner/name")
+    assert model.tokenizer is None and server.log == []
+    shutil.rmtree(folder.parents[1] / ".no_exist")  # another program has fetched only the weights
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.warns(CheckpointWarning, match=r"has no merges\.txt, vocab\.json, tokenizer\.json"):
+        assert_same_params(gpt2_np.load("owner/name").params, params)
 
 
 def test_a_snapshot_cut_short_is_not_whole(snapshot):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from downloads import cached
-from make_checkpoints import SMALL, assert_same_params, write_hugging_face
+from make_checkpoints import SMALL, assert_same_params, write_hugging_face, write_tensorflow
 
 import gpt2_np
 from gpt2_np import checkpoint
@@ -66,6 +66,25 @@ def test_an_existing_path_wins_over_every_name_but_the_sizes(tmp_path, monkeypat
     assert checkpoint.official_size("gpt2") is None
 
 
+def test_the_prefix_of_a_bundle_is_an_existing_path_too(tmp_path, monkeypatch, mirror):
+    monkeypatch.chdir(tmp_path)
+    write_tensorflow(".", seed=5)
+    for file in tmp_path.glob("model.ckpt.*"):
+        file.rename(file.name.replace("model.ckpt", "gpt2"))
+    assert checkpoint.official_size("gpt2") is None
+    assert checkpoint.locate("gpt2").name == "gpt2"
+
+
+def test_a_folder_that_hides_an_official_name_is_told_with_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(checkpoint.CheckpointError, match=r'or load\("124M"\) .*gpt2 is a path'):
+        gpt2_np.load("gpt2")
+    with pytest.raises(checkpoint.CheckpointError) as caught:
+        gpt2_np.load(tmp_path / "gpt2")
+    assert "124M" not in str(caught.value)
+
+
 def test_another_revision_of_an_official_repository_is_not_the_pinned_one(server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     (source,) = checkpoint.sources_of("openai-community/gpt2@main")
@@ -119,6 +138,23 @@ def test_a_tokenizer_that_is_not_understood_costs_only_the_tokenizer(server, hub
     assert_same_params(model.params, hub)
 
 
+def test_all_files_are_of_the_commit_of_the_first(server, hub):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    server.headers = {"X-Repo-Commit": commit}
+    params = write_hugging_face(server.folder / f"owner/name/resolve/{commit}", seed=9)
+    assert_same_params(gpt2_np.load("owner/name").params, params)
+    first, *others = server.paths()
+    assert first == "/owner/name/resolve/main/config.json"
+    assert {path.rpartition("/")[0] for path in others} == {f"/owner/name/resolve/{commit}"}
+
+
+@pytest.mark.parametrize("commit", ["", "main", "../main", "0" * 39])
+def test_a_commit_that_is_none_is_not_asked_for(server, hub, commit):
+    server.headers = {"X-Repo-Commit": commit}
+    assert_same_params(gpt2_np.load("owner/name").params, hub)
+    assert {path.rpartition("/")[0] for path in server.paths()} == {"/owner/name/resolve/main"}
+
+
 @pytest.mark.parametrize("revision", ["v1.0", "refs/pr/3", "0123456789abcdef" * 2 + "01234567"])
 def test_a_revision_is_another_model(server, hub, revision):
     path = "owner/name/resolve/" + revision.replace("/", "%2F")
@@ -169,7 +205,12 @@ def test_offline_a_repository_comes_from_the_cache_only(server, hub, monkeypatch
     assert_same_params(gpt2_np.load("owner/name").params, hub)
 
 
-@pytest.mark.parametrize("name", ["a/b", "a1/b.c-d_e", "a/b@main", "a/b@refs/pr/1"])
+def test_each_revision_has_a_folder_of_its_own():
+    names = ["a/b@x/y", "a/b@x--y", "a/b@x-y", "a/b"]
+    assert len({checkpoint.sources_of(name)[0].folder for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a1/b.c-d_e", "a/b@main", "a/b@refs/pr/1", "a/b@x--y"])
 def test_a_repository_is_an_owner_and_a_name(name):
     assert sources.repository(name)
 
