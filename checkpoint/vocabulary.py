@@ -8,7 +8,8 @@ differently, and a folder with these is refused as well.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import bpe
@@ -33,12 +34,15 @@ SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"  # transformers 3 and 4
 SPECIAL = "special_tokens_map.json"  # the same
 OTHER_VOCABULARIES = ("vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-MAX_TOKENIZER_JSON = 64 * 2**20  # GPT-2's has 3.5 MB
+MAX_TOKENIZER_JSON = 16 * 2**20  # GPT-2's has 3.5 MB
+MAX_DEPTH = 50  # of a post_processor; the library tokenizers reads about 60
+MAX_ADDED = 10**7  # the squares of the lengths of added tokens: 10,000 have some 10**6
 
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # no <|endoftext|> by default
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
          "mask_token")  # fmt: skip
+MORE_ROLES = "model_specific_special_tokens"  # transformers 5 adds these tokens, 4 does not
 END_OF_TEXT = "<|endoftext|>"
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
@@ -170,11 +174,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if settings["tokenizer_class"] not in (*GPT2_CLASSES, *BARE_CLASSES):
         raise Malformed(f"tokenizer_class is {shown(settings['tokenizer_class'])}, expected "
                         "GPT2Tokenizer: save the tokenizer with that class")
-    for name in ("split_special_tokens", "auto_map", "fix_mistral_regex"):
-        if settings.get(name):
-            raise Malformed(f"{SETTINGS}: {name} is set, which is not supported: remove it if the "
-                            "model was trained without it")
+    for name in ("split_special_tokens", "auto_map", "fix_mistral_regex", MORE_ROLES):
+        refuse_setting(name, settings, SETTINGS)
     return settings
+
+
+def refuse_setting(name: str, settings: Mapping[str, Any], file: str) -> None:
+    if settings.get(name):
+        raise Malformed(f"{file}: {name} is set, which is not supported: remove it if the model "
+                        "was trained without it")
 
 
 def only_version_5(settings: Mapping[str, Any]) -> bool:
@@ -277,11 +285,13 @@ def added_listings(
 def read_special_map(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Return special_tokens_map.json, which counts only without an added_tokens_decoder."""
     unused = "added_tokens_decoder" in settings or not exists(folder / SPECIAL)
-    return {} if unused else read_json(folder / SPECIAL)
+    special_map = {} if unused else read_json(folder / SPECIAL)
+    refuse_setting(MORE_ROLES, special_map, SPECIAL)
+    return special_map
 
 
 def numbers(found: Any) -> dict[int, Any]:
-    if not isinstance(found, dict) or not all(key.isdecimal() for key in found):
+    if not isinstance(found, dict) or not all(key.isdecimal() and len(key) < 10 for key in found):
         raise Malformed(f"{SETTINGS}: added_tokens_decoder is not an object with ids as keys")
     return {int(id): token for id, token in found.items()}
 
@@ -362,25 +372,63 @@ def numbered(found: Iterable[Entry], ids: Mapping[str, int]) -> list[AddedToken]
         if flags is not None:
             described.add(name)
         added[name] = token._replace(special=token.special or special)
-    for name in unsure:
-        for other in added.values():
-            if name != other.name and interfere(added[name], other):
-                raise Malformed(f"the added tokens {shown(name)} and {shown(other.name)} overlap, "
-                                "and the files do not say which one is found first: save the "
-                                "tokenizer again")
+    if unsure and (pair := order_matters(added, unsure)):
+        raise Malformed(f"the added tokens {shown(pair[0])} and {shown(pair[1])} overlap, and the "
+                        "files do not say which one is found first: save the tokenizer again")
     return list(added.values())
 
 
-def interfere(one: AddedToken, other: AddedToken) -> bool:
-    """Return True if it may matter which of two tokens is looked for first."""
-    for token, name in ((one, other.name), (other, one.name)):
-        if token.single_word and (bpe.in_word(name[0]) or bpe.in_word(name[-1])):
-            return True
-        if (token.lstrip or token.rstrip) and name != name.strip():
-            return True
-    a, b = one.name, other.name
-    return a in b or b in a or any(
-        a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, min(len(a), len(b))))
+def order_matters(
+    added: Mapping[str, AddedToken], unsure: Set[str]
+) -> tuple[str, str] | None:
+    """Return two tokens, one of them unsure, if it may matter which of them is looked for first.
+
+    A token meets another if it has a trait that the other one minds, such as "begins with <x".
+    """
+    if sum(len(name) ** 2 for name in added) > MAX_ADDED:
+        raise Malformed(f"it has {len(added)} added tokens with {sum(map(len, added))} characters, "
+                        "which are too many to compare: save the tokenizer again")
+    having: defaultdict[Trait, list[str]] = defaultdict(list)
+    for name in sorted(added, key=lambda name: name not in unsure):
+        for trait in traits(added[name]):
+            if len(having[trait]) < 2:  # unsure ones first, and one of two is another than any name
+                having[trait].append(name)
+    lengths = sorted(set(map(len, added)))
+    for name in added:
+        for trait in minded(name, lengths):
+            for other in having.get(trait, ()):
+                if other != name and not unsure.isdisjoint((name, other)):
+                    return name, other
+    return None
+
+
+Trait = tuple[str, str]
+
+
+def traits(token: AddedToken) -> Iterator[Trait]:
+    """Yield what others may mind of a token."""
+    if token.single_word:
+        yield "single_word", ""
+    if token.lstrip or token.rstrip:
+        yield "strips", ""
+    yield "is", token.name
+    for n in range(1, len(token.name)):
+        yield "begins with", token.name[:n]
+
+
+def minded(name: str, lengths: Iterable[int]) -> Iterator[Trait]:
+    """Yield the traits of another token that change where `name` is found, or change it there."""
+    if bpe.in_word(name[0]) or bpe.in_word(name[-1]):
+        yield "single_word", ""
+    if name != name.strip():
+        yield "strips", ""
+    for start in range(len(name)):
+        if start:
+            yield "begins with", name[start:]
+        for n in lengths:
+            if n > len(name) - start:
+                break
+            yield "is", name[start : start + n]
 
 
 # --- what goes before a text ------------------------------------------------------------
@@ -410,15 +458,18 @@ def start_ids(
     return [token.id for token in added if begin and token.name == entry(begin).name]
 
 
-def processor_ids(found: Any, n_vocab: int) -> list[int]:
+def processor_ids(found: Any, n_vocab: int, depth: int = 0) -> list[int]:
     """Return the ids before a text that the post_processor of a tokenizer.json states."""
+    if depth > MAX_DEPTH:
+        raise Malformed(f"its post_processor is nested more than {MAX_DEPTH} deep: remove it")
     if found is None:
         return []
     kind = found.get("type") if isinstance(found, dict) else None
     if kind == "ByteLevel":
         return []
     if kind == "Sequence" and isinstance(found.get("processors"), list):
-        lists = [ids for part in found["processors"] if (ids := processor_ids(part, n_vocab))]
+        parts = (processor_ids(part, n_vocab, depth + 1) for part in found["processors"])
+        lists = [ids for ids in parts if ids]
         if len(lists) <= 1:
             return lists[0] if lists else []
     elif kind == "TemplateProcessing":
