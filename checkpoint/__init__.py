@@ -1,7 +1,8 @@
 """GPT-2 checkpoints: from the official files to plain arrays, with NumPy and the standard library.
 
 In both layouts, OpenAI's and Hugging Face's, weights lie on disk as the rows of the array in
-memory. So reading is memory-mapping: `load` checks the position of each tensor and copies nothing.
+memory. So `load` maps float32 weights at aligned addresses and copies nothing. Other types, other
+addresses and scaled queries are converted once.
 """
 from .cache import cache_folder
 from .downloading import download
