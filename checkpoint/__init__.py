@@ -10,10 +10,10 @@ from .files import CheckpointError, CheckpointWarning
 from .layouts import Checkpoint, open_checkpoint
 from .loading import DTYPES, load, locate
 from .official import SHAKESPEARE
-from .saving import SAVED_DTYPES, check_new, save
+from .saving import SAVED_DTYPES, check_new, save, write_tokenizer
 from .sources import DownloadError, official_size, sources_of
 from .tensors import Tensor
-from .vocabulary import open_tokenizer, tokenizer_files, write_tokenizer
+from .vocabulary import open_tokenizer, tokenizer_files
 
 __all__ = ["DTYPES", "SAVED_DTYPES", "SHAKESPEARE", "Checkpoint", "CheckpointError",
            "CheckpointWarning", "DownloadError", "Tensor", "cache_folder", "check_new", "download",

@@ -12,8 +12,10 @@ import gpt2_np
 from gpt2_np import bpe, checkpoint
 from gpt2_np.bpe import AddedToken
 from gpt2_np.checkpoint import CheckpointError, CheckpointWarning, tokenizer_files
+from gpt2_np.checkpoint.added_tokens import order_matters
 from gpt2_np.checkpoint.layouts import HUGGING_FACE, TENSORFLOW, Checkpoint
-from gpt2_np.checkpoint.vocabulary import open_tokenizer, order_matters, write_tokenizer
+from gpt2_np.checkpoint.saving import write_tokenizer
+from gpt2_np.checkpoint.vocabulary import open_tokenizer
 
 WRITERS = [write_tensorflow, write_hugging_face]
 END = "<|endoftext|>"

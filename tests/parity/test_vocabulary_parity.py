@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast, PreTra
 from gpt2_np import bpe
 from gpt2_np.checkpoint import CheckpointError
 from gpt2_np.checkpoint.layouts import HUGGING_FACE, Checkpoint
-from gpt2_np.checkpoint.vocabulary import open_tokenizer, write_tokenizer
+from gpt2_np.checkpoint.saving import write_tokenizer
+from gpt2_np.checkpoint.vocabulary import open_tokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
