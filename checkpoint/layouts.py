@@ -23,7 +23,7 @@ from .names import (
     tensorflow_name,
 )
 from .safetensors import SAFETENSORS, SHARDS, read_safetensors, read_shards
-from .settings import CONFIG, HPARAMS, read_config, read_config_settings, read_hparams
+from .settings import CONFIG, HPARAMS, read_config, read_hparams, read_settings
 from .tensors import Tensor
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def official_config(found: dict[str, Tensor], index: Path) -> Config:
 def open_hugging_face(file: Path) -> Checkpoint:
     if not exists(file.with_name(CONFIG)):
         raise CheckpointError(f"{file} has no {CONFIG} beside it: copy it from the same checkpoint")
-    settings = read_config_settings(file.with_name(CONFIG))
+    settings = read_settings(file.with_name(CONFIG))
     found = read_shards(file) if file.suffix == ".json" else read_safetensors(file)
     tensors = match_hugging_face(settings, found, file)
     return Checkpoint(file.parent, HUGGING_FACE, settings.config, tensors)

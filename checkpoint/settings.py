@@ -38,7 +38,7 @@ def read_hparams(file: Path) -> Config:
 
 def read_config(file: Path) -> Config:
     """Return the sizes in Hugging Face's config.json, which must describe a GPT-2."""
-    return read_config_settings(file).config
+    return read_settings(file).config
 
 
 def checked_config(file: Path, found: Mapping[str, Any], keys: Mapping[str, str]) -> Config:
@@ -85,7 +85,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_config_settings(file: Path) -> Settings:
+def read_settings(file: Path) -> Settings:
     """Return the sizes and settings in Hugging Face's config.json, which must be of a GPT-2.
 
     null stands for the default. Settings that change nothing in float32 are not looked at:

@@ -12,7 +12,7 @@ from make_checkpoints import SMALL, assert_same_params
 
 from gpt2_np import Config, checkpoint, forward
 from gpt2_np.checkpoint import CheckpointError
-from gpt2_np.checkpoint.settings import EXPECTED, read_config_settings
+from gpt2_np.checkpoint.settings import EXPECTED, read_settings
 
 D = SMALL.n_embd
 
@@ -64,7 +64,7 @@ def test_a_setting_of_another_function_is_refused_by_name(tmp_path, key, value):
 def test_absent_keys_have_the_defaults_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     expected = Config(n_vocab=50257, n_ctx=1024, n_embd=768, n_head=12, n_layer=12)
-    assert read_config_settings(tmp_path / "config.json").config == expected
+    assert read_settings(tmp_path / "config.json").config == expected
 
 
 def test_the_other_names_of_the_sizes_are_read_and_come_first(tmp_path):
