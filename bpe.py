@@ -26,7 +26,7 @@ try:
 except ImportError:  # this file alone
     Error = ValueError  # type: ignore[assignment, misc]
 
-__all__ = ["Decoder", "Tokenizer", "TokenizerError", "train", "words"]
+__all__ = ["AddedToken", "Decoder", "Tokenizer", "TokenizerError", "train", "words"]
 
 # GPT-2's pattern of a word. The package `regex` reads it, because Python's own `re` knows neither
 # \p{L}, a letter, nor \p{N}, a number.
@@ -60,6 +60,7 @@ _CACHED_WORD = 128  # characters; longer words, such as the rulers of tables, se
 _SHORT_WORD = 64  # bytes; `_merge_long` is quicker for longer words
 _ASCII_PIECE = 1 << 18  # characters that are split into words at a time, to bound memory
 _PIECE = 1 << 9  # the same in other text: small, so that most pieces of English are ASCII
+_KNOWN_SEARCHES = 8  # sets of allowed special tokens, of which patterns are kept
 _MAX_FILE = 16 << 20  # bytes; GPT-2's files have 0.5 and 1 MB
 
 
@@ -163,6 +164,9 @@ class AddedToken(NamedTuple):
     normalized: bool = False
 
 
+_Search = tuple[re.Pattern[str], dict[str, AddedToken]]  # a pattern of names, and their tokens
+
+
 class Tokenizer:
     """A vocabulary that turns text into ids and back.
 
@@ -172,8 +176,8 @@ class Tokenizer:
     None. Threads may share a tokenizer. Raises TokenizerError if a merge joins unknown tokens or
     occurs twice, or if names are not unique.
 
-    Three attributes come from Hugging Face's files: `added_tokens`, special ones included;
-    `start_ids`, which `encode` puts before every text; `add_prefix_space`, with which a text that
+    Three attributes come from Hugging Face's files. `added_tokens` has the special ones too.
+    `start_ids` are those that `encode` puts before every text. With `add_prefix_space` a text that
     does not begin with a space gets one, as does the text after each added token.
     """
 
@@ -253,8 +257,10 @@ class Tokenizer:
         self.added_tokens = tuple(added_tokens)
         self.start_ids, self.add_prefix_space = (), False
         self.special_tokens = {token.name: token.id for token in added_tokens if token.special}
+        self._all_special = frozenset(self.special_tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
         self._has_words = len(self.special_tokens) < len(added_tokens)  # found in every text
+        self._known_searches: dict[frozenset[str], list[_Search]] = {}  # by the names allowed
         self._word_ids = _IdCache(self._encode_word)
         self._segment_ids = _IdCache(self._encode_segment)
 
@@ -275,16 +281,13 @@ class Tokenizer:
         reason that `words` gives.
         """
         text = _replace_surrogates(text)
-        names = self.special_tokens if allowed_special == "all" else allowed_special
+        names = self._all_special if allowed_special == "all" else frozenset(allowed_special)
         if not (names or self._has_words or self.start_ids or self.add_prefix_space):
             return self._encode_ordinary(text)
-        for name in names:
-            if name not in self.special_tokens:
-                raise TokenizerError(
-                    f"allowed_special has {shown(name)}, but the special tokens of this "
-                    f"vocabulary are {shown(list(self.special_tokens))}"
-                )
-        parts = self._cut_at_added(text, set(names)) if names or self._has_words else [text]
+        parts: list[str | int] = [text]
+        for pattern, tokens in self._searches(names) if names or self._has_words else ():
+            parts = [piece for part in parts for piece in (
+                _cut_at(part, pattern, tokens) if isinstance(part, str) else [part])]  # fmt: skip
         ids = list(self.start_ids)
         for part in parts:
             if isinstance(part, int):
@@ -294,18 +297,32 @@ class Tokenizer:
                 ids += self._encode_ordinary(space + part)
         return ids
 
-    def _cut_at_added(self, text: str, names: Collection[str]) -> list[str | int]:
-        """Return the ids of added tokens in the text, and the parts of the text between them."""
-        parts: list[str | int] = [text]
+    def _searches(self, names: frozenset[str]) -> list[_Search]:
+        """Return the searches for added tokens, one after the other, if these names are allowed.
+
+        They are kept, because a pattern of 10,000 tokens takes longer to make than to use.
+        """
+        if (known := self._known_searches.get(names)) is not None:
+            return known
+        for name in names:
+            if name not in self.special_tokens:
+                raise TokenizerError(
+                    f"allowed_special has {shown(name)}, but the special tokens of this "
+                    f"vocabulary are {shown(list(self.special_tokens))}"
+                )
+        searches = []
         for normalized in (False, True):
             wanted = {
                 token.name: token for token in self.added_tokens
                 if token.normalized == normalized and (not token.special or token.name in names)
             }  # fmt: skip
-            if wanted:
-                parts = [piece for part in parts for piece in (
-                    _cut_at(part, wanted) if isinstance(part, str) else [part])]  # fmt: skip
-        return parts
+            if wanted:  # the longest first, so that it is found where several begin
+                in_order = sorted(wanted, key=len, reverse=True)
+                searches.append((re.compile("|".join(map(re.escape, in_order))), wanted))
+        if len(self._known_searches) >= _KNOWN_SEARCHES:
+            self._known_searches.clear()
+        self._known_searches[names] = searches
+        return searches
 
     def _encode_ordinary(self, text: str) -> list[int]:
         word_ids, ids = self._word_ids, []
@@ -570,12 +587,13 @@ def _merge_pair(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
     return merged
 
 
-def _cut_at(text: str, tokens: dict[str, AddedToken]) -> list[str | int]:
-    """Return the ids of these tokens in the text, the longest at each place, and text between."""
-    names = sorted(tokens, key=len, reverse=True)
+def _cut_at(
+    text: str, pattern: re.Pattern[str], tokens: dict[str, AddedToken]
+) -> list[str | int]:
+    """Return the ids of the tokens that the pattern finds in the text, and the text between."""
     parts: list[str | int] = []
     end = 0
-    for found in re.finditer("|".join(map(re.escape, names)), text):
+    for found in pattern.finditer(text):
         token, (start, stop) = tokens[found[0]], found.span()
         around = text[max(start - 1, 0) : start] + text[stop : stop + 1]
         if token.single_word and any(map(in_word, around)):
@@ -696,8 +714,8 @@ def check_ids(
 ) -> dict[str, int]:
     """Return the ids of tokens that merges do not make and that were not `added`, in their order.
 
-    Raises TokenizerError if a token of the merges has no id, if the ids are not 0, 1, 2 and so on,
-    or if the merges seem cut short.
+    Raises TokenizerError if a token of the merges has no id, or if the ids are not 0, 1, 2 and so
+    on. It also does if the token after those of the merges is one that a lost merge would make.
     """
     tokens = usual_ids(made_by(lines))
     for token in tokens:
@@ -719,14 +737,15 @@ def check_ids(
                 "token for each id"
             )
     others = {name: id for name, id in ids.items() if name not in tokens and name not in added}
-    others = dict(sorted(others.items(), key=lambda item: item[1]))
-    for name in [*others][:1] + [*others][-1:]:  # two tokens joined: a merge whose line is lost
-        if any(name[:i] in tokens and name[i:] in tokens for i in range(1, min(len(name), 1000))):
-            raise TokenizerError(
-                f"{path}: {shown(name)} has id {ids[name]} and joins two tokens, but is missing "
-                f"from {merges_path}: is the file cut short?"
-            )
-    return others
+    name = owners.get(max(ids[token] for token in tokens) + 1, "")  # of the first lost merge
+    if name in others and any(
+        name[:i] in tokens and name[i:] in tokens for i in range(1, min(len(name), 1000))
+    ):
+        raise TokenizerError(
+            f"{path}: {shown(name)} has id {ids[name]} and joins two tokens, but is missing from "
+            f"{merges_path}: is the file cut short?"
+        )
+    return dict(sorted(others.items(), key=lambda item: item[1]))
 
 
 def _plain_special(names: Sequence[str], first: int) -> list[AddedToken]:

@@ -34,6 +34,8 @@ __all__ = ["CONFIG", "HPARAMS", "HUGGING_FACE", "TENSORFLOW", "Checkpoint", "Lay
            "read_config", "read_hparams", "tensorflow_name"]
 
 SHARD_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # a variant before .json
+ADAPTER = "adapter_config.json"
+MERGE_ADAPTER = "merge it into its model with peft's merge_and_unload(), and save that"
 ONE_OF_SEVERAL = re.compile(r".+-\d+-of-\d+(\.[\w-]+)?\.safetensors")
 
 
@@ -69,12 +71,17 @@ def open_folder(folder: Path) -> Checkpoint:
     if exists(folder / HPARAMS):
         return open_bundle(find_index(folder))
     if exists(folder / CONFIG):
+        if exists(folder / ADAPTER):
+            raise CheckpointError(
+                f"{folder} holds {ADAPTER}, so it means another function than its weights alone: "
+                f"{MERGE_ADAPTER}, or give the path of the file of weights to leave the adapter out"
+            )
         return open_hugging_face(find_weights(folder))
     if os.path.isfile(folder / LATEST) or any(name.endswith(".index") for name in listing(folder)):
         return open_bundle(find_index(folder))
     remedy = "give the folder of a checkpoint, which holds one of them"
-    if exists(folder / "adapter_config.json"):
-        remedy = "an adapter: merge it into its model with peft's merge_and_unload(), and save that"
+    if exists(folder / ADAPTER):
+        remedy = f"an adapter: {MERGE_ADAPTER}"
     elif inside := checkpoints_inside(folder):
         remedy = f"give the folder inside it, {shown(inside[0] if len(inside) == 1 else inside)}"
     raise CheckpointError(
@@ -154,7 +161,7 @@ def find_weights(folder: Path) -> Path:
             f"{folder} holds {shown(shards[0])} and no index of such files: copy {SHARDS} from "
             "the same checkpoint"
         )
-    for name in sorted(filter(is_pickled, names), key=rank):
+    for name in sorted(filter(is_pickled, names), key=other_name):
         raise CheckpointError(
             f"{folder} has no {SAFETENSORS}, only {shown(name)}: {conversion(folder, name)}"
         )
@@ -175,8 +182,8 @@ def is_pickled(name: str) -> bool:
     return PICKLED.fullmatch(name) is not None and not OF_TRAINER.fullmatch(name)
 
 
-def rank(name: str) -> bool:
-    """Order a list so that the files which transformers finds by itself come first."""
+def other_name(name: str) -> bool:
+    """Return False for a file that transformers finds by itself, which comes first in order."""
     return not OF_TRANSFORMERS.fullmatch(name)
 
 

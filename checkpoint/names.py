@@ -6,7 +6,7 @@ No tensor of the model may be missing, have another shape, or be left over. Tens
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bpe import shown
@@ -76,8 +76,15 @@ def match_tensors(
         return tensor._replace(shape=shape)
 
     tensors = map_leaves(take, parameter_shapes(config))
-    refuse = refuse_tensorflow if layout is TENSORFLOW else refuse_hugging_face
-    left_out = [name for name in unused if not refuse(name, config, found, file)]
+    left_out = list(unused)
+    if layout is TENSORFLOW:
+        left_out = [name for name in unused if not is_optimizer_state(name, found)]
+    parts = TENSORFLOW_PARTS if layout is TENSORFLOW else HUGGING_FACE_PARTS
+    for name in filter(parts.fullmatch, left_out):
+        raise CheckpointError(
+            f"{file}: tensor {shown(name)} does not belong to a GPT-2 with {config}: give the "
+            "settings that the model was saved with, or run it with transformers"
+        )
     if left_out:
         some = ", ".join(map(shown, left_out[:3])) + (", …" if len(left_out) > 3 else "")
         n = "1 tensor" if len(left_out) == 1 else f"{len(left_out)} tensors"
@@ -85,26 +92,16 @@ def match_tensors(
     return tensors
 
 
-def refuse_part(name: str, config: Config, file: Path) -> None:
-    raise CheckpointError(
-        f"{file}: tensor {shown(name)} does not belong to a GPT-2 with {config}: give the settings "
-        "that the model was saved with, or run it with transformers"
-    )
-
-
 # --- OpenAI's layout -------------------------------------------------------------------
 
+TENSORFLOW_PARTS = re.compile(r"model/.*", re.DOTALL)
 # Of tf.train.Saver without a list of variables: the optimizer's slots, its powers, the step.
 COUNTERS = re.compile(r"(.*/)?(beta\d_power|global_step|learning_rate)(_\d+)?")
 
 
-def refuse_tensorflow(name: str, config: Config, found: Iterable[str], file: Path) -> bool:
-    """Return True for the state of an optimizer. Raises CheckpointError for a part of the model."""
-    if COUNTERS.fullmatch(name) or name.rpartition("/")[0] in found:
-        return True
-    if name.startswith("model/"):
-        refuse_part(name, config, file)
-    return False
+def is_optimizer_state(name: str, found: Container[str]) -> bool:
+    """Return True for a counter, and for a slot: a tensor whose name continues another's."""
+    return COUNTERS.fullmatch(name) is not None or name.rpartition("/")[0] in found
 
 
 # --- Hugging Face's layout -------------------------------------------------------------
@@ -114,7 +111,7 @@ WRAPPERS = {"_orig_mod", "module", "_forward_module", "_fsdp_wrapped_module",
             "_checkpoint_wrapped_module"}  # fmt: skip
 ROOTS = {"transformer", "model", "base_model", "pretrained_model"}
 MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-MODEL_PARTS = re.compile(r"(h|wte|wpe|ln_f|lm_head)(\..*)?", re.DOTALL)
+HUGGING_FACE_PARTS = re.compile(r"(h|wte|wpe|ln_f|lm_head)(\..*)?", re.DOTALL)
 
 # Tensors that change the function of the model they lie in: what they are, and the remedy.
 CHANGES = {
@@ -194,10 +191,3 @@ def check_head(head: Tensor, wte: Tensor) -> None:
         f"{head.file}: tensor 'lm_head.weight' differs from 'wte.weight', expected the same "
         "values: the unembedding of a GPT-2 is its embedding; run this model with transformers"
     )
-
-
-def refuse_hugging_face(name: str, config: Config, found: Iterable[str], file: Path) -> bool:
-    """Return False for a tensor beside the model. Raises CheckpointError for a part of it."""
-    if MODEL_PARTS.fullmatch(name):
-        refuse_part(name, config, file)
-    return False

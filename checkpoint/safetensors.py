@@ -32,9 +32,9 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name."""
     with reading(file, "a whole safetensors file"), open_file(file) as opened:
         size = os.fstat(opened.fileno()).st_size
-        start = opened.read(32)
-        refuse_pointer(start)
-        length = int.from_bytes(start[:8], "little")
+        first_bytes = opened.read(32)
+        refuse_pointer(first_bytes)
+        length = int.from_bytes(first_bytes[:8], "little")
         if not 2 <= length <= min(size - 8, MAX_SMALL_FILE):
             raise Malformed(
                 f"its header has {length} bytes, expected at most {MAX_SMALL_FILE} and, in a file "

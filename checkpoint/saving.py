@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..backend import to_host
-from ..bpe import Tokenizer, shown
+from ..bpe import Tokenizer, TokenizerError, shown
 from ..gpt2_np import SIZES, Config, Model, check_shapes, map_leaves, parameter_shapes
+from .added_tokens import END_OF_TEXT, FLAGS, SETTINGS
 from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE
 from .safetensors import SAFETENSORS, SHARDS
 from .tensors import WEIGHT_TYPES, rounded, widen_bfloat16
-from .vocabulary import write_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,6 +190,59 @@ def encoded_blocks(name: str, array: Any, dtype: str) -> Iterator[np.ndarray]:
                 + ("make it smaller" if dtype == "float32" else "save as float32")
             )
         yield block
+
+
+# --- the tokenizer ---------------------------------------------------------------------
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, model_max_length: int) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json into an existing folder.
+
+    `AutoTokenizer` of transformers 4 and 5 gives the same ids from them, and so does
+    `open_tokenizer`. Raises TokenizerError, before it writes, for a tokenizer that these files
+    cannot hold.
+    """
+    import json
+
+    end = END_OF_TEXT if tokenizer.end_of_text is not None else None
+    by_id = {token.id: token for token in tokenizer.added_tokens}
+    begin = end
+    if tokenizer.start_ids:
+        first = by_id.get(tokenizer.start_ids[0])
+        # Transformers writes the name into a template, in which these characters have a meaning.
+        if (first is None or not first.special or len(tokenizer.start_ids) > 1
+                or any(letter in ":$" or letter.isspace() for letter in first.name)):
+            raise TokenizerError(
+                f"start_ids are {shown(list(tokenizer.start_ids))}, expected one special token, "
+                f"without spaces, ':' and '$' in its name: {SETTINGS} has no place for others"
+            )
+        begin = first.name
+    special = [name for name in tokenizer.special_tokens if name not in (begin, end)]
+    ids = tokenizer.all_ids(HUGGING_FACE.vocab)
+    while ids and (last := by_id.get(len(ids) - 1)) and last.name != end:
+        ids.popitem()  # transformers gives tokens added last the next ids
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": model_max_length,
+        "add_prefix_space": tokenizer.add_prefix_space,
+        "add_bos_token": bool(tokenizer.start_ids),
+        "bos_token": begin,
+        "eos_token": end,
+        "unk_token": end,
+        "additional_special_tokens": special,
+        "added_tokens_decoder": {
+            str(id): {"content": token.name, "special": token.special}
+            | {flag: getattr(token, flag) for flag in FLAGS}
+            for id, token in sorted(by_id.items())
+        },
+    }
+    contents = {
+        HUGGING_FACE.merges: tokenizer.merges_text(),
+        HUGGING_FACE.vocab: json.dumps(ids),
+        SETTINGS: json.dumps(config, indent=2) + "\n",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content.encode())
 
 
 # --- files -----------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """hparams.json and config.json: the sizes of a model, and the settings that change its function.
 
-transformers is the measure: a key that is absent has its default there, a key that changes nothing
-in float32 is ignored, and one that changes the function is refused by name or folded into the
-weights.
+transformers is the measure. A key that is absent has its default there. A key that changes nothing
+in float32 is ignored. One that changes the function is refused by name, or folded into the weights.
 """
 from __future__ import annotations
 

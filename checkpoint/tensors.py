@@ -74,6 +74,7 @@ class MappedFiles(dict):
 
 def as_array(tensor: Tensor, buffer: Any, dtype: str) -> np.ndarray:
     """Return a tensor as a read-only array: a view of `buffer` if its bytes can be used as is."""
+    check_whole(tensor, len(buffer))
     stored = np.dtype(WEIGHT_TYPES[tensor.dtype])
     raw = np.frombuffer(buffer, stored, tensor.size // stored.itemsize, tensor.start)
     if tensor.dtype == "BF16":
@@ -97,13 +98,18 @@ def read_bytes(tensor: Tensor) -> bytearray:
             n_read = opened.readinto(content)
     except OSError as error:
         raise CheckpointError(f"{tensor.file} cannot be read: {reason(error)}") from error
-    if n_read != tensor.size:
+    check_whole(tensor, tensor.start + n_read)
+    return content
+
+
+def check_whole(tensor: Tensor, end: int) -> None:
+    """Raise CheckpointError if the file ends before the tensor does."""
+    if end < tensor.start + tensor.size:
         raise CheckpointError(
-            f"{tensor.file} ends at byte {tensor.start + n_read}, expected a tensor up to "
+            f"{tensor.file} ends at byte {end}, expected a tensor up to "
             f"{tensor.start + tensor.size}: it has been cut off since it was opened; run again "
             "when it is whole"
         )
-    return content
 
 
 def widen_bfloat16(upper: np.ndarray) -> np.ndarray:
@@ -129,6 +135,8 @@ def same_bytes(a: Tensor, b: Tensor) -> bool:
     if (a.dtype, a.size) != (b.dtype, b.size):
         return False
     files, step = MappedFiles(), 2**20
+    for tensor in (a, b):
+        check_whole(tensor, len(files[tensor.file]))
     x, y = (np.frombuffer(files[t.file], np.uint8, t.size, t.start) for t in (a, b))
     return all(np.array_equal(x[i : i + step], y[i : i + step]) for i in range(0, a.size, step))
 
@@ -152,7 +160,12 @@ def rounded(numbers: np.ndarray, dtype: str | None) -> np.ndarray:
     with np.errstate(all="ignore"):  # too large a number becomes infinite
         if dtype != "BF16":
             return np.ascontiguousarray(numbers, WEIGHT_TYPES[dtype])
-        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+        floats = np.ascontiguousarray(numbers, np.float32)
+    bits = floats.view(np.uint32)
+    if numbers.dtype.itemsize > floats.itemsize:
+        # Rounded to float32 first, numbers beside a tie would become ties. So these are cut off,
+        # and their last place is made odd, which no tie has.
+        bits = (bits - (np.abs(floats) > np.abs(numbers))) | (floats != numbers)
     # Adding just under half of the last place that stays, and that place itself, makes ties even.
     upper = (bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16
     upper[np.isnan(numbers)] = 0x7FC0

@@ -749,6 +749,16 @@ def test_special_tokens_may_come_first_and_ids_in_any_order(tmp_path):
     assert json.loads((tmp_path / "again/encoder.json").read_text()) == ids
 
 
+@pytest.mark.parametrize(
+    "order", [["abab", *TOKENS], [*TOKENS, "<pad>", "abab"], ["abab", *TOKENS, "<pad>"]]
+)
+def test_a_special_token_may_look_like_two_tokens(tmp_path, order):
+    """Only right after the merges it would be one of a line that was cut off."""
+    ids = {token: id for id, token in enumerate(order)}
+    tokenizer = bpe.Tokenizer.from_files(*write(tmp_path, MERGES, ids))
+    assert tokenizer.special_tokens["abab"] == ids["abab"]
+
+
 def test_two_merges_may_make_one_token(tmp_path):
     """As in Hugging Face's trainer. The rank is that of the merge, the id that of the token."""
     merges = "#version: 0.2\nb c\na bc\na b\nabc d\nab c\n"
@@ -818,6 +828,25 @@ def test_the_settings_of_an_added_token(settings, text, found):
 def test_a_normalized_token_is_found_after_the_others():
     tokenizer = with_added(added("<ab", 256, normalized=True), added("b>", 257))
     assert tokenizer.encode("<ab><ab", "all") == [*tokenizer.encode("<a"), 257, 256]
+
+
+def test_the_pattern_of_added_tokens_is_made_once_for_each_set_of_allowed_names(monkeypatch):
+    tokenizer = with_added(added("<x>", 256), added("<y>", 257), added("ab", 258, special=False))
+    made = []
+    compile = bpe.re.compile
+    monkeypatch.setattr(bpe.re, "compile", lambda pattern: made.append(pattern) or compile(pattern))
+    for _ in range(3):
+        assert tokenizer.encode("<x><y>", "all") == [256, 257]
+        assert tokenizer.encode("<x>", ["<y>", "<x>"]) == [256]
+        assert tokenizer.encode("ab<x>", {"<x>"}) == [258, 256]
+    assert made == ["<x>|<y>|ab", "<x>|ab"]
+
+
+def test_patterns_of_few_sets_of_allowed_names_are_kept():
+    tokenizer = with_added(*(added(f"<{i}>", 256 + i) for i in range(30)))
+    for i in range(30):
+        assert tokenizer.encode(f"<{i}>", [f"<{i}>"]) == [256 + i]
+        assert len(tokenizer._known_searches) <= bpe._KNOWN_SEARCHES
 
 
 def test_a_space_and_ids_before_a_text():

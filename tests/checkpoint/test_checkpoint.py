@@ -262,6 +262,21 @@ def test_arrays_go_to_the_device_one_by_one(tmp_path, monkeypatch):
     assert [xp for xp, _ in moved] == ["module"] * len(leaves(params))
 
 
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_file_that_is_cut_off_while_it_is_loaded_is_called_so(tmp_path, monkeypatch, mmap):
+    write_hugging_face(tmp_path, tokenizer=False)
+    file = tmp_path / "model.safetensors"
+    check = loading.backend.check_room
+
+    def cut_off(*given):
+        os.truncate(file, file.stat().st_size - 5000)
+        return check(*given)
+
+    monkeypatch.setattr(loading.backend, "check_room", cut_off)
+    with pytest.raises(CheckpointError, match=r"ends at byte \d+, .* been cut off since"):
+        checkpoint.load(tmp_path, "cpu", mmap=mmap)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "F32", "", None, 32])
 def test_an_unknown_dtype_is_refused_with_the_choices(tmp_path, dtype):
     with pytest.raises(CheckpointError, match="expected float32 or float64 or float16"):

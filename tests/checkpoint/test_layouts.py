@@ -80,6 +80,15 @@ def test_an_adapter_is_named(tmp_path):
     assert "an adapter: merge it" in error_of(tmp_path)
 
 
+def test_an_adapter_beside_whole_weights_is_refused_until_they_are_named(tmp_path):
+    """With peft installed, transformers applies it."""
+    params = make.write_hugging_face(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json, so it means another function" in error_of(tmp_path)
+    assert "merge_and_unload(), and save that, or give the path" in error_of(tmp_path)
+    assert_same_params(checkpoint.load(tmp_path / "model.safetensors").params, params)
+
+
 def test_the_folder_of_a_trainers_checkpoints_names_those_inside(tmp_path, run):
     assert "give the folder inside it, 'run1'" in error_of(tmp_path / "checkpoint")
     for step in (500, 1000):

@@ -183,6 +183,16 @@ def test_bfloat16_is_the_nearest_number_and_of_two_the_even_one():
     np.testing.assert_array_equal(block, below + up)
 
 
+@pytest.mark.parametrize("offset", [-(2.0**-40), 2.0**-40])
+def test_float64_beside_a_tie_is_rounded_once(offset):
+    """In float32 these numbers are ties."""
+    ties = random_float32(2_000).view(np.uint32) & np.uint32(0xBFFF0000) | np.uint32(0x8000)
+    values = ties.view(np.float32).astype(np.float64)
+    values = values * (1 + offset)
+    np.testing.assert_array_equal(values.astype(np.float32).view(np.uint32), ties)
+    np.testing.assert_array_equal(rounded(values, "BF16"), (ties >> 16) + (offset > 0))
+
+
 def as_saved(values, dtype):
     """Return float32 of the numbers that a file has for these."""
     block = rounded(values, saving.STORED[dtype])

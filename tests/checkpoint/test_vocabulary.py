@@ -1,6 +1,7 @@
 """The tokenizer of a folder: the files that people have, and those that are refused by name."""
 import json
 import os
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ import gpt2_np
 from gpt2_np import bpe, checkpoint
 from gpt2_np.bpe import AddedToken
 from gpt2_np.checkpoint import CheckpointError, CheckpointWarning, tokenizer_files
+from gpt2_np.checkpoint.added_tokens import order_matters
 from gpt2_np.checkpoint.layouts import HUGGING_FACE, TENSORFLOW, Checkpoint
-from gpt2_np.checkpoint.vocabulary import open_tokenizer, write_tokenizer
+from gpt2_np.checkpoint.saving import write_tokenizer
+from gpt2_np.checkpoint.vocabulary import open_tokenizer
 
 WRITERS = [write_tensorflow, write_hugging_face]
 END = "<|endoftext|>"
@@ -200,8 +203,14 @@ def test_another_kind_of_tokenizer_json_is_refused_by_name(tmp_path, changes, me
         ({"tokenizer_config": {"tokenizer_class": "TokenizersBackend"}}, "needs tokenizer.json"),
         ({"tokenizer_config": {"split_special_tokens": True}}, "split_special_tokens is set"),
         ({"tokenizer_config": {"auto_map": {"AutoTokenizer": ["x", None]}}}, "auto_map is set"),
+        ({"tokenizer_config": {"model_specific_special_tokens": {"x_token": "the"}}},
+         "tokenizer_config.json: model_specific_special_tokens is set"),
+        ({"special_tokens_map": {"model_specific_special_tokens": {"x_token": "the"}}},
+         "special_tokens_map.json: model_specific_special_tokens is set"),
         ({"tokenizer_config": {"add_eos_token": True}}, "add_eos_token is set"),
         ({"tokenizer_config": {"added_tokens_decoder": {"x": {}}}}, "added_tokens_decoder is not"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"9" * 5000: token("<x>")}}},
+         "added_tokens_decoder is not"),
         ({"tokenizer_config": {"additional_special_tokens": "<x>"}}, "expected a list of tokens"),
         ({"tokenizer_config": {"image_token": "<x>"}}, "read the added token '<x>' diff"),
         ({"added_tokens": {"<x>": 300}}, "'<x>' has id 300, but transformers gives it 280"),
@@ -220,6 +229,14 @@ def test_another_kind_of_tokenizer_json_is_refused_by_name(tmp_path, changes, me
 def test_a_setting_that_is_not_supported_is_refused_by_name(tmp_path, files, message):
     with pytest.raises(CheckpointError, match=message):
         read(write_files(tmp_path, **files))
+
+
+def test_nested_post_processors_are_refused(tmp_path):
+    processor = BYTE_LEVEL
+    for _ in range(100):
+        processor = {"type": "Sequence", "processors": [processor]}
+    with pytest.raises(CheckpointError, match="post_processor is nested more than 50 deep"):
+        read(alone(tmp_path, tokenizer_json([(END, 279)], processor)))
 
 
 @pytest.mark.parametrize(
@@ -251,6 +268,47 @@ def test_a_private_file_behind_a_link_is_never_quoted(tmp_path):
                 read(folder)
             except CheckpointError as error:
                 assert "s3cret" not in str(error)
+
+
+def overlap_or_mind(one, other):
+    """The definition of two tokens that interfere, pair by pair."""
+    for token, name in ((one, other.name), (other, one.name)):
+        if token.single_word and (bpe.in_word(name[0]) or bpe.in_word(name[-1])):
+            return True
+        if (token.lstrip or token.rstrip) and name != name.strip():
+            return True
+    a, b = one.name, other.name
+    return a in b or b in a or any(
+        a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, min(len(a), len(b))))
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(st.text("ab< ", min_size=1, max_size=4), st.integers(0, 15)), max_size=5),
+    st.sets(st.integers(0, 4)),
+)
+def test_tokens_whose_order_matters_are_found_as_by_comparing_all_pairs(drawn, unsure):
+    added = {name: AddedToken(name, 0, True, bits == 1, bits == 2, bits == 3)
+             for name, bits in drawn}  # fmt: skip
+    unsure = {name for n, name in enumerate(added) if n in unsure}
+    pairs = {(a, b) for a in added for b in added if a != b and not unsure.isdisjoint((a, b))
+             and overlap_or_mind(added[a], added[b])}  # fmt: skip
+    found = order_matters(added, unsure)
+    assert found in pairs if pairs else found is None
+
+
+def test_thousands_of_added_tokens_are_not_compared_pair_by_pair(tmp_path):
+    names = [f"<x{i:05}>" for i in range(4_000)]
+    config = {"additional_special_tokens": names}
+    start = time.process_time()
+    assert len(read(write_files(tmp_path, tokenizer_config=config)).added_tokens) == 4_001
+    assert time.process_time() - start < 10  # all pairs take minutes
+
+
+def test_added_tokens_of_endless_names_are_refused(tmp_path):
+    config = {"additional_special_tokens": ["<" * 4000, "x"]}
+    with pytest.raises(CheckpointError, match="too many to compare"):
+        read(write_files(tmp_path, tokenizer_config=config))
 
 
 PARTS = {

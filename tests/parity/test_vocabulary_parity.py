@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast, PreTra
 from gpt2_np import bpe
 from gpt2_np.checkpoint import CheckpointError
 from gpt2_np.checkpoint.layouts import HUGGING_FACE, Checkpoint
-from gpt2_np.checkpoint.vocabulary import open_tokenizer, write_tokenizer
+from gpt2_np.checkpoint.saving import write_tokenizer
+from gpt2_np.checkpoint.vocabulary import open_tokenizer
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
@@ -127,6 +128,16 @@ def test_a_tokenizer_of_the_tokenizers_library_in_a_class_without_a_model(tmp_pa
     wrapped = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="</s>")
     wrapped.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert_same(ours(tmp_path), theirs(tmp_path))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_token_of_no_merge_that_looks_like_two_tokens(tmp_path, first):
+    """First of all, or after another token than those that merges make."""
+    plain = [name for name in TRAINED.all_ids() if name != END]
+    order = ["a>", *plain, END] if first else [*plain, END, "a>"]
+    base(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({name: id for id, name in enumerate(order)}))
     assert_same(ours(tmp_path), theirs(tmp_path))
 
 
