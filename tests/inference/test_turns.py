@@ -325,7 +325,7 @@ def test_ctrl_c_while_a_thread_waits_leaves_its_place_to_the_next(interrupts, as
     together(lambda: score(MODEL, PROMPT))
 
 
-def test_ctrl_c_at_the_end_of_a_wait_leaves_the_thread_before_as_it_is(monkeypatch):
+def test_ctrl_c_at_the_end_of_a_wait_leaves_the_thread_before_as_it_is():
     score(MODEL, PROMPT)
     before = turns.QUEUE.last
 
@@ -334,8 +334,7 @@ def test_ctrl_c_at_the_end_of_a_wait_leaves_the_thread_before_as_it_is(monkeypat
             assert before.lock.acquire(timeout=timeout)
             raise KeyboardInterrupt
 
-    last = types.SimpleNamespace(lock=Interrupted(), has_tap=False, has_begun=True)
-    monkeypatch.setattr(turns.QUEUE, "last", last)
+    turns.QUEUE.last = types.SimpleNamespace(lock=Interrupted(), has_tap=False, has_begun=True)
     with pytest.raises(KeyboardInterrupt):
         together(lambda: score(MODEL, PROMPT))
     assert turns.QUEUE.of_thread.turn is before and not turns.QUEUE.own()
