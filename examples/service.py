@@ -106,11 +106,11 @@ async def body_of(request):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > MAX_BYTES:
-                    sentence = f"the request is over {MAX_BYTES} bytes: shorten it"
-                    raise HTTPException(413, sentence, close)
+                    raise HTTPException(413, f"the request is over {MAX_BYTES} bytes: shorten it",
+                                        close)
     except TimeoutError:
-        sentence = f"the request was not complete after {BODY_SECONDS} seconds: send it again"
-        raise HTTPException(408, sentence, close) from None
+        raise HTTPException(408, f"the request was not complete after {BODY_SECONDS} s: send it "
+                            "again", close) from None
     return body
 
 
