@@ -1,7 +1,7 @@
 """Compare threads that share a model with the same texts one after another.
 
-In each round the texts are made in sequence, by threads that take turns, as they do, and by
-threads that do not: then BLAS threads fight for the cores.
+In each round the texts are made in sequence, by threads that take turns (the default), and by
+threads that do not, whose BLAS workers compete.
 
     python benchmarks/threads.py [MODEL] [--threads 8] [--texts 20] [--tokens 40] [--rounds 5]
 """

@@ -4,11 +4,18 @@
 
 The answer is a stream of server-sent events: {"text": ...} for each piece, and at the end
 {"ended_by": ...}: "length", "stop", "context" or "deadline". A request that cannot be served gets
-{"error": ...}, one sentence, and a status from 400 up. pip install "gpt2_np[serve]" brings the
-packages that this program needs.
+{"error": ...}, one sentence, and a status from 400 up; only uvicorn's refusal of too many
+connections, 503, is plain text. A failure within a stream is its last event.
+
+The deadline, and a client that leaves, are noticed between two pieces of text. No more than 31
+characters, which may begin a stop string, are held back. So the tokens of 32 characters may still
+be made. pip install "gpt2_np[serve]" brings the packages that this program needs.
 """
 import argparse
+import asyncio
+import contextlib
 import json
+import logging
 import sys
 import time
 import warnings
@@ -28,9 +35,13 @@ import gpt2_np
 
 OPTIONS = ["n_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop",
            "seed"]
+FAILURE = "the server failed: its log tells more"
 MAX_TOKENS = 1000  # of a completion
 MAX_BYTES = 64 * 1024  # of a request
-MAX_CONNECTIONS = 64  # each has a key/value cache of its own
+MAX_STOPS, MAX_STOP = 4, 32  # strings or token ids, and characters
+BODY_SECONDS = 10  # for a request to arrive; one that sends no whole header has no limit
+# Each has a key/value cache of its own: 1,024 tokens of 124M are 75 MB, so 64 caches are 4.8 GB.
+MAX_CONNECTIONS = 64
 
 
 def service(model, deadline=60.0):
@@ -44,11 +55,14 @@ def service(model, deadline=60.0):
 
     def refuse(request, error):
         sentence, status = getattr(error, "detail", str(error)), getattr(error, "status_code", 400)
-        return JSONResponse({"error": sentence}, status)
+        return JSONResponse({"error": sentence}, status, getattr(error, "headers", None))
+
+    def fail(request, error):  # uvicorn logs it
+        return JSONResponse({"error": FAILURE}, 500)
 
     errors = gpt2_np.Error, HTTPException, ClientDisconnect
     return Starlette(routes=[Route("/completions", completions, methods=["POST"])],
-                     exception_handlers=dict.fromkeys(errors, refuse))
+                     exception_handlers=dict.fromkeys(errors, refuse) | {Exception: fail})
 
 
 async def events(pieces, end_time):
@@ -64,8 +78,13 @@ async def events(pieces, end_time):
         yield event(ended_by=reason)
     except gpt2_np.Error as error:  # such as weights that are not finite
         yield event(error=str(error))
+    except Exception:
+        logging.getLogger("uvicorn.error").exception("a completion failed")
+        yield event(error=FAILURE)
     finally:
-        pieces.close()
+        # ValueError: a thread is making a piece. The generator closes when that thread drops it.
+        with contextlib.suppress(ValueError):
+            pieces.close()
 
 
 def next_piece(pieces):
@@ -81,11 +100,17 @@ def event(**fields):
 
 
 async def body_of(request):
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise HTTPException(413, f"the request is over {MAX_BYTES} bytes: shorten it")
+    body, close = b"", {"connection": "close"}  # rather than wait for the rest
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise HTTPException(413, f"the request is over {MAX_BYTES} bytes: shorten it",
+                                        close)
+    except TimeoutError:
+        raise HTTPException(408, f"the request was not complete after {BODY_SECONDS} s: send it "
+                            "again", close) from None
     return body
 
 
@@ -103,6 +128,11 @@ def read_request(body):
     n_tokens = options.setdefault("n_tokens", 40)
     if type(n_tokens) is not int or not 0 <= n_tokens <= MAX_TOKENS:
         raise HTTPException(400, f"n_tokens must be an integer from 0 to {MAX_TOKENS}")
+    stops = options.get("stop", [])
+    stops = stops if isinstance(stops, list) else [stops]
+    if len(stops) > MAX_STOPS or any(len(str(stop)) > MAX_STOP for stop in stops):
+        raise HTTPException(400, f"stop must be at most {MAX_STOPS} strings of at most {MAX_STOP} "
+                            "characters, or token ids")
     return prompt, options
 
 

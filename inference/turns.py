@@ -2,8 +2,8 @@
 
 A BLAS spreads every product over all cores. If several threads multiply at once, its workers wait
 for each other, and the passes together take many times as long as one after another. So a pass
-waits until those that came before it are done. Between two passes of a stream every other stream
-has its turn. A GPU keeps the order itself.
+waits until the one that was asked for before it has ended. Between two passes of a stream every
+other stream has its turn. A GPU keeps the order itself.
 
 A turn is a matter of speed only: results do not depend on it.
 """
@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
+from typing import Any
 
 import numpy as np
 
 from ..gpt2_np import Model, namespace
 
-# A tap may wait for another thread that waits for its own turn. So a thread that has waited for
-# this many seconds for one and the same pass with a tap goes ahead without a turn.
+# A tap may wait for another thread that waits for its own turn. So the next thread goes ahead of
+# a pass with a tap once it has seen that pass run for this many seconds.
 PATIENCE = 1.0
 
 
@@ -36,60 +36,56 @@ class Turn:
     """One thread's place in the queue, from `with` until the end of its block."""
 
     def __init__(self, queue: Queue, has_tap: bool):
-        self.queue, self.has_tap, self.thread = queue, has_tap, threading.get_ident()
-        self.called = threading.Lock()  # held until the turn comes
+        self.queue, self.has_tap, self.has_begun = queue, has_tap, False
+        self.lock: Any = threading.RLock()  # this thread's until the turn ends
 
     def __enter__(self) -> None:
+        self.lock.acquire()
         try:
-            self.queue.enter(self)
-        except BaseException:  # Ctrl-C, while it waits
-            self.queue.leave(self)
+            self.queue.wait(self)
+        except BaseException:  # Ctrl-C: the next thread goes ahead, which costs only speed
+            self.lock.release()
             raise
 
-    def __exit__(self, *_: object) -> None:
-        self.queue.leave(self)
+    @property
+    def __exit__(self) -> Any:
+        """The lock's own: Ctrl-C is never handled between a block's end and a function in C."""
+        return self.lock.__exit__
 
 
 class Queue:
-    """Threads that wait for the one whose turn it is, first come, first served."""
+    """Turns in the order of asking. Each waits for the one before it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.holder: Turn | None = None
-        self.waiting: deque[Turn] = deque()
+        self.last: Turn | None = None
+        self.of_thread = threading.local()  # its `turn` is the last outermost one of the thread
 
-    def enter(self, turn: Turn) -> None:
-        with self.lock:
-            before = self.holder
-            if before is None:
-                self.holder = turn
-                return
-            if before.thread == turn.thread:
-                return
-            turn.called.acquire()
-            self.waiting.append(turn)
-        while not turn.called.acquire(timeout=PATIENCE):
-            before, seen = self.holder, before
-            if before is seen and before is not None and before.has_tap:
-                self.leave(turn)
-                return
+    def own(self) -> Turn | None:
+        """Return the turn that this thread is within, or waits for."""
+        turn = getattr(self.of_thread, "turn", None)
+        if turn and turn.lock._is_owned():  # threading.Condition asks a lock the same
+            return turn
+        return None
 
-    def leave(self, turn: Turn) -> None:
-        """End the turn, or the wait for it, and call the next thread."""
+    def wait(self, turn: Turn) -> None:
+        """Return when it is the turn's time."""
+        if self.own():
+            return
+        self.of_thread.turn = turn  # first, for a signal handler that calls the model
         with self.lock:
-            if self.holder is turn:
-                self.holder = self.waiting.popleft() if self.waiting else None
-                if self.holder is not None:
-                    self.holder.called.release()
-            elif turn in self.waiting:
-                self.waiting.remove(turn)
+            before, self.last = self.last, turn
+        seen = before and before.has_begun
+        # Nobody else waits for that lock, so it need not be released.
+        while before and not before.lock.acquire(timeout=PATIENCE):
+            if seen and before.has_tap:
+                break
+            seen = before.has_begun
+        turn.has_begun = True
 
     def after_fork(self) -> None:
         """Forget the threads that a child process does not have."""
-        self.lock = threading.Lock()
-        self.waiting.clear()
-        if self.holder is not None and self.holder.thread != threading.get_ident():
-            self.holder = None
+        self.lock, self.last = threading.Lock(), self.own()
 
 
 QUEUE = Queue()

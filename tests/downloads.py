@@ -1,6 +1,4 @@
 """Names and small steps that the tests of downloading share."""
-import time
-
 import gpt2_np
 from gpt2_np import checkpoint
 
@@ -18,10 +16,3 @@ def damage(file, at=-100):
     content = bytearray(file.read_bytes())
     content[at] ^= 1
     file.write_bytes(content)
-
-
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from waiting import wait_for
 
 import gpt2_np
 
@@ -44,13 +45,6 @@ def connects(port):
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

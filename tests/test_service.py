@@ -101,11 +101,11 @@ class Pieces:
 def test_a_client_that_leaves_ends_its_generation(example, monkeypatch):
     pieces = Pieces()
     monkeypatch.setattr(example.gpt2_np, "stream", pieces)
-    with served(example.service(None)) as port:
+    with served(example.service(None, deadline=3600)) as port:
         with answer(port, {"prompt": "x"}) as response:
             assert next(events(response)) == {"text": "0 "}
             assert not pieces.closed.is_set()
-        assert pieces.closed.wait(60)
+        assert pieces.closed.wait(20)
 
 
 def test_a_completion_ends_at_its_deadline(example, monkeypatch):
@@ -131,6 +131,62 @@ def test_a_failure_within_a_stream_is_its_last_event(example):
     ]
 
 
+def test_an_unexpected_failure_is_logged_and_the_client_told(example, monkeypatch, caplog):
+    def pieces(*_, **__):
+        yield "one"
+        raise OverflowError("the cause")
+
+    monkeypatch.setattr(example.gpt2_np, "stream", pieces)
+    with served(example.service(None)) as port, answer(port, {"prompt": "x"}) as response:
+        assert [*events(response)] == [{"text": "one"}, {"error": example.FAILURE}]
+    assert "the cause" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(example.gpt2_np, "stream", None)
+    with served(example.service(None)) as port, answer(port, {"prompt": "x"}) as response:
+        assert (response.status, json.load(response)) == (500, {"error": example.FAILURE})
+    assert "TypeError" in caplog.text
+
+
+def test_a_task_that_is_cancelled_while_a_piece_is_made_closes_its_generator(example):
+    """As uvicorn cancels it at a second Ctrl-C, without a wait for the thread."""
+    making, closed = threading.Event(), threading.Event()
+    go_on = threading.Event()
+
+    def pieces():
+        try:
+            while True:
+                making.set()
+                go_on.wait(60)
+                yield "x"
+        finally:
+            closed.set()
+
+    async def consume(found):
+        async for _ in example.events(found, time.monotonic() + 60):
+            pass
+
+    async def cancel():
+        task = asyncio.create_task(consume(pieces()))
+        await asyncio.to_thread(making.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not closed.is_set()
+        go_on.set()
+        assert await asyncio.to_thread(closed.wait, 20)
+
+    asyncio.run(cancel())
+
+
+def test_a_request_that_does_not_arrive_gets_408_and_frees_its_connection(example, monkeypatch):
+    monkeypatch.setattr(example, "BODY_SECONDS", 0.1)
+    with (served(example.service(None)) as port,
+          socket.create_connection(("127.0.0.1", port), 20) as client):
+        client.sendall(b"POST /completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        head, body = b"".join(iter(lambda: client.recv(4096), b"")).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ") and "not complete" in json.loads(body)["error"]
+
+
 def test_bad_requests_get_one_sentence(example, model):
     with served(example.service(model)) as port:
         for status, body, words in [
@@ -143,6 +199,8 @@ def test_bad_requests_get_one_sentence(example, model):
             (400, {"prompt": "x", "temperature": float("nan")}, "temperature is nan"),
             (400, {"prompt": "x", "seed": -1}, "seed is -1"),
             (400, {"prompt": "x", "stop": [""]}, "stop holds ''"),
+            (400, {"prompt": "x", "stop": ["a"] * 5}, "at most 4"),
+            (400, {"prompt": "x", "stop": "a" * 33}, "at most 32"),
             (400, {"prompt": "thou " * 300}, "n_ctx is 256"),
             (413, {"prompt": "x" * 70_000}, "over 65536 bytes"),
         ]:

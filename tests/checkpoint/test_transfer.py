@@ -9,8 +9,9 @@ import threading
 import time
 
 import pytest
-from downloads import DATA, INDEX, LARGER, NOWHERE, cached, wait_for
+from downloads import DATA, INDEX, LARGER, NOWHERE, cached
 from make_checkpoints import assert_same_params, write_hugging_face, write_tensorflow
+from waiting import wait_for
 
 import gpt2_np
 from gpt2_np import checkpoint

@@ -1,6 +1,8 @@
 """Turns: one pass at a time on the CPU, in order, without a hang whatever a tap does."""
+import _thread
 import contextlib
 import os
+import signal
 import threading
 import time
 import types
@@ -8,13 +10,22 @@ import types
 import numpy as np
 import pytest
 from random_model import random_model
+from waiting import wait_for
 
 import gpt2_np
 from gpt2_np import circuits, complete, generate, generate_batch, score
 from gpt2_np.inference import turns
 
 MODEL = random_model()
-PROMPT = [3, 1, 4, 1, 5]
+PROMPT, OTHER = [3, 1, 4, 1, 5], [2, 7, 1, 8, 2]
+METRIC = circuits.log_probability(MODEL, 3)
+EDGES = circuits.edge_names(MODEL.config)[2]
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Let nobody go ahead unless a test says so: a machine may stall."""
+    monkeypatch.setattr(turns, "PATIENCE", 600)
 
 
 def forks(test):
@@ -62,18 +73,45 @@ class Watch:
         return tap
 
 
+class CountingLock:
+    """The lock of the queue. `count` is the number of turns that threads have asked for."""
+
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+
+    def __enter__(self):
+        self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.count += 1
+        self.lock.release()
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    lock = CountingLock()
+    monkeypatch.setattr(turns.QUEUE, "lock", lock)
+    return lock
+
+
 @contextlib.contextmanager
-def turn_held():
-    """Hold the turn, so that threads come to wait for it."""
-    with turns.turn(MODEL):
+def turn_of_another_thread():
+    """Let a thread hold the turn until the end of the block."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with turns.turn(MODEL):
+            held.set()
+            done.wait(60)
+
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    assert held.wait(60)
+    try:
         yield
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
+    finally:
+        done.set()
+        holder.join(60)
 
 
 def test_passes_of_several_threads_never_overlap():
@@ -100,40 +138,37 @@ def test_passes_of_several_threads_never_overlap():
     lambda: circuits.lens(MODEL, PROMPT),
     lambda: circuits.heads(MODEL, PROMPT),
     lambda: circuits.measure(MODEL, [PROMPT], resamples=10),
-    lambda: circuits.ablation(MODEL, PROMPT, circuits.log_probability(MODEL, 3)),
-    lambda: circuits.gradients(MODEL, PROMPT, circuits.log_probability(MODEL, 3)),
+    lambda: circuits.ablation(MODEL, PROMPT, METRIC),
+    lambda: circuits.gradients(MODEL, PROMPT, METRIC),
+    lambda: circuits.patch_edges(MODEL, PROMPT, OTHER, np.zeros_like(EDGES)),
+    lambda: circuits.find_edges(MODEL, PROMPT, OTHER, METRIC, 0.5, checks=1, subsets=1),
+    lambda: circuits.path_patching(MODEL, PROMPT, OTHER, METRIC, through_mlps=True),
+    lambda: circuits.full_ov(MODEL, 1, 0, extended=True),
 ])  # fmt: skip
 def test_every_pass_takes_a_turn(job, monkeypatch):
-    taken, passes = [], []
-    enter = turns.Queue.enter
+    passes = []
 
-    def counted(queue, turn):
-        taken.append(turn)
-        enter(queue, turn)
-
-    def outside(module, name):
+    def watch(module, name):
         original = getattr(module, name)
 
         def checked(*args, **options):
             passes.append(name)
-            assert turns.QUEUE.holder is not None, f"{name} runs outside a turn"
+            assert turns.QUEUE.own(), f"{name} runs outside a turn"
             return original(*args, **options)
 
         monkeypatch.setattr(module, name, checked)
 
-    monkeypatch.setattr(turns.Queue, "enter", counted)
     for module in vars(gpt2_np.inference).values(), vars(circuits).values():
         for file in module:
-            for name in ("transformer", "forward", "unembed", "attention_layer", "mlp_layer"):
+            for name in "transformer", "forward", "unembed", "attention_layer", "mlp_layer", "mlp":
                 if isinstance(file, types.ModuleType) and hasattr(file, name):
-                    outside(file, name)
+                    watch(file, name)
     job()
-    assert taken and passes
-    assert turns.QUEUE.holder is None
+    assert passes
+    assert not turns.QUEUE.own()
 
 
-def test_streams_advance_in_turn(monkeypatch):
-    monkeypatch.setattr(turns, "PATIENCE", 60)
+def test_streams_advance_in_turn(asked):
     n, left, order = 8, [8, 8, 8], []
 
     def job(stream):
@@ -142,7 +177,7 @@ def test_streams_advance_in_turn(monkeypatch):
                 order.append(stream)
                 others = sum(left) - left[stream]
                 left[stream] -= 1
-                wait_for(lambda: len(turns.QUEUE.waiting) == min(others, 2))
+                wait_for(lambda: asked.count - len(order) == min(others, 2))
 
         return lambda: list(generate(MODEL, PROMPT, n, tap=tap))
 
@@ -151,19 +186,18 @@ def test_streams_advance_in_turn(monkeypatch):
     assert order == order[:3] * n
 
 
-def test_turns_are_given_in_the_order_of_asking():
+def test_turns_are_given_in_the_order_of_asking(asked):
     order = []
 
     def take(number):
         with turns.turn(MODEL):
             order.append(number)
 
-    with turn_held():
-        threads = []
-        for number in range(6):
-            threads.append(threading.Thread(target=take, args=[number], daemon=True))
-            threads[-1].start()
-            wait_for(lambda n=number: len(turns.QUEUE.waiting) == n + 1)
+    threads = [threading.Thread(target=take, args=[n], daemon=True) for n in range(6)]
+    with turns.turn(MODEL):
+        for count, thread in enumerate(threads, 2):
+            thread.start()
+            wait_for(lambda count=count: asked.count == count)
     for thread in threads:
         thread.join(60)
     assert order == list(range(6))
@@ -182,31 +216,44 @@ def test_a_tap_may_call_the_model():
     expected = list(generate(MODEL, PROMPT, 3))
     assert together(job, job) == [expected, expected]
     assert len(inner) == 6
-    assert turns.QUEUE.holder is None
 
 
-def test_a_tap_may_wait_for_another_thread_that_calls_the_model(monkeypatch):
+def test_a_tap_may_wait_for_other_threads_that_call_the_model(monkeypatch):
     monkeypatch.setattr(turns, "PATIENCE", 0.02)
     results = []
 
     def tap(name, array):
         if name == "blocks.1.hook_resid_pre":
-            results.extend(together(lambda: score(MODEL, PROMPT)))
+            results.extend(together(*[lambda: list(generate(MODEL, PROMPT, 9, tap=noop))] * 3))
 
-    [tokens] = together(lambda: list(generate(MODEL, PROMPT, 2, tap=tap)))
-    assert tokens == list(generate(MODEL, PROMPT, 2))
-    assert len(results) == 2
-    assert turns.QUEUE.holder is None and not turns.QUEUE.waiting
+    def noop(name, array):
+        pass
+
+    expected = list(generate(MODEL, PROMPT, 9))
+    assert together(lambda: list(generate(MODEL, PROMPT, 2, tap=tap))) == [expected[:2]]
+    assert results == [expected] * 6
 
 
-def test_nobody_goes_ahead_of_a_pass_without_a_tap(monkeypatch):
+def test_a_thread_that_a_tap_waits_for_waits_once_and_not_for_every_pass(monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE", 0.5)
+
+    def tap(name, array):
+        if name == "hook_embed":
+            together(lambda: list(generate(MODEL, [1], 20, draft=False)))
+
+    started = time.monotonic()
+    score(MODEL, PROMPT, tap=tap)
+    assert time.monotonic() - started < 20 / 2 * 0.5
+
+
+def test_nobody_goes_ahead_of_a_pass_without_a_tap(monkeypatch, asked):
     monkeypatch.setattr(turns, "PATIENCE", 0.001)
     thread = threading.Thread(target=score, args=[MODEL, PROMPT], daemon=True)
-    with turn_held():
+    with turns.turn(MODEL):
         thread.start()
-        wait_for(lambda: turns.QUEUE.waiting)
+        wait_for(lambda: asked.count == 2)
         time.sleep(0.05)
-        assert thread.is_alive() and len(turns.QUEUE.waiting) == 1
+        assert thread.is_alive()
     thread.join(60)
     assert not thread.is_alive()
 
@@ -228,76 +275,104 @@ def failing(name, array):
 def test_a_pass_that_fails_ends_its_turn(job):
     with pytest.raises(Failure):
         job()
-    assert turns.QUEUE.holder is None
+    assert not turns.QUEUE.own()
     together(lambda: score(MODEL, PROMPT))
 
 
 def test_an_abandoned_stream_holds_no_turn():
     stream = generate(MODEL, PROMPT, 9)
     next(stream)
-    assert turns.QUEUE.holder is None
+    assert not turns.QUEUE.own()
     together(lambda: score(MODEL, PROMPT))
     stream.close()
     together(lambda: score(MODEL, PROMPT))
 
 
-def test_a_wait_that_is_interrupted_leaves_the_queue(monkeypatch):
-    """As Ctrl-C does, which arrives while a lock is waited for."""
+class CtrlC:
+    """`CtrlC[signal.SIGINT]` is handled by the next function call, not by the line itself."""
+
+    __class_getitem__ = _thread.interrupt_main
+
+
+@pytest.fixture
+def interrupts():
+    """Make Ctrl-C raise KeyboardInterrupt, as in a program that runs in the foreground."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_at_the_end_of_a_pass_ends_its_turn(interrupts):
+    with pytest.raises(KeyboardInterrupt), turns.turn(MODEL):
+        CtrlC[signal.SIGINT]
+    together(lambda: score(MODEL, PROMPT))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows cannot end a wait so")
+def test_ctrl_c_while_a_thread_waits_leaves_its_place_to_the_next(interrupts, asked):
+    main = threading.get_ident()
+
+    def interrupt():
+        wait_for(lambda: asked.count == 2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with turn_of_another_thread():
+        thread = threading.Thread(target=interrupt, daemon=True)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            score(MODEL, PROMPT)
+        thread.join(60)
+    together(lambda: score(MODEL, PROMPT))
+
+
+def test_ctrl_c_at_the_end_of_a_wait_leaves_the_thread_before_as_it_is():
+    score(MODEL, PROMPT)
+    before = turns.QUEUE.last
 
     class Interrupted:
-        def acquire(self, timeout=None):
-            if timeout is not None:
-                raise KeyboardInterrupt
+        def acquire(self, timeout):
+            assert before.lock.acquire(timeout=timeout)
+            raise KeyboardInterrupt
 
-    with turn_held():
-        with monkeypatch.context() as patch:
-            ours = types.SimpleNamespace(Lock=Interrupted, get_ident=threading.get_ident)
-            patch.setattr(turns, "threading", ours)
-            with pytest.raises(KeyboardInterrupt):
-                together(lambda: score(MODEL, PROMPT))
-        assert not turns.QUEUE.waiting
-    assert turns.QUEUE.holder is None
+    turns.QUEUE.last = types.SimpleNamespace(lock=Interrupted(), has_tap=False, has_begun=True)
+    with pytest.raises(KeyboardInterrupt):
+        together(lambda: score(MODEL, PROMPT))
+    assert turns.QUEUE.of_thread.turn is before and not turns.QUEUE.own()
+    together(lambda: score(MODEL, PROMPT))
 
 
 @forks
-def test_a_child_process_takes_turns_though_a_thread_of_its_parent_held_one():
-    held, done = threading.Event(), threading.Event()
-
-    def hold():
-        with turn_held():
-            held.set()
-            done.wait(60)
-
-    holder = threading.Thread(target=hold, daemon=True)
-    holder.start()
-    assert held.wait(60)
-    waiter = threading.Thread(target=score, args=[MODEL, PROMPT], daemon=True)
-    waiter.start()
-    wait_for(lambda: turns.QUEUE.waiting)
-    child = os.fork()
-    if not child:  # no clean-up of the parent's tests here
-        scored = score(MODEL, PROMPT)
-        os._exit(0 if len(scored) == 4 and turns.QUEUE.holder is None else 1)
-    wait_for(lambda: os.waitpid(child, os.WNOHANG)[0] == child)
-    done.set()
-    holder.join(60)
+def test_a_child_process_takes_turns_though_a_thread_of_its_parent_held_one(asked):
+    with turn_of_another_thread():
+        waiter = threading.Thread(target=score, args=[MODEL, PROMPT], daemon=True)
+        waiter.start()
+        wait_for(lambda: asked.count == 2)
+        child = os.fork()
+        if not child:  # no clean-up of the parent's tests here
+            signal.alarm(60)
+            os._exit(len(score(MODEL, PROMPT)) != 4)
+        assert os.waitpid(child, 0)[1] == 0
     waiter.join(60)
-    assert turns.QUEUE.holder is None
+    assert not waiter.is_alive()
 
 
 @forks
 def test_a_tap_may_fork():
-    statuses = []
+    children, right = [], False
 
     def tap(name, array):
-        if name == "hook_embed" and not statuses:
-            child = os.fork()
-            if not child:
-                os._exit(score(MODEL, PROMPT).shape != (4,))
-            statuses.append(os.waitpid(child, 0)[1])
+        if name == "hook_embed" and not children:
+            children.append(os.fork())
+            score(MODEL, PROMPT)
 
-    score(MODEL, PROMPT, tap=tap)
-    assert statuses == [0]
+    try:
+        score(MODEL, PROMPT, tap=tap)
+        together(lambda: score(MODEL, PROMPT))
+        right = True
+    finally:
+        if 0 in children:
+            os._exit(not right)
+    assert os.waitpid(children[0], 0)[1] == 0
 
 
 def test_a_gpu_keeps_the_order_itself():
