@@ -53,9 +53,9 @@ def download(name: str, progress: bool = True) -> Path:
     `name` is one of OpenAI's models, a repository of the hub ("owner/name") or a URL. Files in the
     cache are verified again and kept. A file that broke off continues from there. Files must have
     their published SHA-256, or else the one that they had before, and the tensors of a bundle their
-    CRC-32C. A whole snapshot in
-    the hub's own cache is used where it lies. `progress` shows bars and notes on stderr. Raises
-    DownloadError if the files are not available, CheckpointError if they are not the expected ones.
+    CRC-32C. A whole snapshot in the hub's own cache is used where it lies. `progress` shows bars
+    and notes on stderr. Raises DownloadError if the files are not available, CheckpointError if
+    they are not the expected ones.
     """
     from pathlib import Path
 
