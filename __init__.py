@@ -11,7 +11,8 @@ run_as_program = (
 if run_as_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 
-from .checkpoint import CheckpointError, DownloadError, load
+from . import backend, bpe, checkpoint
+from .checkpoint import CheckpointError, CheckpointWarning, DownloadError, load, save
 from .command_line import main
 from .gpt2_np import (
     SIZES,
@@ -20,17 +21,29 @@ from .gpt2_np import (
     KVCache,
     Model,
     Sampling,
+    TapFunction,
+    Tokens,
     __version__,
     forward,
     parameter_shapes,
     sample,
 )
 from .inference.costs import describe
-from .inference.generation import complete, generate, generate_batch, stream
+from .inference.generation import (
+    ContextWarning,
+    Continuations,
+    complete,
+    generate,
+    generate_batch,
+    stream,
+)
+from .inference.options import GenerationOptions
 from .inference.scoring import score, score_batch
 
 __all__ = [
-    "SIZES", "CheckpointError", "Config", "DownloadError", "Error", "KVCache", "Model", "Sampling",
-    "__version__", "complete", "describe", "forward", "generate", "generate_batch", "load",
-    "main", "parameter_shapes", "sample", "score", "score_batch", "stream",
+    "SIZES", "CheckpointError", "CheckpointWarning", "Config", "ContextWarning", "Continuations",
+    "DownloadError", "Error", "GenerationOptions", "KVCache", "Model", "Sampling", "TapFunction",
+    "Tokens", "__version__", "backend", "bpe", "checkpoint", "complete", "describe", "forward",
+    "generate", "generate_batch", "load", "main", "parameter_shapes", "sample", "save", "score",
+    "score_batch", "stream",
 ]  # fmt: skip

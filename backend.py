@@ -16,18 +16,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from .cuda import elementwise
 from .cuda.products import allow_tf32, device_product
 
-__all__ = ["DEVICES", "DeviceError", "Error", "about", "accelerated", "allow_tf32", "check_dtype",
-           "check_room", "einsum", "is_cuda_error", "memory_advice", "namespace", "pick", "tiled",
-           "to_device", "to_host", "total_memory"]
+__all__ = ["DEVICES", "DeviceError", "DeviceName", "Error", "about", "accelerated", "allow_tf32",
+           "check_dtype", "check_room", "einsum", "is_cuda_error", "memory_advice", "namespace",
+           "pick", "tiled", "to_device", "to_host", "total_memory"]
 
-DEVICES = ("auto", "cpu", "cuda")
+DeviceName = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[str, ...] = get_args(DeviceName)
 
 # Elementwise work goes through the second-level cache (1 to 2 MiB a core) in blocks of this many
 # elements, and attention in tiles of about as many scores: 128 queries of one head see 1,024 keys.
@@ -273,7 +274,7 @@ def make_plan(specification: str) -> Plan | None:
     return Plan(
         order(left, batch + rows + summed),
         order(right, batch + summed + columns),
-        *map(len, (batch, rows, summed, columns)),
+        len(batch), len(rows), len(summed), len(columns),
         order(batch + rows + columns, output),
     )
 
@@ -421,7 +422,7 @@ class Tile(NamedTuple):
     keys: slice
 
 
-def tiled(attend: Callable) -> Callable:
+def tiled(attend: Callable[..., Any]) -> Callable[..., Any]:
     """Return attend(q, k, v, positions, tap) computed in tiles of scores that stay in the cache.
 
     q is [b, q, h, e], k and v are [b, k, h, e]. `positions` [b, q] are those of the queries in
@@ -510,7 +511,7 @@ def block_elements(xp):
 # --- elementwise functions -------------------------------------------------------------
 
 
-def accelerated(function: Callable) -> Callable:
+def accelerated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a version of one of the reference's functions that suits the array at hand.
 
     NumPy arrays go to the function of the same name in `ON_HOST`, arrays on a GPU to the kernel of
@@ -579,4 +580,6 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return result
 
 
-ON_HOST = {"gelu": gelu, "mask_future": mask_future, "softmax": softmax}
+ON_HOST: dict[str, Callable[..., Any]] = {
+    "gelu": gelu, "mask_future": mask_future, "softmax": softmax
+}  # fmt: skip

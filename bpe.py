@@ -19,12 +19,14 @@ from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import count, pairwise
 from operator import index
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 try:
     from .backend import Error
 except ImportError:  # this file alone
-    Error = ValueError
+    Error = ValueError  # type: ignore[assignment, misc]
+
+__all__ = ["AddedToken", "Decoder", "Tokenizer", "TokenizerError", "train", "words"]
 
 # GPT-2's pattern of a word. The package `regex` reads it, because Python's own `re` knows neither
 # \p{L}, a letter, nor \p{N}, a number.
@@ -58,6 +60,7 @@ _CACHED_WORD = 128  # characters; longer words, such as the rulers of tables, se
 _SHORT_WORD = 64  # bytes; `_merge_long` is quicker for longer words
 _ASCII_PIECE = 1 << 18  # characters that are split into words at a time, to bound memory
 _PIECE = 1 << 9  # the same in other text: small, so that most pieces of English are ASCII
+_KNOWN_SEARCHES = 8  # sets of allowed special tokens, of which patterns are kept
 _MAX_FILE = 16 << 20  # bytes; GPT-2's files have 0.5 and 1 MB
 
 
@@ -85,11 +88,33 @@ def words(text: str) -> list[str]:
     return _word_finder(text.isascii())(text)
 
 
+def is_space(character: str) -> bool:
+    """Return True for white space of Unicode, to which Python adds four separators of ASCII."""
+    return character.isspace() and not "\x1c" <= character <= "\x1f"
+
+
+def in_word(character: str) -> bool:
+    """Return True for a character of words: a letter, mark, digit or connector, as "_" is one."""
+    if character.isascii():
+        return character.isalnum() or character == "_"
+    return _other_word_character()(character) is not None
+
+
+@cache
+def _other_word_character() -> Callable[[str], object]:
+    return _regex().compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
+
+
 @cache
 def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
     """Return a function that splits a text into words, compiled on first use."""
     if ascii_only:
         return re.compile(ASCII_PATTERN, re.ASCII).findall
+    # By default `regex` releases the interpreter lock for every word, which costs time.
+    return partial(_regex().compile(PATTERN).findall, concurrent=False)
+
+
+def _regex() -> Any:
     try:
         import regex
     except ImportError:
@@ -97,8 +122,7 @@ def _word_finder(ascii_only: bool) -> Callable[[str], list[str]]:
             "text with characters beyond ASCII needs the package regex, which is not installed: "
             "pip install regex"
         ) from None
-    # By default `regex` releases the interpreter lock for every word, which costs time.
-    return partial(regex.compile(PATTERN).findall, concurrent=False)
+    return regex
 
 
 def _pieces(text: str) -> Iterable[str]:
@@ -123,18 +147,46 @@ def _replace_surrogates(text: str) -> str:
     return text
 
 
+class AddedToken(NamedTuple):
+    """A token that is found in the text by its name, before the text is split into words.
+
+    If `special`, it is found only where it is allowed. `lstrip` and `rstrip` take white space
+    before and after it along. `single_word` keeps it from touching characters of words. Those with
+    `normalized` are found after all others. The settings are those of Hugging Face's tokenizers.
+    """
+
+    name: str
+    id: int
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+_Search = tuple[re.Pattern[str], dict[str, AddedToken]]  # a pattern of names, and their tokens
+
+
 class Tokenizer:
     """A vocabulary that turns text into ids and back.
 
-    Ids are the 256 bytes, one per merge, then the special tokens. `merges` are pairs of tokens in
-    the order in which they were learned. `n_vocab` counts all ids, `special_tokens` maps names to
-    ids, `end_of_text` is the id of <|endoftext|> or None. Threads may share a tokenizer. Raises
-    TokenizerError if a merge joins unknown tokens or makes a known one, or if names are not unique.
+    Ids are the 256 bytes, one per token that merges make, then the special tokens, unless files say
+    otherwise. `merges` are pairs of tokens in the order in which they were learned. `n_vocab`
+    counts all ids, `special_tokens` maps names to ids, `end_of_text` is the id of <|endoftext|> or
+    None. Threads may share a tokenizer. Raises TokenizerError if a merge joins unknown tokens or
+    occurs twice, or if names are not unique.
+
+    Three attributes come from Hugging Face's files. `added_tokens` has the special ones too.
+    `start_ids` are those that `encode` puts before every text. With `add_prefix_space` a text that
+    does not begin with a space gets one, as does the text after each added token.
     """
 
     n_vocab: int
     end_of_text: int | None
     special_tokens: dict[str, int]
+    added_tokens: tuple[AddedToken, ...]
+    start_ids: tuple[int, ...]
+    add_prefix_space: bool
 
     def __init__(
         self,
@@ -142,8 +194,9 @@ class Tokenizer:
         special_tokens: Sequence[str] = (_END_OF_TEXT,),
     ):
         lines = [f"{_spell(left)} {_spell(right)}" for left, right in merges]
-        _check_merges(lines, lambda n: f"merges[{n}]")
-        self._set_up(lines, special_tokens, trained=False)
+        check_merges(lines, lambda n: f"merges[{n}]")
+        first = len(usual_ids(made_by(lines)))
+        self._set_up(lines, None, _plain_special(special_tokens, first), trained=False)
 
     @classmethod
     def from_files(
@@ -151,67 +204,70 @@ class Tokenizer:
     ) -> Tokenizer:
         """Read vocab.bpe (or merges.txt) and, if given, encoder.json (or vocab.json).
 
-        The merges imply the ids, and the second file must agree. That file may name other special
-        tokens than <|endoftext|>, whose ids follow the merges. Raises TokenizerError if a file is
-        damaged or the two do not match, OSError if one cannot be read.
+        Merges alone imply the usual ids. The second file may give others, and every token in it
+        that no merge makes is a special one. Raises TokenizerError if a file is damaged or the two
+        do not match, OSError if one cannot be read.
         """
         merges_path = os.fspath(merges_path)
-        text, official = _read(merges_path, OFFICIAL_MERGES)
-        lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        header = lines[0].startswith("#version")
-        if header:
-            del lines[0]
-        if not official:  # the check takes twice as long as all the rest
-            _check_merges(lines, lambda n: f"{merges_path}: line {n + 1 + header}")
-        special: Sequence[str] = (_END_OF_TEXT,)
-        if vocab_path is not None:
-            vocab_path = os.fspath(vocab_path)
-            text, official_ids = _read(vocab_path, OFFICIAL_IDS)
-            if not (official and official_ids):
-                ids = _parse_ids(text, vocab_path)
-                special = _special_tokens(ids, vocab_path, lines, merges_path)
-        tokenizer = cls.__new__(cls)
-        tokenizer._set_up(lines, special, trained=official)
-        return tokenizer
+        lines, official = read_merges(merges_path)
+        if vocab_path is None:
+            special = {_END_OF_TEXT: len(usual_ids(made_by(lines)))}
+            ids = None
+        else:
+            ids, special = read_ids(os.fspath(vocab_path), lines, merges_path, official)
+        added = [AddedToken(name, id) for name, id in special.items()]
+        return cls.from_parts(lines, ids, added, trained=official)
 
     @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a tokenizer.json, the one file that transformers 5 writes.
+    def from_parts(
+        cls, lines: list[str], ids: dict[str, int] | None, added_tokens: Sequence[AddedToken] = (),
+        start_ids: Sequence[int] = (), add_prefix_space: bool = False, trained: bool = False,
+    ) -> Tokenizer:  # fmt: skip
+        """Make a tokenizer of merges and ids that were checked, both as GPT-2's files spell them.
 
-        Its format is that of Hugging Face's tokenizers library. Raises TokenizerError if the file
-        is damaged or not of a tokenizer like GPT-2's, OSError if it cannot be read.
+        `ids` has all tokens but those that were added; None stands for the usual ids. `trained`
+        says that the bytes of every token merge to that token, which makes encoding faster.
         """
-        path = os.fspath(path)
-        text, _ = _read(path, "")
-        lines, ids = _parse_json(text, path)
-        _check_merges(lines, lambda n: f"{path}: merge {n}")
         tokenizer = cls.__new__(cls)
-        tokenizer._set_up(lines, _special_tokens(ids, path, lines, "its merges"), trained=False)
+        tokenizer._set_up(lines, ids, added_tokens, trained)
+        tokenizer.start_ids, tokenizer.add_prefix_space = tuple(start_ids), add_prefix_space
         return tokenizer
 
-    def _set_up(self, lines: list[str], special_tokens: Sequence[str], trained: bool) -> None:
-        # In a trained vocabulary the bytes of a token always merge to that token. Not so in others.
+    def _set_up(
+        self, lines: list[str], ids: dict[str, int] | None, added_tokens: Sequence[AddedToken],
+        trained: bool,
+    ) -> None:  # fmt: skip
         self._trained = trained
         self._lines = lines
-        self._tokens = [*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)]
-        self._ids = dict(zip(self._tokens, count()))
+        self._made = made_by(lines)
+        usual = ids is None
+        ids = usual_ids(self._made) if ids is None else ids
+        # Tokens that merges make, and the names of all others, which no ordinary text becomes.
+        self._ids = ids if usual else {token: ids[token] for token in usual_ids(self._made)}
+        names = {} if usual else {id: name for name, id in ids.items() if name not in self._ids}
+        names |= {token.id: token.name for token in added_tokens if ids.get(token.name) != token.id}
+        self._names = names
+        spelled = {id: _spell(_replace_surrogates(names[id]).encode()) for id in sorted(names)}
+        self.n_vocab = len(self._ids) + len(spelled)
+        if not usual:
+            spelled |= {id: token for token, id in self._ids.items()}
+            spelled = {id: spelled[id] for id in range(self.n_vocab)}
+        self._tokens = [*(self._ids if usual else ()), *spelled.values()]
         self._bytes = _TokenBytes(self._tokens)
-        self.special_tokens = dict(zip(special_tokens, count(len(self._tokens))))
-        if len(self.special_tokens) < len(special_tokens) or "" in self.special_tokens:
-            raise TokenizerError(
-                f"special_tokens are {shown(special_tokens)}, expected names that differ and are "
-                "not empty"
-            )
-        self._tokens += (_spell(_replace_surrogates(name).encode()) for name in special_tokens)
-        self.n_vocab = len(self._tokens)
+        self.added_tokens = tuple(added_tokens)
+        self.start_ids, self.add_prefix_space = (), False
+        self.special_tokens = {token.name: token.id for token in added_tokens if token.special}
+        self._all_special = frozenset(self.special_tokens)
         self.end_of_text = self.special_tokens.get(_END_OF_TEXT)
+        self._has_words = len(self.special_tokens) < len(added_tokens)  # found in every text
+        self._known_searches: dict[frozenset[str], list[_Search]] = {}  # by the names allowed
         self._word_ids = _IdCache(self._encode_word)
         self._segment_ids = _IdCache(self._encode_segment)
 
     @cached_property
     def _merges(self) -> dict[str, int]:
-        """The id that two neighbours merge to, by their line in the file: "Ġ t" gives 256."""
-        return dict(zip(self._lines, count(256)))
+        """The rank of each merge, by its line in the file: "Ġ t" gives 0."""
+        return dict(zip(self._lines, count()))
 
     def encode(
         self, text: str, allowed_special: Collection[str] | Literal["all"] = ()
@@ -219,27 +275,54 @@ class Tokenizer:
         """Return the ids of a text. With GPT-2's merges they equal those of tiktoken's "gpt2".
 
         "<|endoftext|>" in the text is thirteen ordinary characters, unless it is allowed by name or
-        by "all". Lone surrogates count as U+FFFD. `regex` and tiktoken may class a letter
-        differently if it is newer than the Unicode version of one of them. Raises TokenizerError
-        if `allowed_special` has an unknown name, or for the reason that `words` gives.
+        by "all". Added tokens that are not special always count. Lone surrogates count as U+FFFD.
+        `regex` and tiktoken may class a letter differently if it is newer than the Unicode version
+        of one of them. Raises TokenizerError if `allowed_special` has an unknown name, or for the
+        reason that `words` gives.
         """
         text = _replace_surrogates(text)
-        names = self.special_tokens if allowed_special == "all" else allowed_special
-        if not names:
+        names = self._all_special if allowed_special == "all" else frozenset(allowed_special)
+        if not (names or self._has_words or self.start_ids or self.add_prefix_space):
             return self._encode_ordinary(text)
+        parts: list[str | int] = [text]
+        for pattern, tokens in self._searches(names) if names or self._has_words else ():
+            parts = [piece for part in parts for piece in (
+                _cut_at(part, pattern, tokens) if isinstance(part, str) else [part])]  # fmt: skip
+        ids = list(self.start_ids)
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                space = " " if self.add_prefix_space and part and part[0] != " " else ""
+                ids += self._encode_ordinary(space + part)
+        return ids
+
+    def _searches(self, names: frozenset[str]) -> list[_Search]:
+        """Return the searches for added tokens, one after the other, if these names are allowed.
+
+        They are kept, because a pattern of 10,000 tokens takes longer to make than to use.
+        """
+        if (known := self._known_searches.get(names)) is not None:
+            return known
         for name in names:
             if name not in self.special_tokens:
                 raise TokenizerError(
                     f"allowed_special has {shown(name)}, but the special tokens of this "
                     f"vocabulary are {shown(list(self.special_tokens))}"
                 )
-        longest_first = sorted(names, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-        ids = self._encode_ordinary(parts[0])
-        for name, ordinary in zip(parts[1::2], parts[2::2], strict=True):
-            ids.append(self.special_tokens[name])
-            ids += self._encode_ordinary(ordinary)
-        return ids
+        searches = []
+        for normalized in (False, True):
+            wanted = {
+                token.name: token for token in self.added_tokens
+                if token.normalized == normalized and (not token.special or token.name in names)
+            }  # fmt: skip
+            if wanted:  # the longest first, so that it is found where several begin
+                in_order = sorted(wanted, key=len, reverse=True)
+                searches.append((re.compile("|".join(map(re.escape, in_order))), wanted))
+        if len(self._known_searches) >= _KNOWN_SEARCHES:
+            self._known_searches.clear()
+        self._known_searches[names] = searches
+        return searches
 
     def _encode_ordinary(self, text: str) -> list[int]:
         word_ids, ids = self._word_ids, []
@@ -286,44 +369,51 @@ class Tokenizer:
 
         With the merges h e, l l, he ll: h e l l o, he l l o, he ll o, hell o.
         """
-        merged_id, tokens = self._merges.get, self._tokens
-        ids = [merged_id(f"{left} {right}", _NO_MERGE) for left, right in pairwise(parts)]
-        while ids and (first := min(ids)) != _NO_MERGE:
-            i = ids.index(first)
-            parts[i] = new = tokens[first]
-            del parts[i + 1], ids[i]
+        rank, made = self._merges.get, self._made
+        ranks = [rank(f"{left} {right}", _NO_MERGE) for left, right in pairwise(parts)]
+        while ranks and (first := min(ranks)) != _NO_MERGE:
+            i = ranks.index(first)
+            parts[i] = new = made[first]
+            del parts[i + 1], ranks[i]
             if i > 0:
-                ids[i - 1] = merged_id(f"{parts[i - 1]} {new}", _NO_MERGE)
-            if i < len(ids):
-                ids[i] = merged_id(f"{new} {parts[i + 1]}", _NO_MERGE)
+                ranks[i - 1] = rank(f"{parts[i - 1]} {new}", _NO_MERGE)
+            if i < len(ranks):
+                ranks[i] = rank(f"{new} {parts[i + 1]}", _NO_MERGE)
         return parts
 
     def _merge_long(self, parts: list[str]) -> list[str]:
-        """Return the result of `_merge_short` in n log n steps: equal pairs are merged together.
+        """Return the result of `_merge_short` in n log n steps, by queues of ranks and positions.
 
         A token stands at its first and its last position in `parts`, with "" between, so lengths
-        lead to its neighbours. A merge is learned after the tokens that it joins, so each id leaves
-        the heap once, in order. A position is out of date if a token there has grown since.
+        lead to its neighbours. A position is out of date if a token there has grown since. Two
+        merges may make one token. Then a lower rank can come up while a higher one is at work.
         """
-        merged_id, end = self._merges.get, len(parts)
-        heap: list[int] = []
+        rank_of, end = self._merges.get, len(parts)
+        in_order = len(self._made) + 256 == len(self._ids)  # each token is made once
+        put, take = (list.append, list.pop) if in_order else (heappush, heappop)
+        ranks: list[int] = []
         pairs: dict[int, tuple[str, str]] = {}
-        positions: defaultdict[int, list[int]] = defaultdict(list)
+        positions: dict[int, list[int]] = {}
 
         def add(left: str, right: str, i: int) -> None:
-            if (id := merged_id(f"{left} {right}")) is not None:
-                if id not in pairs:
-                    pairs[id] = left, right
-                    heappush(heap, id)
-                positions[id].append(i)
+            if (rank := rank_of(f"{left} {right}")) is None:
+                return
+            if rank in positions:
+                put(positions[rank], i)
+            else:
+                pairs[rank], positions[rank] = (left, right), [i]
+                heappush(ranks, rank)
 
         for i, (left, right) in enumerate(pairwise(parts)):
             add(left, right, i)
-        while heap:
-            id = heappop(heap)
-            left, right = pairs[id]
-            new = left + right
-            for i in sorted(positions.pop(id)):  # left to right: a a a is aa a
+        while ranks:
+            rank = ranks[0]
+            left, right = pairs[rank]
+            here, new = positions[rank], left + right
+            if in_order:
+                here.sort(reverse=True)
+            while here and ranks[0] == rank:
+                i = take(here)  # left to right: a a a is aa a
                 middle, after = i + len(left), i + len(new)
                 if after > end or parts[i] != left or parts[middle] != right:
                     continue
@@ -333,6 +423,8 @@ class Tokenizer:
                     add(parts[i - 1], new, i - len(parts[i - 1]))
                 if after < end:
                     add(new, parts[after], i)
+            if ranks[0] == rank:
+                del positions[heappop(ranks)]
         tokens, i = [], 0
         while i < end:
             tokens.append(parts[i])
@@ -371,18 +463,40 @@ class Tokenizer:
         """Write the merges and the ids as GPT-2's two files, each whole or not at all.
 
         Hugging Face calls the same files "merges.txt" and "vocab.json". Raises TokenizerError if a
-        special token is spelled like another token: the file of ids would lose one of them.
+        special token is spelled like another token: the file of ids would lose one of them. Raises
+        it also for what these files have no place for: `start_ids`, `add_prefix_space`, and added
+        tokens that are not plain special ones.
         """
-        ids = self._ids | self.special_tokens
+        contents = self.merges_text(), json.dumps(self.all_ids(names[1]))
+        extra = [token for token in self.added_tokens if token[2:6] != (True, False, False, False)]
+        if extra or self.start_ids or self.add_prefix_space:
+            kind = f"the added token {shown(extra[0].name)}" if extra else (
+                "ids before every text" if self.start_ids else "add_prefix_space")
+            raise TokenizerError(
+                f"{' and '.join(names)} have no place for {kind} of this tokenizer: save the model "
+                "as a folder in Hugging Face's layout"
+            )
+        os.makedirs(folder, exist_ok=True)
+        for name, content in zip(names, contents, strict=True):
+            _write(os.path.join(folder, name), content)
+
+    def merges_text(self) -> str:
+        """Return the content of vocab.bpe, which Hugging Face calls merges.txt."""
+        return "".join(f"{line}\n" for line in (_HEADER, *self._lines))
+
+    def all_ids(self, file: str = "the file of ids") -> dict[str, int]:
+        """Return the ids of all tokens by their names in GPT-2's files, in the order of the ids.
+
+        Raises TokenizerError, which names `file`, if two tokens have one name there.
+        """
+        names = {id: token for token, id in self._ids.items()} | self._names
+        ids = {names[id]: id for id in range(self.n_vocab)}
         if len(ids) < self.n_vocab:
             raise TokenizerError(
-                f"{names[1]} cannot hold the special tokens {shown(list(self.special_tokens))}, "
+                f"{file} cannot hold the special tokens {shown(list(self.special_tokens))}, "
                 "because it spells another token like one of them: rename that special token"
             )
-        merges = "".join(f"{line}\n" for line in self._lines)
-        os.makedirs(folder, exist_ok=True)
-        _write(os.path.join(folder, names[0]), f"{_HEADER}\n{merges}")
-        _write(os.path.join(folder, names[1]), json.dumps(ids))
+        return ids
 
 
 class Decoder:
@@ -473,6 +587,30 @@ def _merge_pair(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
     return merged
 
 
+def _cut_at(
+    text: str, pattern: re.Pattern[str], tokens: dict[str, AddedToken]
+) -> list[str | int]:
+    """Return the ids of the tokens that the pattern finds in the text, and the text between."""
+    parts: list[str | int] = []
+    end = 0
+    for found in pattern.finditer(text):
+        token, (start, stop) = tokens[found[0]], found.span()
+        around = text[max(start - 1, 0) : start] + text[stop : stop + 1]
+        if token.single_word and any(map(in_word, around)):
+            continue
+        if token.lstrip:
+            while start > end and is_space(text[start - 1]):
+                start -= 1
+            start = max(start, end)
+        while token.rstrip and stop < len(text) and is_space(text[stop]):
+            stop += 1
+        parts.append(text[end:start])
+        if start < stop:  # else the token before it took all of this one, white space, along
+            parts.append(token.id)
+        end = stop
+    return [part for part in [*parts, text[end:]] if part != ""]
+
+
 def _spell(token: bytes) -> str:
     """Spell a token as GPT-2's files do: b" the" is "Ġthe"."""
     return codecs.charmap_decode(token, "strict", _CHAR_OF_BYTE)[0]
@@ -510,91 +648,122 @@ class _TokenBytes(dict[int, bytes]):
         return data
 
 
-def _check_merges(lines: list[str], name_line: Callable[[int], str]) -> None:
-    """Raise TokenizerError unless each line joins two known tokens into a new one."""
+def made_by(lines: list[str]) -> list[str]:
+    """Return the token that each merge makes: of "Ġ t" it is "Ġt"."""
+    return "\n".join(lines).replace(" ", "").split("\n") if lines else []
+
+
+def usual_ids(made: Sequence[str]) -> dict[str, int]:
+    """Return the ids of the bytes and of the tokens that merges make, in their order."""
+    ids = dict(zip([*_CHAR_OF_ID, *made], count()))
+    return ids if len(ids) == 256 + len(made) else dict(zip(ids, count()))  # some are made twice
+
+
+def check_merges(lines: list[str], name_line: Callable[[int], str], quoted: bool = True) -> None:
+    """Raise TokenizerError unless each line joins two known tokens, and no line occurs twice.
+
+    The message shows the line if `quoted`.
+    """
     known = set(_CHAR_OF_ID)
     for n, line in enumerate(lines):
         left, _, right = line.partition(" ")
         if left not in known or right not in known:
+            found = f"is {shown(line)}, expected" if quoted else "is not"
             raise TokenizerError(
-                f"{name_line(n)} is {shown(line)}, expected two tokens, each of them a byte or "
-                "made by an earlier merge"
-            )
-        if left + right in known:
-            raise TokenizerError(
-                f"{name_line(n)} makes {shown(left + right)}, which an earlier merge makes too"
+                f"{name_line(n)} {found} two tokens, each a byte or made by an earlier merge"
             )
         known.add(left + right)
+    if len(set(lines)) < len(lines):
+        twice = next(line for line, times in Counter(lines).items() if times > 1)
+        n = lines.index(twice, lines.index(twice) + 1)
+        raise TokenizerError(f"{name_line(n)} is {shown(twice)}, which an earlier merge is too")
 
 
-def _parse_json(text: str, path: str) -> tuple[list[str], dict[str, int]]:
-    """Return the lines of merges.txt, and all ids by token, that a tokenizer.json holds."""
-    required = {
-        "model": {"type": "BPE", "continuing_subword_prefix": "", "end_of_word_suffix": "",
-                  "byte_fallback": False, "ignore_merges": False, "dropout": None},
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-    }  # fmt: skip
-    try:
-        parts = json.loads(text)
-        if parts.get("normalizer"):
-            raise TokenizerError(f"{path}: normalizer is {shown(parts['normalizer'])}, but GPT-2's "
-                                 "byte-level BPE has none")
-        for part, settings in required.items():
-            for name, value in settings.items():
-                found = parts[part].get(name, value if name != "type" else None)
-                if found != value and (found or value):  # "" and null both say that there is none
-                    raise TokenizerError(f"{path}: {part}'s {name} is {shown(found)}, but GPT-2's "
-                                         f"byte-level BPE has {shown(value)}")
-        merges, ids = parts["model"]["merges"], dict(parts["model"]["vocab"])
-        lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-        ids |= {token["content"]: token["id"] for token in parts.get("added_tokens") or ()}
-    except TokenizerError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not JSON: {shown(error)}") from None
-    except (AttributeError, KeyError, TypeError):
-        raise TokenizerError(f"{path}: not a tokenizer.json of a byte-level BPE") from None
-    if set(map(type, ids.values())) != {int}:
-        raise TokenizerError(f"{path}: not all ids of its tokens are integers")
-    return lines, ids
+def read_merges(path: str) -> tuple[list[str], bool]:
+    """Return the lines of vocab.bpe (or merges.txt), and True if the file is OpenAI's.
+
+    Raises TokenizerError if the file is damaged. The message shows a line only if the header says
+    that the file is a vocabulary.
+    """
+    text, official = _read(path, OFFICIAL_MERGES)
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    header = lines[0].startswith("#version")
+    if header:
+        del lines[0]
+    if not official:  # the check takes twice as long as all the rest
+        check_merges(lines, lambda n: f"{path}: line {n + 1 + header}", quoted=header)
+    return lines, official
 
 
-def _special_tokens(
-    ids: dict[str, int], path: str, lines: list[str], merges_path: str
-) -> list[str]:
-    """Return the names of the ids after the merges. Raise TokenizerError if other ids disagree."""
-    tokens = dict(zip([*_CHAR_OF_ID, *(line.replace(" ", "") for line in lines)], count()))
-    if not tokens.items() <= ids.items():
-        token, id = next(item for item in tokens.items() if ids.get(item[0]) != item[1])
-        found = f"id {shown(ids[token])}" if token in ids else "no id"
+def read_ids(
+    path: str, lines: list[str], merges_path: str, official: bool, added: Collection[str] = ()
+) -> tuple[dict[str, int] | None, dict[str, int]]:
+    """Return the ids of all tokens in encoder.json (or vocab.json), and those of no merge.
+
+    The first is None for OpenAI's files. Raises TokenizerError if the file does not fit the merges.
+    """
+    text, official_ids = _read(path, OFFICIAL_IDS)
+    if official and official_ids:
+        return None, {_END_OF_TEXT: len(lines) + 256}
+    ids = _parse_ids(text, path)
+    return ids, check_ids(ids, path, lines, merges_path, added)
+
+
+def check_ids(
+    ids: dict[str, int], path: str, lines: list[str], merges_path: str, added: Collection[str] = ()
+) -> dict[str, int]:
+    """Return the ids of tokens that merges do not make and that were not `added`, in their order.
+
+    Raises TokenizerError if a token of the merges has no id, or if the ids are not 0, 1, 2 and so
+    on. It also does if the token after those of the merges is one that a lost merge would make.
+    """
+    tokens = usual_ids(made_by(lines))
+    for token in tokens:
+        if token not in ids:
+            raise TokenizerError(
+                f"{path}: {shown(token)} has no id, expected one for each byte and each token that "
+                f"{merges_path} makes"
+            )
+    owners = {id: token for token, id in ids.items()}
+    for token, id in ids.items():
+        if not 0 <= id < len(ids):
+            raise TokenizerError(
+                f"{path}: {shown(token)} has id {shown(id)}, expected 0 to {len(ids) - 1}, one for "
+                f"each of {len(ids)} tokens"
+            )
+        if owners[id] != token:
+            raise TokenizerError(
+                f"{path}: {shown(token)} and {shown(owners[id])} both have id {id}, expected one "
+                "token for each id"
+            )
+    others = {name: id for name, id in ids.items() if name not in tokens and name not in added}
+    name = owners.get(max(ids[token] for token in tokens) + 1, "")  # of the first lost merge
+    if name in others and any(
+        name[:i] in tokens and name[i:] in tokens for i in range(1, min(len(name), 1000))
+    ):
         raise TokenizerError(
-            f"{path}: {shown(token)} has {found}, expected {id}, which follows from {merges_path}"
+            f"{path}: {shown(name)} has id {ids[name]} and joins two tokens, but is missing from "
+            f"{merges_path}: is the file cut short?"
         )
-    special = sorted((name for name in ids if name not in tokens), key=ids.__getitem__)
-    for name, id in zip(special, count(len(tokens))):
-        if ids[name] != id:
-            raise TokenizerError(
-                f"{path}: {shown(name)} has id {shown(ids[name])}, expected {id}, the next after "
-                f"the tokens of {merges_path}"
-            )
-    for name in special[:1]:  # two tokens joined: a merge whose line is lost
-        if any(name[:i] in tokens and name[i:] in tokens for i in range(1, min(len(name), 1000))):
-            raise TokenizerError(
-                f"{path}: {shown(name)} has id {ids[name]} and joins two tokens, but is missing "
-                f"from {merges_path}: is the file cut short?"
-            )
-    return special
+    return dict(sorted(others.items(), key=lambda item: item[1]))
+
+
+def _plain_special(names: Sequence[str], first: int) -> list[AddedToken]:
+    if len(set(names)) < len(names) or "" in names:
+        raise TokenizerError(
+            f"special_tokens are {shown(names)}, expected names that differ and are not empty"
+        )
+    return [AddedToken(name, id) for id, name in enumerate(names, first)]
 
 
 def _parse_ids(text: str, path: str) -> dict[str, int]:
     def distinct(pairs: list[tuple[str, int]]) -> dict[str, int]:
         if len(ids := dict(pairs)) < len(pairs):
-            twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
-            raise TokenizerError(f"{path}: {shown(twice)} has two ids, expected one")
+            raise TokenizerError(f"{path}: a token has two ids, expected one")
         return ids
 
     try:
-        ids = json.loads(text, object_pairs_hook=distinct)
+        ids = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=distinct)
     except TokenizerError:
         raise
     except (ValueError, RecursionError) as error:

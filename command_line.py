@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import contextvars
+import io
 import json
 import math
 import os
@@ -39,7 +41,8 @@ def called(installed: str, module: str) -> str:
 def add_model_options(add: Callable[..., Any]) -> None:
     """Add the options that `text_model` reads, by the `add_argument` of a parser."""
     add("-m", "--model", default="124M", metavar="NAME",
-        help=f"{', '.join(SIZES)}, shakespeare, a folder or file, or a URL (default 124M)")
+        help=f"{', '.join(SIZES)} or gpt2, gpt2-medium, ..., shakespeare, a folder or file, a URL, "
+        "or owner/name on Hugging Face's hub (default 124M)")
     add("--device", default="auto", choices=backend.DEVICES, help="default auto")
     add("--tf32", action="store_true",
         help="on a GPU, float32 products of less precision on tensor cores")
@@ -55,8 +58,8 @@ def text_model(args: argparse.Namespace) -> Model:
         where = backend.about(namespace(model.params["wte"]))
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
     if model.tokenizer is None:
-        raise Error(f"{args.model} has no vocabulary files beside its weights: add vocab.bpe, "
-                    "merges.txt or tokenizer.json")
+        raise Error(f"{args.model} has no tokenizer that can be used: if no warning says why, add "
+                    "vocab.bpe, merges.txt or tokenizer.json beside its weights")
     return model
 
 
@@ -68,21 +71,25 @@ def run_command(
 ) -> int:
     """Run job(args, parser) as a program and return its exit status.
 
-    Output is UTF-8 on any locale. Each failure is one sentence on standard error.
+    Each failure is one sentence on standard error. Streams, the handler of Ctrl-C, warnings and
+    TF32 are left as they were, for a program that calls this one.
     """
-    restore_interrupts()
-    for output in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a notebook's streams, or closed ones
-            output.reconfigure(encoding="utf-8", errors="replace")
-    args = parser.parse_args(argv)
+    with as_program():  # in a context of its own, which --tf32 changes
+        return contextvars.copy_context().run(run_job, name, parser, argv, job)
+
+
+def run_job(name, parser, argv, job):
     try:
-        if sys.stdout is None:
+        args = parser.parse_args(argv)
+        if sys.stdout is None or sys.stdout.closed:
             raise Error("standard output is closed: there is nowhere to print to")
         with np.errstate(all="ignore"), warnings.catch_warnings():  # NaN results become errors
             warnings.showwarning = lambda message, *_: print(f"{name}: {message}", file=sys.stderr)
             job(args, parser)
         print(end="", flush=True)
         return 0
+    except SystemExit as end:  # argparse: help, the version, wrong usage
+        return end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
@@ -104,17 +111,45 @@ def run_command(
     return 1
 
 
-def restore_interrupts():
-    """Make Ctrl-C raise KeyboardInterrupt again: while NumPy loads it just ends the program."""
+@contextlib.contextmanager
+def as_program() -> Iterator[None]:
+    """Make output UTF-8 on any locale and Ctrl-C an exception, until the end of the block."""
+    streams = [(file, file.encoding, file.errors)
+               for file in (sys.stdin, sys.stdout, sys.stderr)
+               if isinstance(file, io.TextIOWrapper) and not file.closed]  # not a notebook's
+    for file, _, _ in streams:
+        if file is not sys.stdin:
+            file.reconfigure(encoding="utf-8", errors="replace")
+    ctrl_c_kills = signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # set while NumPy loads
+    if ctrl_c_kills:
+        set_interrupts(signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ctrl_c_kills:
+            set_interrupts(signal.SIG_DFL)
+        for file, encoding, errors in streams:
+            if (file.encoding, file.errors) != (encoding, errors):
+                with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+                    file.reconfigure(encoding=encoding, errors=errors)
+
+
+def set_interrupts(handler):
     with contextlib.suppress(ValueError):  # not the main thread
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, handler)
 
 
 def discard_output():
-    """Keep Python from raising again at its end, over output that is still buffered."""
-    with contextlib.suppress(AttributeError, OSError):  # a notebook's streams
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop output that is still buffered, over which Python would raise again at its end."""
+    with contextlib.suppress(AttributeError, OSError), open(os.devnull, "wb") as nowhere:
+        number = sys.stdout.fileno()  # a notebook's streams have none
+        kept = os.dup(number)
+        try:
+            os.dup2(nowhere.fileno(), number)
+            sys.stdout.flush()
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 def decode_utf_8(data: bytes, source: str) -> str:
@@ -167,8 +202,10 @@ def command_line() -> argparse.ArgumentParser:
     add("--info", action="store_true", help="sizes, bytes and operations of a model")
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
-    add("--dtype", default="float32", choices=checkpoint.DTYPES,
-        help="default float32; float16 on a GPU only")
+    add("--save", metavar="FOLDER",
+        help="write the model as a new folder in Hugging Face's layout, in the type --dtype")
+    add("--dtype", default="float32", choices=(*checkpoint.DTYPES, "bfloat16"),
+        help="default float32; float16 on a GPU or to save, bfloat16 to save")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
@@ -180,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-JOBS = ("score", "info", "interactive", "download")  # beside generating, the default
+JOBS = ("score", "info", "interactive", "download", "save")  # beside generating, the default
 
 
 def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -189,6 +226,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         print_info(args)
     elif job == "download":
         print(checkpoint.download(args.model))
+    elif job == "save":
+        save(args)
     elif job == "interactive":
         interact(text_model(args), args)
     else:
@@ -199,11 +238,11 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def check_usage(args, parser) -> str:
     """Return the job that was asked for. Ends the program if arguments do not go together."""
-    jobs = [name for name in JOBS if getattr(args, name)]
+    jobs = [name for name in JOBS if getattr(args, name) not in (None, False)]
     if len(jobs) > 1:
         parser.error(f"--{jobs[0]} and --{jobs[1]} are different jobs: choose one")
     job = jobs[0] if jobs else "generate"
-    if args.json and job in ("interactive", "download"):
+    if args.json and job in ("interactive", "download", "save"):
         parser.error(f"--json goes with generating, --score and --info, not with --{job}")
     check_unused_options(args, parser, job)
     if args.json and args.no_echo:
@@ -224,8 +263,12 @@ def check_unused_options(args, parser, job):
     generating = [] if job == "generate" else ["samples"]
     if job not in ("generate", "interactive"):
         generating += ["tokens", *SAMPLING, "seed", "stop", "no_draft", "no_echo"]
-    running = ["device", "tf32", "verbose"] if job in ("info", "download") else []
+    running = ["device", "tf32", "verbose"] if job in ("info", "download", "save") else []
     running += ["dtype"] if job == "download" else []
+    dtypes = checkpoint.SAVED_DTYPES if job == "save" else checkpoint.DTYPES
+    if args.dtype not in dtypes:
+        use = "running a model, not with --save" if job == "save" else "--save"
+        parser.error(f"--dtype {args.dtype} goes with {use}: choose {' or '.join(dtypes)}")
     for name in generating + running:
         if getattr(args, name) != parser.get_default(name):
             use = "generating" if name in generating else "running a model"
@@ -286,9 +329,17 @@ def prompt_text(args) -> str:
     return text
 
 
-def prompt_tokens(model: Model, text: str) -> list[int]:
-    """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token."""
-    return model.tokenizer.encode(text, allowed_special="all")
+def prompt_tokens(model, text: str) -> list[int]:
+    """Return the ids of a prompt typed by a person, in which <|endoftext|> stands for the token.
+
+    Raises Error if a token has no row in the embedding: tokenizers may know more than the model.
+    """
+    tokens = model.tokenizer.encode(text, allowed_special="all")
+    for token in tokens:
+        if token >= model.config.n_vocab:
+            raise Error(f"{quoted(model.tokenizer.token_bytes(token))} is token {token}, but the "
+                        f"model's embedding has {model.config.n_vocab} rows: leave it out")
+    return tokens
 
 
 # --- generating ------------------------------------------------------------------------
@@ -366,8 +417,9 @@ def interact(model, args):
         import readline  # noqa: F401
     if sys.stdin is None:
         raise Error(STDIN_CLOSED)
-    with contextlib.suppress(AttributeError):
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        with contextlib.suppress(io.UnsupportedOperation):  # this process has read some of it
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
         print("A line is continued; an empty line or Ctrl-D ends.", file=sys.stderr)
@@ -388,17 +440,26 @@ def interact(model, args):
             print(f"gpt2_np: {error}", file=sys.stderr)
 
 
-# --- scoring and costs -----------------------------------------------------------------
+# --- saving, scoring and costs ---------------------------------------------------------
+
+
+def save(args):
+    folder = checkpoint.check_new(args.save)  # before a download of gigabytes
+    checkpoint.save(checkpoint.load(args.model, "cpu"), folder, args.dtype)
+    print(folder)
 
 
 def print_score(model, text, args):
     tokens = prompt_tokens(model, text)
-    start = model.tokenizer.end_of_text
-    log_p = score(model, tokens if start is None else [start, *tokens]).astype(float)
-    scored = tokens[len(tokens) - len(log_p) :]
+    start, end = model.tokenizer.start_ids, model.tokenizer.end_of_text
+    if not start and end is not None:
+        start = (end,)
+        tokens = [end, *tokens]
+    scored = tokens[max(len(start), 1) :]
     if not scored:
         raise Error("one token is too short to score: this vocabulary has no <|endoftext|> to "
                     "put before it")
+    log_p = score(model, tokens)[-len(scored) :].astype(float)
     loss, n_bytes = -log_p.mean(), len(model.tokenizer.decode_bytes(scored))
     totals = {
         "loss_nats_per_token": loss,
@@ -414,14 +475,16 @@ def print_score(model, text, args):
     print(" token     log p  text")
     for token, p in zip(scored, log_p, strict=True):
         print(f"{token:6d} {p:9.4f}  {quoted(model.tokenizer.token_bytes(token))}")
-    given = "the first after <|endoftext|>" if start is not None else "the first is not scored"
+    given = f"the first after {model.tokenizer.decode(start)}" if start else (
+        "the first is not scored")
     print(f"{len(scored)} tokens ({given}), {n_bytes} bytes")
     print(f"loss {loss:.4f} nats per token, perplexity {totals['perplexity'] or math.inf:.2f}, "
           f"{totals['bits_per_byte']:.4f} bits per byte")
 
 
 def print_info(args):
-    config = SIZES.get(args.model) or checkpoint.load(args.model, "cpu").config
+    size = checkpoint.official_size(args.model)
+    config = SIZES[size] if size else checkpoint.load(args.model, "cpu").config
     about = describe(config, np.dtype(args.dtype).itemsize)
     if args.json:
         print_json({"model": args.model, "dtype": args.dtype, **about})

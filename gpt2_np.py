@@ -10,22 +10,22 @@ Activations are named as in TransformerLens, parameters as in the official check
 """
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import module_from_spec, spec_from_file_location
+from typing import TYPE_CHECKING, Any, Protocol
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on Ctrl-C while NumPy loads
 if __name__ == "gpt2_np":  # in a clone, `import gpt2_np` finds this file before the package
     root = os.path.dirname(os.path.abspath(__file__))
     if os.path.exists(os.path.join(root, "cuda", "decode_step.cu")):
-        spec = importlib.util.spec_from_file_location(__name__, os.path.join(root, "__init__.py"))
-        sys.modules[__name__] = importlib.util.module_from_spec(spec)
+        spec: Any = spec_from_file_location(__name__, os.path.join(root, "__init__.py"))
+        sys.modules[__name__] = module_from_spec(spec)
         spec.loader.exec_module(sys.modules[__name__])
 
 import numpy as np
@@ -48,6 +48,8 @@ except ImportError:  # this file alone: plain NumPy, a little slower
 
     to_host, tiled = np.asarray, accelerated
 
+if TYPE_CHECKING:
+    from .bpe import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = ["SIZES", "Config", "Error", "KVCache", "Model", "Sampling", "forward", "generate",
@@ -87,18 +89,18 @@ class Model:
     """
 
     config: Config
-    params: Mapping[str, Any]
-    tokenizer: Any = None
+    params: Mapping[str, Any] = field(repr=False)
+    tokenizer: Tokenizer | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.config.n_embd % self.config.n_head:
             raise Error(f"{self.config.n_head} heads do not divide n_embd = {self.config.n_embd}")
         check_shapes(self.params, parameter_shapes(self.config))
 
     @property
     def n_vocab(self) -> int:
-        """The number of token ids. The embedding may have extra rows as padding."""
-        return getattr(self.tokenizer, "n_vocab", self.config.n_vocab)
+        """The number of tokens that have an id and a row: tokenizer or embedding may have more."""
+        return min(getattr(self.tokenizer, "n_vocab", self.config.n_vocab), self.config.n_vocab)
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:
@@ -260,8 +262,7 @@ def token_batch(tokens: Any, config: Config) -> np.ndarray:
 
 def check_shapes(params, shapes):
     found = {}
-    map_leaves(lambda path, array: found.update(
-        {path: getattr(array, "shape", type(array).__name__)}), params)
+    map_leaves(lambda path, x: found.update({path: getattr(x, "shape", type(x).__name__)}), params)
 
     def check(path, shape):
         if found.get(path) != shape:
@@ -320,8 +321,7 @@ class KVCache(Cache):
         most = int(self.lengths.max())
         self._end = most + shape[1]
         if self._end > capacity:
-            raise Error(f"{self._end} positions do not fit into a cache of {capacity}: make it "
-                        "with a larger capacity")
+            raise Error(f"a cache of {capacity} cannot hold {self._end} positions: make it larger")
         if most == self.lengths.min():
             self._slots = [(slice(0, batch), slice(most, self._end))]
         else:
@@ -355,6 +355,7 @@ class KVCache(Cache):
 
 
 TapFunction = Callable[[str, Any], Any]  # (name, array) -> a replacement, or None
+Tokens = Sequence[int] | np.ndarray  # ids, [position]
 
 
 class SelectiveTap(Protocol):
@@ -372,7 +373,7 @@ def all_but_results(name):  # the wants of any other tap
 class Tap:
     """Calls a caller's tap with full names such as blocks.0.attn.hook_q. None is no tap."""
 
-    def __init__(self, function: TapFunction | SelectiveTap | None = None, prefix: str = ""):
+    def __init__(self, function: TapFunction | None = None, prefix: str = ""):
         self.function, self.prefix = function, prefix
         self._wants = getattr(function, "wants", None) or all_but_results
 
@@ -410,18 +411,19 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         def check(name, valid, expected):
             value = getattr(self, name)
             unset = value is None and name != "temperature"
             if not (unset or (is_number(value) and valid(value))):
                 raise Error(f"{name} is {value!r}: it must be {expected}")
 
-        check("temperature", lambda t: 0 <= t < math.inf, "0 or a positive number")
+        # Temperatures and penalties beyond these would overflow.
+        check("temperature", lambda t: t == 0 or 1e-99 <= t <= 1e99, "0, or from 1e-99 to 1e99")
         check("top_k", lambda k: k >= 1 and k % 1 == 0, "a positive integer")
         check("top_p", lambda p: 0 < p <= 1, "above 0 and at most 1")
         check("min_p", lambda p: 0 <= p <= 1, "from 0 to 1")
-        check("repetition_penalty", lambda r: 0 < r < math.inf, "a positive number")
+        check("repetition_penalty", lambda r: 1e-6 <= r <= 1e6, "from 1e-6 to 1e6")
 
 
 def is_number(value):
@@ -431,7 +433,7 @@ def is_number(value):
 def sample(
     logits: Any, temperature: float = 0.0, top_k: int | None = None, top_p: float | None = None,
     min_p: float | None = None, repetition_penalty: float | None = None,
-    previous: Sequence[int] = (), seed: Any = None,
+    previous: Tokens = (), seed: Any = None,
 ) -> int:  # fmt: skip
     """Choose one token id from logits [n_vocab].
 
@@ -459,8 +461,7 @@ def generator(seed: Any) -> np.random.Generator:
     try:
         return np.random.default_rng(seed)
     except (TypeError, ValueError):
-        raise Error(f"seed is {seed!r}: it must be None, integers from 0 up, or a Generator"
-                    ) from None
+        raise Error(f"seed is {seed!r}: expected None, integers from 0 up or a Generator") from None
 
 
 def choose(logits, options, previous, rng):
@@ -508,9 +509,9 @@ def probabilities(logits: np.ndarray, options: Sampling) -> np.ndarray:
 
 
 def generate(
-    model: Model, tokens: Sequence[int], n_tokens: int, *, stop: Sequence[int] = (),
+    model: Model, tokens: Tokens, n_tokens: int, *, stop: Sequence[int] = (),
     seed: Any = None, tap: TapFunction | None = None, **options: Any,
-) -> Iterator[int]:  # fmt: skip
+) -> Generator[int, None, None]:  # fmt: skip
     """Yield up to `n_tokens` token ids that continue `tokens`, ending before an id in `stop`.
 
     The options are those of `Sampling`; they are checked when the first token is asked for.
@@ -530,7 +531,7 @@ def generate(
             return
 
 
-def score(model: Model, tokens: Sequence[int], *, tap: TapFunction | None = None) -> np.ndarray:
+def score(model: Model, tokens: Tokens, *, tap: TapFunction | None = None) -> np.ndarray:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     At most n_ctx + 1 tokens. inference/scoring.py scores longer texts, and many at once.

@@ -1,31 +1,95 @@
 """The TensorFlow bundle: an index of tensors, and one file with their bytes.
 
+A bundle has a prefix: model.ckpt in OpenAI's folders, model-1000 and so on in those of trainers.
+Beside them the small text `checkpoint` names the prefix of the latest.
+
 The index is a LevelDB table (leveldb/doc/table_format.md) from names to protocol buffers
 (tensorflow/core/protobuf/tensor_bundle.proto). The data file is the tensors one after another.
 """
 from __future__ import annotations
 
+import os
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..bpe import shown
 from .crc32c import crc32c
-from .files import Malformed, read_small, reading
+from .files import (
+    CheckpointError,
+    Malformed,
+    exists,
+    listing,
+    open_file,
+    read_small,
+    reading,
+    refuse_pointer,
+)
 from .tensors import Tensor, check_contiguous, check_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
-DTYPES = {1: "F32", 2: "F64", 14: "BF16", 19: "F16"}
+LATEST = "checkpoint"
+DTYPES = {
+    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 8: "C64", 9: "I64", 10: "BOOL",
+    14: "BF16", 17: "U16", 19: "F16", 22: "U32", 23: "U64",
+}  # fmt: skip
+
+
+def find_index(folder: Path) -> Path:
+    """Return the index of the latest bundle in a folder: `checkpoint` names it, or it is alone."""
+    if os.path.isfile(folder / LATEST):
+        return latest_index(folder / LATEST)
+    if exists(folder / INDEX):
+        return folder / INDEX
+    names = [name for name in listing(folder) if name.endswith(".index")]
+    if len(names) > 1:
+        raise CheckpointError(
+            f"{folder} holds several bundles ({shown(names)}) and no file {LATEST} that names the "
+            "latest: give the path of one of them"
+        )
+    return folder / (names[0] if names else INDEX)
+
+
+def latest_index(file: Path) -> Path:
+    """Return the index that TensorFlow's file `checkpoint` names, always in the same folder."""
+    with reading(file, "TensorFlow's note of its latest checkpoint"):
+        text = read_small(file).decode(errors="replace")
+        found = re.search(r'^\s*model_checkpoint_path:\s*"([^"\n]*)"', text, re.MULTILINE)
+        if not found:
+            raise Malformed("it has no line model_checkpoint_path")
+        prefix = re.split(r"[/\\]", found[1])[-1]  # of an absolute path too: folders are moved
+        if not re.fullmatch(r"[^:\x00-\x1f]+", prefix) or prefix in (".", ".."):
+            raise Malformed(f"it names {shown(found[1])}, expected the prefix of a checkpoint")
+    index = file.with_name(prefix + ".index")
+    if not exists(index):
+        raise CheckpointError(
+            f"{file} names {shown(prefix)} as the latest, but {index.name} does not exist: copy it "
+            "here, or give the path of another bundle"
+        )
+    return index
+
+
+def index_of(path: Path) -> Path:
+    """Return the index of a bundle, of which `path` is the prefix or one of its files."""
+    prefix = re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})$", "", path.name)
+    return path.with_name(prefix + ".index")
+
+
+def data_of(index: Path) -> Path:
+    return index.with_name(index.name.removesuffix(".index") + ".data-00000-of-00001")
 
 
 def read_bundle(index: Path) -> dict[str, Tensor]:
     """Return the tensors of a bundle by name, with the length of the data file checked."""
     tensors = read_index(index)
-    data = index.with_name(DATA)
+    data = data_of(index)
     with reading(data, "the data of its index"):
+        with open_file(data) as opened:
+            refuse_pointer(opened.read(32))
         found, expected = data.stat().st_size, data_size(tensors)
         if found != expected:
             raise Malformed(f"it has {found} bytes, expected {expected}")
@@ -41,7 +105,7 @@ def read_index(file: Path) -> dict[str, Tensor]:
     with reading(file, "a whole TensorFlow bundle index"):
         entries = table_entries(read_small(file))
         check_header(*next(entries, (None, b"")))
-        data = file.with_name(DATA)
+        data = data_of(file)
         tensors = {name: bundle_tensor(name, entry, data) for name, entry in entries}
         check_contiguous(tensors, 0)
     return tensors

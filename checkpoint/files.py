@@ -26,6 +26,17 @@ class CheckpointError(Error):
     """A file is damaged, hostile, or not a GPT-2's. The message names the file."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint was loaded without a part of it. The message says which part, and why."""
+
+
+def warn(message: str) -> None:
+    """Warn of a part that was left out, or of a guess."""
+    import warnings
+
+    warnings.warn(message, CheckpointWarning, stacklevel=8)  # about where `load` was called
+
+
 class Malformed(ValueError):
     """A parser found a fault. The caller knows in which file."""
 
@@ -62,26 +73,45 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def listing(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted."""
+    with reading(folder, "a folder"):
+        return sorted(os.listdir(folder))
+
+
+LFS_POINTERS = b"version https://git-lfs", b"version https://hawser"
+
+
+def refuse_pointer(start: bytes) -> None:
+    """Refuse the text that git-lfs leaves in place of a large file that it did not fetch."""
+    if start.startswith(LFS_POINTERS):
+        raise Malformed("it is a git-lfs pointer; run `git lfs pull` in its folder to fetch it")
+
+
 def open_file(file: Path) -> BinaryIO:
     exists(file)  # refuses a pipe; if nothing is there, `open` gives the best reason
     return open(file, "rb")
 
 
-def read_small(file: Path) -> bytes:
+def read_small(file: Path, limit: int = MAX_SMALL_FILE) -> bytes:
     with open_file(file) as opened:
-        content = opened.read(MAX_SMALL_FILE + 1)
-    if len(content) > MAX_SMALL_FILE:
-        raise Malformed(f"it has over {MAX_SMALL_FILE} bytes")
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise Malformed(f"it has over {limit} bytes")
+    refuse_pointer(content)
     return content
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, limit: int = MAX_SMALL_FILE) -> dict[str, Any]:
     with reading(file, "a valid JSON object"):
-        return parse_json(read_small(file))
+        return parse_json(read_small(file, limit))
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
-    """Parse a JSON object, and refuse repeated keys, NaN and nesting that Python cannot follow."""
+    """Parse a JSON object, and refuse repeated keys, NaN and nesting that Python cannot follow.
+
+    A byte-order mark before it is skipped.
+    """
     import json
 
     def unique(pairs):
@@ -96,7 +126,8 @@ def parse_json(content: bytes) -> dict[str, Any]:
         raise Malformed(f"it has {constant}, which JSON does not allow")
 
     try:
-        value = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refuse)
+        text = content.decode("utf-8-sig")
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise Malformed(str(error)) from error
     if not isinstance(value, dict):

@@ -1,33 +1,42 @@
 """Folders of a checkpoint: OpenAI's layout and Hugging Face's, which hold the same tensors.
 
-`open_checkpoint` recognises the layout, checks the sizes, and finds the tensor of each parameter.
-No tensor may be missing, have another shape, or be left over.
+`open_checkpoint` recognises the layout, finds the files, checks the sizes, and finds the tensor of
+each parameter.
 """
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import bpe
 from ..bpe import shown
-from ..gpt2_np import Config, map_leaves, parameter_shapes
-from .bundle import INDEX, read_bundle
-from .files import CheckpointError, exists, read_json
+from ..gpt2_np import SIZES, Config
+from .bundle import LATEST, find_index, index_of, read_bundle
+from .files import CheckpointError, exists, listing, warn
+from .names import (
+    HUGGING_FACE,
+    TENSORFLOW,
+    Layout,
+    hugging_face_name,
+    match_hugging_face,
+    match_tensors,
+    tensorflow_name,
+)
 from .safetensors import SAFETENSORS, SHARDS, read_safetensors, read_shards
-from .tensors import WEIGHT_TYPES, Tensor, same_bytes
+from .settings import CONFIG, HPARAMS, read_config, read_hparams, read_settings
+from .tensors import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = ["CONFIG", "HPARAMS", "HUGGING_FACE", "TENSORFLOW", "Checkpoint", "Layout",
+           "conversion", "hugging_face_name", "is_pickled", "match_tensors", "open_checkpoint",
+           "read_config", "read_hparams", "tensorflow_name"]
 
-class Layout(NamedTuple):
-    """Names of the files of a checkpoint, and of its tensors."""
-
-    config: str
-    merges: str
-    vocab: str
-    tensor_name: Callable[[tuple], str]
+SHARD_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # a variant before .json
+ADAPTER = "adapter_config.json"
+MERGE_ADAPTER = "merge it into its model with peft's merge_and_unload(), and save that"
+ONE_OF_SEVERAL = re.compile(r".+-\d+-of-\d+(\.[\w-]+)?\.safetensors")
 
 
 class Checkpoint(NamedTuple):
@@ -39,169 +48,164 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Any]
 
 
-def tensorflow_name(path: tuple) -> str:
-    """Return model/h3/attn/c_attn/w for ("blocks", 3, "attn", "c_attn", "w")."""
-    return "model/" + "/".join(map(str, path)).replace("blocks/", "h")
-
-
-def hugging_face_name(path: tuple) -> str:
-    """Return h.3.ln_1.weight for ("blocks", 3, "ln_1", "g")."""
-    leaves = {"w": "weight", "g": "weight", "b": "bias", "wte": "wte.weight", "wpe": "wpe.weight"}
-    return ".".join(map(str, (*path[:-1], leaves[path[-1]]))).replace("blocks.", "h.")
-
-
-HPARAMS, CONFIG = "hparams.json", "config.json"
-TENSORFLOW = Layout(HPARAMS, "vocab.bpe", "encoder.json", tensorflow_name)
-HUGGING_FACE = Layout(CONFIG, "merges.txt", "vocab.json", hugging_face_name)
-TOKENIZER_JSON = "tokenizer.json"  # merges and vocab in one: transformers 5 writes no other
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint in a folder, or a .safetensors file with its config.json beside it."""
-    folder = path if path.is_dir() else path.parent
-    if folder is not path and path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path} is not a checkpoint: expected a folder, or a .safetensors file with "
-            "config.json beside it (pickled weights are never read; convert them to safetensors)"
-        )
-    if folder is path and exists(folder / HPARAMS):
-        config, file = read_hparams(folder / HPARAMS), folder / INDEX
-        tensors = match_tensors(config, read_bundle(file), TENSORFLOW, file)
-        return Checkpoint(folder, TENSORFLOW, config, tensors)
-    if exists(folder / CONFIG):
-        config = read_config(folder / CONFIG)
-        file = path if folder is not path else folder / SAFETENSORS
-        if not exists(file) and exists(folder / SHARDS):
-            file = folder / SHARDS
-        found = read_shards(file) if file.name == SHARDS else read_safetensors(file)
-        tensors = match_tensors(config, plain_names(found, file), HUGGING_FACE, file)
-        return Checkpoint(folder, HUGGING_FACE, config, tensors)
+    """Open the checkpoint in a folder, or one of which `path` is the file of the weights.
+
+    That is a .safetensors file or the index of several, with config.json beside it, or the prefix
+    or the .index of a TensorFlow bundle.
+    """
+    if path.is_dir():
+        return open_folder(path)
+    if path.suffix == ".safetensors" or SHARD_INDEX.fullmatch(path.name):
+        return open_hugging_face(path)
+    if path.suffix == ".index" or exists(index_of(path)):
+        return open_bundle(index_of(path))
+    remedy = f"; {conversion(path.parent, path.name)}" if is_pickled(path.name) else ""
     raise CheckpointError(
-        f"{folder} holds neither {HPARAMS} (OpenAI's layout) nor {CONFIG} (Hugging Face's): give "
-        "the folder of a checkpoint, which holds one of them"
+        f"{path} is not a checkpoint: expected a folder, a .safetensors file with {CONFIG} beside "
+        f"it, or the prefix of a TensorFlow bundle{remedy}"
     )
 
 
-def open_tokenizer(checkpoint: Checkpoint) -> bpe.Tokenizer | None:
-    """Return the tokenizer beside the weights, or None if there is none."""
-    merges = checkpoint.folder / checkpoint.layout.merges
-    vocab = checkpoint.folder / checkpoint.layout.vocab
-    both = checkpoint.folder / TOKENIZER_JSON
-    try:
-        if exists(merges):
-            tokenizer = bpe.Tokenizer.from_files(merges, vocab if exists(vocab) else None)
-        elif checkpoint.layout is HUGGING_FACE and exists(both):
-            merges = both
-            tokenizer = bpe.Tokenizer.from_json(both)
-        else:
-            return None
-    except (bpe.TokenizerError, OSError) as error:
-        raise CheckpointError(f"{merges} is not a tokenizer of GPT-2: {error}") from error
-    if tokenizer.n_vocab > checkpoint.config.n_vocab:
-        raise CheckpointError(
-            f"{merges} has {tokenizer.n_vocab} tokens, expected at most the "
-            f"{checkpoint.config.n_vocab} of {checkpoint.layout.config}"
-        )
-    return tokenizer
-
-
-# --- tensors for parameters ------------------------------------------------------------
-
-
-def match_tensors(
-    config: Config, found: Mapping[str, Tensor], layout: Layout, file: Path
-) -> dict[str, Any]:
-    """Return the tensor of each parameter of `config`. `file` is the one to name in errors."""
-    unused = dict(found)
-
-    def take(path, shape):
-        name = layout.tensor_name(path)
-        # TensorFlow has the weights as convolutions one token wide.
-        stored = (1, *shape) if path[-1] == "w" and layout is TENSORFLOW else shape
-        if name not in unused:
-            raise CheckpointError(f"{file} has no tensor {name!r}, expected one of shape {stored}")
-        tensor = unused.pop(name)
-        if tensor.shape != stored or tensor.dtype not in WEIGHT_TYPES:
+def open_folder(folder: Path) -> Checkpoint:
+    if exists(folder / HPARAMS):
+        return open_bundle(find_index(folder))
+    if exists(folder / CONFIG):
+        if exists(folder / ADAPTER):
             raise CheckpointError(
-                f"{tensor.file}: tensor {name!r} is {tensor.dtype} of shape {shown(tensor.shape)}, "
-                f"expected {', '.join(WEIGHT_TYPES)} of shape {stored}"
+                f"{folder} holds {ADAPTER}, so it means another function than its weights alone: "
+                f"{MERGE_ADAPTER}, or give the path of the file of weights to leave the adapter out"
             )
-        return tensor._replace(shape=shape)
+        return open_hugging_face(find_weights(folder))
+    if os.path.isfile(folder / LATEST) or any(name.endswith(".index") for name in listing(folder)):
+        return open_bundle(find_index(folder))
+    remedy = "give the folder of a checkpoint, which holds one of them"
+    if exists(folder / ADAPTER):
+        remedy = f"an adapter: {MERGE_ADAPTER}"
+    elif inside := checkpoints_inside(folder):
+        remedy = f"give the folder inside it, {shown(inside[0] if len(inside) == 1 else inside)}"
+    raise CheckpointError(
+        f"{folder} holds neither {HPARAMS} (OpenAI's layout) nor {CONFIG} (Hugging Face's): "
+        + remedy
+    )
 
-    tensors = map_leaves(take, parameter_shapes(config))
-    head = unused.pop("lm_head.weight", None)
-    if head and not same_bytes(head, tensors["wte"]):
+
+def checkpoints_inside(folder: Path) -> list[str]:
+    """Return the folders in which a trainer has left checkpoints, of the first hundred names."""
+    marks = (HPARAMS, CONFIG, LATEST)
+    return [name for name in listing(folder)[:100]
+            if any(os.path.isfile(folder / name / mark) for mark in marks)]  # fmt: skip
+
+
+# --- OpenAI's layout -------------------------------------------------------------------
+
+
+def open_bundle(index: Path) -> Checkpoint:
+    hparams = index.with_name(HPARAMS)
+    config = read_hparams(hparams) if exists(hparams) else None  # before the larger files
+    found = read_bundle(index)
+    config = config or official_config(found, index)
+    return Checkpoint(index.parent, TENSORFLOW, config,
+                      match_tensors(config, found, TENSORFLOW, index))  # fmt: skip
+
+
+def official_config(found: dict[str, Tensor], index: Path) -> Config:
+    """Return the sizes of the official model that a bundle without hparams.json has come from.
+
+    A trainer may write none. The tensors give all sizes but the number of heads.
+    """
+    for size, config in SIZES.items():
+        layers = {name.split("/")[1] for name in found if re.match(r"model/h\d+/", name)}
+        shapes = [getattr(found.get(f"model/{name}"), "shape", None) for name in ("wte", "wpe")]
+        expected = [(config.n_vocab, config.n_embd), (config.n_ctx, config.n_embd)]
+        if shapes == expected and len(layers) == config.n_layer:
+            warn(f"{index}: no {HPARAMS} beside it, so its {config.n_head} heads are those of the "
+                 f"official {size}, which has the same tensors")  # fmt: skip
+            return config
+    raise CheckpointError(
+        f"{index.parent} has no {HPARAMS}, which gives the number of heads: copy it from the "
+        "folder of the model that was trained, with its vocab.bpe and encoder.json"
+    )
+
+
+# --- Hugging Face's layout -------------------------------------------------------------
+
+
+def open_hugging_face(file: Path) -> Checkpoint:
+    if not exists(file.with_name(CONFIG)):
+        raise CheckpointError(f"{file} has no {CONFIG} beside it: copy it from the same checkpoint")
+    settings = read_settings(file.with_name(CONFIG))
+    found = read_shards(file) if file.suffix == ".json" else read_safetensors(file)
+    tensors = match_hugging_face(settings, found, file)
+    return Checkpoint(file.parent, HUGGING_FACE, settings.config, tensors)
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the safetensors file of a folder, or the index of several, under any name."""
+    for name in (SAFETENSORS, SHARDS):
+        if exists(folder / name):
+            return folder / name
+    names = listing(folder)
+    shards = [name for name in names if ONE_OF_SEVERAL.fullmatch(name)]
+    whole = [name for name in names if name.endswith(".safetensors") and name not in shards]
+    found = [name for name in names if SHARD_INDEX.fullmatch(name)] + whole
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
         raise CheckpointError(
-            f"{head.file}: tensor 'lm_head.weight' differs from 'wte.weight', expected the same "
-            "values: the unembedding of a GPT-2 is its embedding"
+            f"{folder} holds several files of weights ({shown(found)}) and no {SAFETENSORS}: give "
+            "the path of one of them"
         )
-    for name in unused:
+    if shards:
         raise CheckpointError(
-            f"{file}: tensor {shown(name)} does not belong to a GPT-2 with {config}"
+            f"{folder} holds {shown(shards[0])} and no index of such files: copy {SHARDS} from "
+            "the same checkpoint"
         )
-    return tensors
-
-
-def plain_names(found: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Drop the prefix that newer files have, and the causal masks that older files have."""
-    plain = {}
-    for full_name, tensor in found.items():
-        name = full_name.removeprefix("transformer.")
-        if name in plain:
-            raise CheckpointError(
-                f"{file}: tensor {shown(name)} appears with and without the prefix 'transformer.'"
-            )
-        if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", name):
-            plain[name] = tensor
-    return plain
-
-
-# --- sizes -----------------------------------------------------------------------------
-
-MAX_LAYERS, MAX_SIZE = 10_000, 2**24  # above any GPT-2, and small enough to compute with
-
-# The function that the forward pass computes. With any other value the weights mean another one.
-EXPECTED = {
-    "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
-
-
-def read_hparams(file: Path) -> Config:
-    """Return the sizes in OpenAI's hparams.json."""
-    return checked_config(file, read_json(file), {})
-
-
-def read_config(file: Path) -> Config:
-    """Return the sizes in Hugging Face's config.json, which must describe a GPT-2."""
-    found = read_json(file)
-    config = checked_config(file, found, {"n_vocab": "vocab_size", "n_ctx": "n_positions"})
-    sizes = {"n_ctx": (config.n_ctx,), "n_inner": (None, 4 * config.n_embd)}
-    for key, expected in (EXPECTED | sizes).items():
-        if key in found and found[key] not in expected:
-            wanted = " or ".join(map(repr, expected))
-            raise CheckpointError(f"{file}: {key} is {shown(found[key])}, expected {wanted}")
-    return config
-
-
-def checked_config(file: Path, found: Mapping[str, Any], keys: Mapping[str, str]) -> Config:
-    sizes = {}
-    for name in Config.__annotations__:
-        sizes[name] = value = found.get(key := keys.get(name, name))
-        limit = MAX_LAYERS if name == "n_layer" else MAX_SIZE
-        if type(value) is not int or not 1 <= value <= limit:
-            raise CheckpointError(
-                f"{file}: {key} is {shown(value)}, expected a whole number from 1 to {limit}"
-            )
-    config = Config(**sizes)
-    if config.n_embd % config.n_head:
+    for name in sorted(filter(is_pickled, names), key=other_name):
         raise CheckpointError(
-            f"{file}: n_embd is {config.n_embd}, expected a multiple of n_head, {config.n_head}"
+            f"{folder} has no {SAFETENSORS}, only {shown(name)}: {conversion(folder, name)}"
         )
-    return config
+    raise CheckpointError(
+        f"{folder} has {CONFIG} but no weights: copy {SAFETENSORS} from the same checkpoint"
+    )
+
+
+# --- weights that are never read -------------------------------------------------------
+
+PICKLED = re.compile(r".+\.(bin|pt|pth|ckpt|pkl|h5|msgpack)(\.index\.json)?")
+OF_TRANSFORMERS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
+OF_TRAINER = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state).*")
+
+
+def is_pickled(name: str) -> bool:
+    """Return True for a file of weights that are pickled, in HDF5 or in Flax's MessagePack."""
+    return PICKLED.fullmatch(name) is not None and not OF_TRAINER.fullmatch(name)
+
+
+def other_name(name: str) -> bool:
+    """Return False for a file that transformers finds by itself, which comes first in order."""
+    return not OF_TRANSFORMERS.fullmatch(name)
+
+
+def conversion(folder: Any, name: str) -> str:
+    """Return why a file of weights is not read, and the two lines of Python that convert it."""
+    target = repr(str(folder))
+    options = {".h5": ", from_tf=True", ".msgpack": ", from_flax=True"}
+    suffix = os.path.splitext(name.removesuffix(".index.json"))[1]
+    lines = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained({target}{options.get(suffix, '')}).save_pretrained({target})"
+    )
+    if suffix in options:
+        return f"that format is not read; convert it to safetensors with transformers 4: {lines}"
+    if not OF_TRANSFORMERS.fullmatch(name):
+        file = repr(os.path.join(str(folder), name))
+        target = repr(os.path.join(str(folder), SAFETENSORS))
+        lines = (
+            "import torch, safetensors.torch as st; st.save_file({k: v.clone() for k, v in "
+            f"torch.load({file}, 'cpu', weights_only=True).items()}}, {target})"
+        )
+    return (
+        "pickled weights are never read, because they run code; convert them to safetensors: "
+        + lines
+    )

@@ -1,4 +1,6 @@
-"""The models that have a name: the embedded one, and OpenAI's with its addresses and hashes.
+"""The models that have a name: the embedded one, and OpenAI's with their addresses and hashes.
+
+One table has every name that people use for one of OpenAI's models, in small letters.
 
 Each file has its bytes and its SHA-256. None means that no figure has been published. Then the size
 must agree with the rest of the checkpoint, and the tensors of a bundle with their CRC-32C.
@@ -17,6 +19,15 @@ SHAKESPEARE = os.path.join(ROOT, "models", "shakespeare")
 
 OPENAI_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 HUB_URL = "https://huggingface.co"
+
+SIZE_BY_NAME = {
+    "124m": "124M", "117m": "124M", "gpt2": "124M",
+    "355m": "355M", "345m": "355M", "gpt2-medium": "355M",
+    "774m": "774M", "762m": "774M", "gpt2-large": "774M",
+    "1558m": "1558M", "1542m": "1558M", "1.5b": "1558M", "gpt2-xl": "1558M",
+}  # fmt: skip
+OWNER = "openai-community"  # of these models on the hub, where they had no owner in earlier years
+OTHER_NAMES = {"distilgpt2": "distilbert/distilgpt2"}  # the other GPT-2 that had none
 
 Pins = dict[str, tuple[int | None, str | None]]  # bytes and SHA-256 by file
 

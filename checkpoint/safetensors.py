@@ -18,6 +18,7 @@ from .files import (
     parse_json,
     read_json,
     reading,
+    refuse_pointer,
 )
 from .tensors import ITEM_BYTES, Tensor, check_contiguous, check_size
 
@@ -31,12 +32,15 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name."""
     with reading(file, "a whole safetensors file"), open_file(file) as opened:
         size = os.fstat(opened.fileno()).st_size
-        length = int.from_bytes(opened.read(8), "little")
+        first_bytes = opened.read(32)
+        refuse_pointer(first_bytes)
+        length = int.from_bytes(first_bytes[:8], "little")
         if not 2 <= length <= min(size - 8, MAX_SMALL_FILE):
             raise Malformed(
                 f"its header has {length} bytes, expected at most {MAX_SMALL_FILE} and, in a file "
                 f"of {size} bytes, {max(size - 8, 0)}"
             )
+        opened.seek(8)
         header = opened.read(length)
         if header[:1] != b"{":
             raise Malformed(f"its header begins with {shown(header[:1])}, expected b'{{'")
@@ -75,7 +79,7 @@ def header_tensor(name: str, entry: Any, file: Path, start: int) -> Tensor:
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """Return the tensors of the safetensors files that model.safetensors.index.json lists."""
+    """Return the tensors of the safetensors files that an index lists."""
     weight_map = read_weight_map(index)
     tensors = {}
     for shard in sorted(set(weight_map.values())):

@@ -1,20 +1,23 @@
-"""One file from a server: whole, verified, and continued after a transfer that broke off."""
+"""One file from a server: whole, verified, and continued after a transfer that broke off.
+
+Errors of `requests` are not chained to ours, because they show addresses with all that is in them.
+"""
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error
 from .bundle import DATA
 from .cache import PART, TAG
 from .files import MAX_SMALL_FILE, CheckpointError
-from .official import Pins
+from .layouts import HUGGING_FACE
+from .sources import DownloadError, Source, redacted
+from .vocabulary import MAX_TOKENIZER_JSON, tokenizer_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,16 +32,24 @@ WITHOUT_NETWORK = (
 )
 
 
-class DownloadError(Error):
-    """The files are not available: no network, no space, not on the server. The message says."""
-
-
 class Unavailable(DownloadError):
     """A source cannot serve the model now. Another may."""
 
 
+class Insecure(Unavailable):
+    """The server sends us where others on the way could read and change the file."""
+
+
 class NotServed(Unavailable):
     """The server answers, and does not have the file."""
+
+
+class TooLarge(NotServed):
+    """The server has a file of that name, which has more bytes than such a file may have."""
+
+
+class Changed(Exception):
+    """The server has another version of the checkpoint than the one whose files are noted."""
 
 
 class Interrupted(Exception):
@@ -49,18 +60,11 @@ class Interrupted(Exception):
         self.attempts, self.wait = attempts, wait  # the wait is in seconds
 
 
-class Source(NamedTuple):
-    """A folder on a server, and the folder on this machine that its files go to."""
+class Fetched(NamedTuple):
+    """A file that is there: its SHA-256, and the hub's commit if it has just been answered."""
 
-    url: str
-    folder: Path
-    progress: bool  # show bars and notes on stderr
-    pinned: Pins
-    config: Config | None  # the expected sizes, if the model has a name
-
-    def note(self, message: str) -> None:
-        if self.progress:
-            print(message, file=sys.stderr)
+    sha256: str
+    commit: str | None = None
 
 
 def offline() -> bool:
@@ -69,40 +73,67 @@ def offline() -> bool:
     return any(value.lower() in ("1", "true", "yes", "on") for value in values)
 
 
-def fetch(source: Source, name: str, size: int | None = None) -> None:
-    """Bring a file into the source's folder, unless it is there with its size and pinned hash.
+def fetch(
+    source: Source, name: str, size: int | None = None, noted: list[Any] | None = None
+) -> Fetched:
+    """Bring a file into the source's folder, unless it is there as it should be.
 
-    Raises DownloadError if it is not available, CheckpointError if it is another file.
+    `noted` is what the note of verified files has about it: length, time, and SHA-256. A file
+    without a note and without a pin may be of an earlier version, because a server may change
+    between two runs. Then the server is asked again. Raises DownloadError if the file is not
+    available. Raises CheckpointError if it is not the pinned one, Changed if it is not the noted.
     """
     url, target = f"{source.url}/{name}", source.folder / name
+    part = target.with_name(name + PART)
     pinned_size, sha256 = source.pinned.get(name, (None, None))
     size = size if pinned_size is None else pinned_size
+    noted_sha256 = noted[2] if noted and len(noted) > 2 else None
+    state = "is damaged" if target.exists() else "is not in the cache"
     if target.exists():
-        if size in (None, bytes_in(target)) and sha256 in (None, hash_of(target).hexdigest()):
-            return
-        source.note(f"{target} is damaged: downloading it again")
-        target.unlink()
+        may_change = name not in source.pinned and not noted
+        if may_change and not offline() and os.access(source.folder, os.W_OK):
+            ask_again(target, part)
+        else:
+            found = hash_of(target).hexdigest()
+            if size in (None, bytes_in(target)) and (sha256 or noted_sha256) in (None, found):
+                return Fetched(found)
+            if not offline():
+                source.say(f"{target} {state}: downloading it again")
+                target.unlink()
     if offline():
         raise DownloadError(
-            f"{target} is not in the cache, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
+            f"{target} {state}, and GPT2_NP_OFFLINE or HF_HUB_OFFLINE forbids the "
             f"network: unset them; {WITHOUT_NETWORK}"
         )
-    part = target.with_name(name + PART)
-    found = receive_with_retries(source, url, part, size, sha256)
-    if sha256 not in (None, found):
+    fetched = receive_with_retries(source, url, part, size, sha256)
+    if sha256 not in (None, fetched.sha256):
         part.unlink()
         raise CheckpointError(
-            f"{url} has SHA-256 {found}, expected {sha256}: it is not the official file and was "
-            "not kept; try again, or use another mirror"
+            f"{url} has SHA-256 {fetched.sha256}, expected {sha256}: it is not the official file "
+            "and was not kept; try again, or use another mirror"
         )
-    os.replace(part, target)
-    tag_file(part).unlink(missing_ok=True)
+    os.replace(part, target)  # its tag stays until all files are noted
+    if name not in source.pinned and noted_sha256 not in (None, fetched.sha256):
+        raise Changed(f"{url} is another file than before")
+    return fetched
+
+
+def ask_again(target: Path, part: Path) -> None:
+    """Make a whole file one whose last byte is to be fetched, if the server has still the same.
+
+    A small file is fetched as a whole.
+    """
+    if is_small(target.name) or not bytes_in(target):
+        target.unlink()
+        return
+    os.replace(target, part)
+    os.truncate(part, bytes_in(part) - 1)
 
 
 def receive_with_retries(
     source: Source, url: str, part: Path, size: int | None, sha256: str | None
-) -> str:
-    """Receive a file, again while attempts bring new bytes, and return its SHA-256."""
+) -> Fetched:
+    """Receive a file, again while attempts bring new bytes."""
     failures = 0
     while True:
         before = bytes_in(part)
@@ -111,37 +142,33 @@ def receive_with_retries(
         except Interrupted as error:
             failures = failures + 1 if bytes_in(part) <= before else 1
             if failures >= error.attempts:
-                raise Unavailable(str(error)) from error
+                raise Unavailable(str(error)) from None
             wait = min(max(error.wait, FIRST_WAIT * 2 ** (failures - 1)), LONGEST_WAIT)
-            source.note(f"{error}; trying again in {wait:g} s")
+            source.say(f"{error}; trying again in {wait:g} s")
             time.sleep(wait)
 
 
-def receive(source: Source, url: str, part: Path, size: int | None, sha256: str | None) -> str:
-    """Ask once for the bytes that `part` lacks, append them, and return the SHA-256 of all."""
+def receive(
+    source: Source, url: str, part: Path, size: int | None, sha256: str | None
+) -> Fetched:
+    """Ask once for the bytes that `part` lacks, and append them. The SHA-256 is that of all."""
     import hashlib
-    from urllib.parse import urlsplit
 
     import requests
     from tqdm import tqdm
 
     have, tag = bytes_in(part), tag_file(part).read_text() if tag_file(part).exists() else ""
     if have and have == size:
-        return hash_of(part).hexdigest()
+        return Fetched(hash_of(part).hexdigest())
     headers = {"Accept-Encoding": "identity"}
     if have and (tag or sha256):  # else a change of the file in the meantime would not be noticed
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": tag} if tag else {})
-    try:
-        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
-    except (requests.ConnectionError, requests.Timeout) as error:
-        host = urlsplit(url).netloc
-        raise Interrupted(f"{host} cannot be reached ({cause(error)})", attempts=2) from error
-    except (requests.RequestException, ValueError) as error:
-        raise Unavailable(f"{url} cannot be fetched: {error}") from error
-    with response:
+    with ask(source, url, headers) as response:
         have, total = checked_answer(response, url, part, size)
-        limit = MAX_SMALL_FILE if total is None else total
-        digest = hash_of(part) if have and sha256 else hashlib.sha256()
+        limit = total
+        if limit is None:
+            limit = max_bytes(part.stem) if is_small(part.stem) else have + free_bytes(part)
+        digest = hash_of(part) if have else hashlib.sha256()
         silent = not source.progress or (total or 0) < 2**20
         bar = tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True,
                    disable=silent)  # fmt: skip
@@ -150,16 +177,79 @@ def receive(source: Source, url: str, part: Path, size: int | None, sha256: str 
                 for piece in response.iter_content(PIECE):
                     have += len(piece)
                     if have > limit:
-                        raise NotServed(f"{url} sends more than {limit} bytes")
+                        if total is None and not is_small(part.stem):
+                            check_space(url, part, have)
+                        raise TooLarge(f"{url} sends more than {limit} bytes")
                     digest.update(piece)
                     bar.update(file.write(piece))
                 file.flush()
                 os.fsync(file.fileno())
-        except requests.RequestException as error:
-            raise Interrupted(f"{url} broke off after {have:,} bytes") from error
+        except requests.RequestException:
+            raise Interrupted(f"{url} broke off after {have:,} bytes") from None
     if have < (total or 0):
         raise Interrupted(f"{url} broke off after {have:,} of {total:,} bytes")
-    return digest.hexdigest()
+    return Fetched(digest.hexdigest(), commit_of(response))
+
+
+def commit_of(response: Any) -> str | None:
+    """Return the commit that the hub gives with a file, in the first of several redirects."""
+    for answer in (*response.history, response):
+        commit = answer.headers.get("X-Repo-Commit", "")
+        if re.fullmatch("[0-9a-f]{40}", commit):
+            return commit
+    return None
+
+
+def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
+    """Return the answer of a server, whose body is still to come.
+
+    Credentials go to the source's own server: `requests` drops them where a redirect leads to
+    another one.
+    """
+    from urllib.parse import urlsplit
+
+    import requests
+
+    try:
+        return requests.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT, auth=source.credentials,
+            hooks={"response": refuse_plain_http},
+        )  # fmt: skip
+    except Unavailable:
+        raise
+    except (requests.ConnectionError, requests.Timeout) as error:
+        host = urlsplit(url).netloc
+        reason = redacted(cause(error))
+        raise Interrupted(f"{host} cannot be reached ({reason})", attempts=2) from None
+    except (requests.RequestException, ValueError) as error:
+        raise Unavailable(f"{url} cannot be fetched: {redacted(str(error))}") from None
+
+
+def refuse_plain_http(response: Any, **_: Any) -> None:
+    """Raise Insecure for a redirect from https to anything else."""
+    from urllib.parse import urljoin
+
+    if not response.is_redirect:
+        return
+    target = "nowhere"
+    with contextlib.suppress(ValueError):  # requests says what is wrong with it
+        target = urljoin(response.url, response.headers["location"])
+    if response.url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        response.close()
+        raise Insecure(
+            f"{redacted(response.url)} redirects to {shown(redacted(target))}, expected https as "
+            "before: use another server"
+        )
+
+
+def is_served(source: Source, name: str) -> bool:
+    """Return True if a server has a file, of which nothing is fetched but the header."""
+    try:
+        with ask(source, f"{source.url}/{name}", {"Accept-Encoding": "identity"}) as response:
+            kind = response.headers.get("Content-Type", "")
+            return response.status_code == 200 and not re.search("html|xml", kind)
+    except (Interrupted, Unavailable):
+        return False
 
 
 def checked_answer(
@@ -176,7 +266,7 @@ def checked_answer(
         raise Interrupted(f"{url} does not continue {part}")
     if status not in (200, 206):
         raise NotServed(f"{url} answered {status} {response.reason}")
-    length = span[2] if start else headers.get("Content-Length", "")
+    length = span[2] if span and start else headers.get("Content-Length", "")
     total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else size
     kind = headers.get("Content-Type", "")
     if (re.search("html|xml", kind) and total != size) or "Content-Encoding" in headers:
@@ -184,8 +274,8 @@ def checked_answer(
     if size is not None and total != size:
         part.unlink(missing_ok=True)
         raise CheckpointError(f"{url} has {total} bytes, expected {size}")
-    if not part.stem.endswith((".safetensors", DATA)) and (total or 0) > MAX_SMALL_FILE:
-        raise NotServed(f"{url} has {total} bytes, expected at most {MAX_SMALL_FILE}")
+    if is_small(part.stem) and (total or 0) > max_bytes(part.stem):
+        raise TooLarge(f"{url} has {total} bytes, expected at most {max_bytes(part.stem)}")
     check_space(url, part, (total or 0) - start)
     if start == 0:  # from now on, the bytes in `part` are of this version of the file
         part.unlink(missing_ok=True)
@@ -195,15 +285,29 @@ def checked_answer(
     return start, total
 
 
-def check_space(url: str, part: Path, n_bytes: int) -> None:
-    import shutil
+def is_small(name: str) -> bool:
+    """Return True for a file that is read whole, and not one of weights."""
+    return not name.endswith((".safetensors", DATA))
 
-    free = shutil.disk_usage(part.parent).free
+
+def max_bytes(name: str) -> int:
+    """Return the bytes that a small file may have."""
+    return MAX_TOKENIZER_JSON if name in tokenizer_files(HUGGING_FACE) else MAX_SMALL_FILE
+
+
+def check_space(url: str, part: Path, n_bytes: int) -> None:
+    free = free_bytes(part)
     if n_bytes > free:
         raise DownloadError(
             f"{url} needs {n_bytes:,} bytes in {part.parent}, and {free:,} are free: make room, or "
             "set GPT2_NP_CACHE to another folder"
         )
+
+
+def free_bytes(part: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(part.parent).free
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -14,8 +14,11 @@ batch axis.
     logit_lens             lens
     attention_patterns     heads
     metrics                logit_difference, log_probability, repeat_loss
-    edits                  patch, zero, knock_out, ablated: edits for run
+    interventions          as_tap: edits in order, at their places in any pass
+    edits                  patch, zero, add, knock_out, ablated
+    steering               steering_vector, mean_activation, run_generate
     sweeps                 patching, ablation
+    patch_estimates        attribution_patching, compare: sweeps estimated from gradients
     paths                  path_patching
     low_rank               LowRank
     head_weights           ov, qk, full_ov, full_qk, copying_scores, singular_tokens, composition
@@ -25,6 +28,8 @@ batch axis.
     edges                  find_edges, edge_attribution, patch_edges, edge_names
     bootstrapping          bootstrap
     calibration            measure
+    excitation             max_activating: the texts that excite a neuron or head
+    distributions          histogram
     tasks                  repeated_tokens, indirect_object, name_repetition
     pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars
 
@@ -42,10 +47,13 @@ from .backward import gradients
 from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
+from .distributions import Histogram, histogram
 from .edges import edge_attribution, edge_names, find_edges, patch_edges
-from .edits import Edit, ablated, knock_out, patch, zero
+from .edits import ablated, add, knock_out, patch, zero
+from .excitation import Example, Examples, max_activating
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
 from .inputs import Prompts, labels_of, prompts, token_id
+from .interventions import Edit, EditsLike, as_tap
 from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
 from .low_rank import LowRank
@@ -58,20 +66,24 @@ from .metrics import (
     repeat_loss,
 )
 from .names import activation_name, activation_names, head_names, node_names, parse_node
+from .patch_estimates import Comparison, attribution_patching, compare
 from .paths import path_patching
 from .search import Circuit, find
+from .steering import mean_activation, run_generate, steering_vector
 from .sweeps import Sweep, ablation, patching
 from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Differentiable", "Edit", "Estimate", "Lens", "LowRank",
-    "Measures", "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
-    "ablation", "activation_name",
-    "activation_names", "attribution", "bootstrap", "composition", "copying_scores", "decompose",
-    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
-    "logit_difference", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
-    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
-    "repeat_loss", "repeated_tokens", "run", "singular_tokens", "token_id", "zero",
+    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "Edit", "EditsLike",
+    "Estimate", "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric",
+    "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated", "ablation",
+    "activation_name", "activation_names", "add", "as_tap", "attribution", "attribution_patching",
+    "bootstrap", "compare", "composition", "copying_scores", "decompose", "edge_attribution",
+    "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients", "head_names", "heads",
+    "histogram", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
+    "logit_difference", "max_activating", "mean_activation", "measure", "name_repetition",
+    "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges", "patching",
+    "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "run_generate",
+    "singular_tokens", "steering_vector", "token_id", "zero",
 ]  # fmt: skip

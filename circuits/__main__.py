@@ -242,7 +242,8 @@ def logit_title(args):
 def lens(model, args):
     result = circuits.lens(model, args.text, args.answer, position=None if args.plot else -1,
                            top=min(args.top, model.n_vocab), bos=bos_of(args))
-    rows, records = [], []
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for i, point in enumerate(result.points):
         p, rank, entropy = (array[i, 0, -1].item() for array in
                             (result.probability, result.rank, result.entropy))
@@ -282,7 +283,7 @@ def plot_nodes(model, values, path, title, label):
 
 def heads(model, args):
     nodes = [parse_node(model.config, node) for node in args.head]
-    if any(head is None for _, head in nodes):
+    if any(node[1] is None for node in nodes):
         raise Error("--head takes heads, such as 5.1: an MLP has no attention")
     result = circuits.heads(model, args.text, bos=bos_of(args))
     names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in KINDS}
@@ -314,7 +315,7 @@ def heads(model, args):
 
 
 def plot_patterns(model, args, nodes, path):
-    names = {activation_name("pattern", layer) for layer, _ in nodes}
+    names = [activation_name("pattern", layer) for layer, _ in nodes]
     seen = circuits.run(model, args.text, names, bos=bos_of(args), last_only=True)
     patterns = np.stack([seen[activation_name("pattern", n)][0, h] for n, h in nodes])
     plot_attention(patterns, circuits.labels_of(model, seen.tokens[0]), path,
@@ -343,18 +344,16 @@ def patch(model, args):
     order = np.argsort(-np.abs(shares).ravel(), kind="stable")[: args.top]
     rows = []
     for index in zip(*np.unravel_index(order, shares.shape), strict=True):
-        cell = list(map(int, index))
+        cell: list[Any] = list(map(int, index))
         if labels:
             cell[-1] = f"{cell[-1]} {labels[cell[-1]]!r}"
         rows.append([*cell, float(sweep.values[index]), float(shares[index])])
 
     def draw(path):
-        grid, names = shares, None
-        if shares.ndim == 3:  # every head and position: a row for each head
-            grid, names = shares.reshape(-1, shares.shape[-1]), head_names(model.config)
-        plot_map(grid, path, f"{args.what}: share of the effect restored", rows=names,
-                 columns=labels, axes=("layer" if names is None else "head", last), label="share")
+        plot_map(sweep, path, f"{args.what}: share of the effect restored", model=model,
+                 label="share")
 
+    assert sweep.base is not None and sweep.source is not None, "a patching sweep has both"
     before, after = float(sweep.base.mean()), float(sweep.source.mean())
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
             "corrupted": before, "clean": after}
@@ -364,17 +363,18 @@ def patch(model, args):
 
 
 def find(model, args):
-    pair, progress = prompt_pair(model, args), sys.stderr.isatty()
+    clean, corrupted, metric = prompt_pair(model, args)
+    common: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
     if args.edges:
-        found = circuits.find_edges(model, *pair, args.keep, seed=args.seed, progress=progress)
+        found = circuits.find_edges(model, clean, corrupted, metric, args.keep, **common)
         parts, header = "edges", ["sender", "receiver", "attribution"]
     else:
-        found = circuits.find(model, *pair, args.keep, mode=args.mode, seed=args.seed,
-                              progress=progress)
+        found = circuits.find(model, clean, corrupted, metric, args.keep, mode=args.mode, **common)
         parts, header = "heads and MLPs", ["node"]
-    rows, records = [], []
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for part in sorted(found.kept, key=lambda part: -found.minimality[part].value):
-        about = [*part, found.scores[part]] if args.edges else [part]
+        about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
         records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
     intervals = "intervals are 95%, over prompts"
@@ -419,7 +419,8 @@ def neurons(model, args):
                   for label, value in zip(result.labels, result.values[:, 0], strict=True)
                   if re.fullmatch(r"L\d+N\d+", label)]
     found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
-    rows, records = [], []
+    rows: list[list[Any]] = []
+    records: list[dict[str, Any]] = []
     for value, label in found:
         layer, neuron = map(int, label[1:].split("N"))
         ends = {end: [word(model, t) for t in ids]

@@ -6,23 +6,23 @@ the rest of the pass respond, so that its effect on the logits is causal, not a 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ..backend import namespace, to_host
+from ..backend import to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, forward
-from .inputs import prompts
+from ..inference.turns import turn
+from .inputs import PromptsLike, prompts
+from .interventions import Edits, EditsLike, Place
 from .names import as_glob, matching_names, nearest
+from .short_reprs import Result
 
-Edit = Callable[[Any, str], Any]  # (a copy of the activation, its name) -> an array, or None
 
-
-@dataclass(frozen=True, eq=False)
-class Run:
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Result):
     """The result of one pass: logits [b, q, v], activations by name, and the prompts."""
 
     logits: np.ndarray
@@ -43,48 +43,57 @@ class Run:
 
 
 class Recorder:
-    """A tap that keeps some activations on the host and edits some."""
+    """A tap that edits some activations and keeps some on the host, after their edits.
 
-    def __init__(self, keep, edits):
-        self.keep, self.edits, self.kept = keep, edits, {}
+    `changes` are what the edits of `change_names` added to them.
+    """
+
+    def __init__(self, keep, edits, place, change_names=()):
+        self.keep, self.edits, self.place, self.kept = keep, edits, place, {}
+        self.change_names, self.changes = change_names, {}
 
     def wants(self, name):
         return name in self.keep or name in self.edits
 
     def __call__(self, name, array):
-        edited = array
-        for edit in self.edits.get(name, ()):
-            given = edited.copy()
-            result = edit(given, name) if callable(edit) else edit
-            edited = given if result is None else namespace(array).asarray(result, array.dtype)
+        edited = self.edits.apply(name, array, self.place) if name in self.edits else array
         if name in self.keep:
             kept = to_host(edited)
             self.kept[name] = kept if kept.base is None else kept.copy()  # a view keeps its base
+        if name in self.change_names and name in self.edits:
+            self.changes[name] = to_host(edited) - to_host(array)
         return edited
 
 
 def run(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     names: Sequence[str] | str | Callable[[str], bool] = (),
     *,
-    edits: Mapping[str, Edit | Any] | None = None,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
     last_only: bool = False,
 ) -> Run:
     """Return the logits and the activations asked for. No other activation is kept.
 
     `names` is one or several full names, short names or globs, or a predicate. `edits` maps such
-    names to arrays, or to functions (array, name) that return an array or change theirs. Edits
+    names to edits: arrays, or functions (name, array) that return an array or change theirs; or a
+    list of edits, made one after another. It may be a tap, and a list of mappings and taps. Edits
     come before an activation is kept. `last_only` gives logits of the last position, [b, 1, v].
     Raises Error for a name that does not exist, with the nearest that do, and for an edit of
     another shape.
     """
     given = prompts(model, text_or_tokens, bos)
-    by_name: dict[str, list] = {}
-    for pattern, edit in (edits or {}).items():
-        for name in matching_names(pattern, model.config):
-            by_name.setdefault(name, []).append(edit)
-    recorder = Recorder(matching_names(names, model.config), by_name)
-    logits = forward(model.params, model.config, given.tokens, tap=recorder, last_only=last_only)
+    logits, recorder = recorded(model, given, matching_names(names, model.config),
+                              Edits(model, edits), last_only)
     return Run(to_host(logits), recorder.kept, given.tokens, given.bos)
+
+
+def recorded(model, given, names, edits, last_only=False, change_names=(), place=None):
+    """Return the logits of one pass and its Recorder."""
+    place = place or Place.from_position(0, *given.tokens.shape)
+    recorder = Recorder(names, edits, place, change_names)
+    with turn(model, has_tap=bool(edits)):
+        logits = forward(model.params, model.config, given.tokens, tap=recorder,
+                         last_only=last_only)
+    return logits, recorder

@@ -8,19 +8,21 @@ Heads", "Head activation evaluators".)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..gpt2_np import Model, forward
-from .inputs import check_numbers, prompts
+from ..inference.turns import turn
+from .inputs import PromptsLike, check_numbers, prompts
+from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
+from .short_reprs import Result
 from .tasks import repeated_tokens
 
 
-@dataclass(frozen=True, eq=False)
-class Attention:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attention(Result):
     """Averages of each head's attention, every array [layer, head].
 
     Shares of attention from 0 to 1: to the previous token, to earlier copies of the current token,
@@ -40,11 +42,12 @@ class Attention:
 
 def heads(
     model: Model,
-    text_or_tokens: Any = None,
+    text_or_tokens: PromptsLike | None = None,
     *,
     length: int | None = None,
     batch: int = 4,
     seed: int = 0,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Attention:
     """Score the attention of every head on a text, or else on random tokens that repeat once.
@@ -52,7 +55,7 @@ def heads(
     The random tokens are `batch` rows of `length` tokens twice: 50, or as many as n_ctx holds. A
     score is the attention on the keys in question, averaged over the queries that have any: all
     but the first for previous tokens, those with an earlier copy for duplicates and induction.
-    Each layer's pattern is scored as it is computed, and not kept.
+    Each layer's pattern is scored as it is computed, after its `edits`, and not kept.
     """
     if text_or_tokens is None:
         config = model.config
@@ -60,7 +63,10 @@ def heads(
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
     given = prompts(model, text_or_tokens, bos)
     scores = PatternScores(given.tokens)
-    forward(model.params, model.config, given.tokens, tap=scores, last_only=True)
+    edits = Edits(model, edits)
+    tap = InTurn(HeldEdits(edits, Place.from_position(0, *given.tokens.shape)), scores)
+    with turn(model, has_tap=bool(edits)):
+        forward(model.params, model.config, given.tokens, tap=tap, last_only=True)
     columns = {kind: np.stack([row[kind] for row in scores.rows]) for kind in scores.rows[0]}
     check_numbers("attention patterns", columns["entropy"], model)
     return Attention(**columns, tokens=given.tokens, bos=given.bos)

@@ -9,56 +9,120 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..backend import einsum
+from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
+from ..inference.turns import turn
 from .activations import run
 from .head_weights import attention_weights
-from .inputs import check_numbers, prompts
+from .inputs import PromptsLike, check_numbers, prompts
+from .interventions import Edits, EditsLike, Place
 from .metrics import Differentiable, Metric
-from .names import SHORT_NAMES, activation_name
+from .names import (
+    SHORT_NAMES,
+    activation_name,
+    activation_names,
+    kind_of,
+    layer_of,
+    matching_names,
+)
 from .weights import centred, on_host
 
 NEEDED = re.compile(r"\.(hook_resid_(pre|mid|post)|attn\.hook_([qkvz]|pattern)|mlp\.hook_pre)$")
+GRADIENTS = ("embed", "pos_embed", "resid_pre", "q", "k", "v", "attn_scores", "pattern", "z",
+             "attn_out", "resid_mid", "pre", "post", "mlp_out", "resid_post")  # fmt: skip
 
 
 def gradients(
-    model: Model, text_or_tokens: Any, metric: Metric, *, bos: bool | None = None
+    model: Model,
+    text_or_tokens: PromptsLike,
+    metric: Metric,
+    *,
+    names: Sequence[str] | str | None = None,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """Return d metric / d activation by name, in the activations' own shapes.
 
-    For resid_pre, resid_mid, q, k, v, z, attn_out and mlp_out of every layer. The metric must be
-    of the last position and know its gradient, as `logit_difference` and `log_probability` do.
+    Of every activation but hook_result and those inside layer norms, or of those that `names`
+    means, as for `run`; the pass back ends at the lowest. The metric must be of the last position
+    and know its gradient, as `logit_difference` and `log_probability` do. Raises Error for a name
+    that has no gradient here.
+
+    With `edits`, as for `run`, gradients are the edited model's, with respect to activations after
+    their edits. None goes back through values that were put in. Raises Error for edits of layer
+    norms and of hook_result, and for functions, because their own gradients are not known.
     """
     if not isinstance(metric, Differentiable):
         raise Error("this metric has no gradient: use logit_difference or log_probability, or "
                     "give it a method gradient, logits [b, 1, v] -> [b, v]")
-    given = prompts(model, text_or_tokens, bos)
-    seen = run(model, given, lambda name: bool(NEEDED.search(name)), last_only=True)
+    given, wanted = prompts(model, text_or_tokens, bos), names_with_gradient(names, model.config)
+    edits = Edits(model, edits)
+    edits.refuse("gradients", ("ln1", "ln2", "ln_final", "result"),
+                 "edit the stream, z, q, k, v, attention or MLPs")
+    seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits, last_only=True)
     check_numbers("the logits", seen.logits, model)
+    of_logits = metric.gradient(seen.logits)
+    with turn(model):
+        found = backward_pass(model, seen, of_logits, edits, lowest_layer(wanted))
+    return {name: found[name] for name in found if name in wanted}
+
+
+def names_with_gradient(names, config):
+    """Return the names that `gradients` knows of those asked for."""
+    asked = activation_names(config) if names is None else matching_names(names, config)
+    wanted = {name for name in asked if kind_of(name) in GRADIENTS}
+    if not wanted:
+        raise Error(f"there is no gradient of {shown(names)}: choose of {', '.join(GRADIENTS)}")
+    return wanted
+
+
+def lowest_layer(names):
+    """Return the lowest layer of the names; the embeddings are below layer 0."""
+    return min(layer_of(name) if name.startswith("blocks.") else 0 for name in names)
+
+
+def backward_pass(model, seen, of_logits, edits, lowest=0):
+    """Return the gradients by name down to a layer, from a run and that of its logits, [b, v]."""
     config, found = model.config, {}
+    place = Place.from_position(0, *seen.tokens.shape)
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
-    x[:, -1] = metric.gradient(seen.logits) @ on_host(model.params["wte"])
+    x[:, -1] = of_logits @ on_host(model.params["wte"])
     x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
                             on_host(model.params["ln_f"]["g"]))
-    for layer in reversed(range(config.n_layer)):
+    for layer in reversed(range(lowest, config.n_layer)):
         block, weights = on_host(model.params["blocks"][layer]), attention_weights(model, layer)
         here = {short: activation_name(short, layer) for short in SHORT_NAMES}
-        found[here["mlp_out"]] = x
-        inside = x @ block["mlp"]["c_proj"]["w"].T * gelu_gradient(seen[here["pre"]])
+
+        def before_edits(short, gradient, here=here):
+            return edits.back(here[short], gradient, place)
+
+        found[here["resid_post"]] = x
+        found[here["mlp_out"]] = x = before_edits("resid_post", x)
+        inside = before_edits("mlp_out", x) @ block["mlp"]["c_proj"]["w"].T
+        found[here["post"]] = inside
+        inside = before_edits("post", inside) * gelu_gradient(seen[here["pre"]])
+        found[here["pre"]] = inside
+        inside = before_edits("pre", inside)
         x = x + layer_norm_gradient(inside @ block["mlp"]["c_fc"]["w"].T, seen[here["resid_mid"]],
                                     block["ln_2"]["g"])
-        found[here["resid_mid"]] = found[here["attn_out"]] = x
-        by_kind = attention_gradients(x, *(seen[here[s]] for s in ("q", "k", "v", "pattern")),
-                                      weights.W_O)
+        found[here["resid_mid"]] = x
+        found[here["attn_out"]] = x = before_edits("resid_mid", x)
+        q, k, v, pattern = (seen[here[short]] for short in ("q", "k", "v", "pattern"))
+        by_kind = attention_gradients(before_edits("attn_out", x), q, k, v, pattern, weights.W_O,
+                                      before_edits)
         found |= {here[kind]: array for kind, array in by_kind.items()}
-        by_head = sum(einsum("bqhe,hde->bqd", by_kind[kind], w)
+        by_head = sum(einsum("bqhe,hde->bqd", before_edits(kind, by_kind[kind]), w)
                       for kind, w in zip("qkv", weights.reading, strict=True))
         x = x + layer_norm_gradient(by_head, seen[here["resid_pre"]], block["ln_1"]["g"])
         found[here["resid_pre"]] = x
+        x = before_edits("resid_pre", x)
+    if not lowest:
+        found["hook_embed"] = found["hook_pos_embed"] = x
     return found
 
 
@@ -76,12 +140,18 @@ def gelu_gradient(x):
     return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * inner
 
 
-def attention_gradients(out, q, k, v, pattern, w_o):
-    """Return the gradients of q, k, v and z [b, q, h, e] from that of the output, [b, q, d]."""
-    of_z = einsum("bqd,hed->bqhe", out, w_o)
-    weighted = pattern * einsum("bqhe,bkhe->bhqk", of_z, v)
+def attention_gradients(out, q, k, v, pattern, w_o, before_edits):
+    """Return the gradients inside attention from that of its output, [b, q, d].
+
+    Those of q, k, v and z are [b, q, h, e], those of attn_scores and pattern [b, h, q, k].
+    """
+    after = einsum("bqd,hed->bqhe", out, w_o)
+    of_z = before_edits("z", after)
+    of_pattern = einsum("bqhe,bkhe->bhqk", of_z, v)
+    weighted = pattern * before_edits("pattern", of_pattern)
     of_scores = weighted - pattern * weighted.sum(axis=-1, keepdims=True)
-    of_scores /= math.sqrt(q.shape[-1])
-    return {"q": einsum("bhqk,bkhe->bqhe", of_scores, k),
-            "k": einsum("bhqk,bqhe->bkhe", of_scores, q),
-            "v": einsum("bhqk,bqhe->bkhe", pattern, of_z), "z": of_z}  # fmt: skip
+    scaled = before_edits("attn_scores", of_scores) / math.sqrt(q.shape[-1])
+    return {"q": einsum("bhqk,bkhe->bqhe", scaled, k),
+            "k": einsum("bhqk,bqhe->bkhe", scaled, q),
+            "v": einsum("bhqk,bqhe->bkhe", pattern, of_z),
+            "z": after, "attn_scores": of_scores, "pattern": of_pattern}  # fmt: skip

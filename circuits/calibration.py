@@ -15,18 +15,22 @@ import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model, transformer, unembed
+from ..gpt2_np import NO_TAP, Error, Model, Tap, transformer, unembed
 from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
+from ..inference.turns import turn
 from .bootstrapping import Estimate, bootstrap
-from .inputs import check_count, checked_ids, end_of_text, tokenizer_of
+from .inputs import check_count, end_of_text
+from .interventions import Edits, EditsLike, HeldEdits, Place
 from .metrics import log_sum_exp
+from .short_reprs import Result
+from .texts import text_ids
 
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Measures:
+@dataclass(frozen=True, eq=False, repr=False)
+class Measures(Result):
     """The quality of a model's predictions on texts, each with an interval by text.
 
     `loss` and `entropy` are in nats a token, `bits_per_byte` of UTF-8 (None for ids),
@@ -51,19 +55,21 @@ def measure(
     bins: int = 10,
     resamples: int = 1000,
     seed: int = 0,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Measures:
     """Return loss, perplexity, bits per byte, entropy and calibration over texts or lists of ids.
 
     Confidence is the probability of the most probable token. Expected calibration error is the
     mean distance of accuracy from confidence over equal bins. A text longer than n_ctx is read in
-    windows that overlap by half. Resampling is by text: give several.
+    windows that overlap by half. Resampling is by text: give several. `edits`, as for `run`, see
+    one window after another, [1, q, ...], and their positions are those of the window.
     """
     if isinstance(texts, str) or not len(texts):
         raise Error("measure takes a list of texts: intervals are over texts")
     check_count("bins", bins)
-    rows = [text_ids(model, text, bos) for text in texts]
-    sums = sums_over_texts(model, rows, bins)
+    rows = [measured_ids(model, text, bos) for text in texts]
+    sums = sums_over_texts(model, rows, bins, Edits(model, edits))
     n, loss, entropy = (np.array([getattr(one, name) for one in sums])
                         for name in ("n_tokens", "loss", "entropy"))
     table = np.stack([one.bins for one in sums])  # [text, bin, (confidence, right, tokens)]
@@ -78,9 +84,9 @@ def measure(
         confidence, right, _ = table[i].sum(axis=0).T
         return np.abs(confidence - right).sum() / n[i].sum()
 
-    per_byte = None
-    if all(isinstance(text, str) for text in texts):
-        n_bytes = np.array([len(model.tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
+    per_byte, tokenizer = None, model.tokenizer
+    if tokenizer and all(isinstance(text, str) for text in texts):
+        n_bytes = np.array([len(tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
         per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / n_bytes[i].sum())
     total = table.sum(axis=0)
     reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
@@ -96,14 +102,11 @@ def measure(
     )
 
 
-def text_ids(model, text, bos):
-    is_text = isinstance(text, str)
-    ids = tokenizer_of(model).encode(text, allowed_special="all") if is_text else list(text)
-    if is_text if bos is None else bos:
-        ids = [end_of_text(model, needed=True), *ids]
+def measured_ids(model, text, bos):
+    ids = text_ids(model, text, bos)
     if len(ids) < 2:
         raise Error(f"{shown(text)} has no token that follows another: there is nothing to measure")
-    return checked_ids(model, [ids])[0]
+    return ids
 
 
 @dataclass
@@ -126,20 +129,23 @@ class Sums:
         np.add.at(self.bins, which, np.column_stack([confidence, best == targets, rows >= 0]))
 
 
-def sums_over_texts(model, texts, bins):
-    """Return the Sums of each text. Short texts and windows share a pass."""
+def sums_over_texts(model, texts, bins, edits):
+    """Return the Sums of each text. Short texts and windows share a pass, but for edits."""
     config, params, n = model.config, model.params, model.n_vocab
     sums = [Sums(np.zeros((bins, 3))) for _ in texts]
     windows = text_windows(texts, config.n_ctx, max(1, config.n_ctx // 2))
-    for row in pack_windows(windows, config.n_ctx):
+    for row in [[w] for w in windows] if edits else pack_windows(windows, config.n_ctx):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         lengths = [w.end - w.start for w in row]
-        x = transformer(params, config, inputs[None], Packed(lengths))
+        tap = Tap(HeldEdits(edits, Place.from_position(0, 1, lengths[0]))) if edits else NO_TAP
+        with turn(model, has_tap=bool(edits)):
+            x = transformer(params, config, inputs[None], Packed(lengths), tap)
         for window, stop in zip(row, np.cumsum(lengths).tolist(), strict=True):
             targets = texts[window.text][window.first_scored + 1 : window.end + 1]
             scored = x[:, stop - len(targets) : stop]
             for start in range(0, len(targets), LOGITS_AT_ONCE):
                 block = slice(start, start + LOGITS_AT_ONCE)
-                logits = to_host(unembed(scored[:, block], params))[0, :, :n]
+                with turn(model):
+                    logits = to_host(unembed(scored[:, block], params))[0, :, :n]
                 sums[window.text].add(logits.astype(float), targets[block])
     return sums

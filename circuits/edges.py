@@ -8,8 +8,6 @@ Discovery"; Conmy et al. 2023; Goldowsky-Dill et al. 2023.)
 """
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ..backend import einsum, namespace, to_host
@@ -23,10 +21,11 @@ from ..gpt2_np import (
     mlp,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .backward import gradients, layer_norm_gradient
 from .head_weights import attention_weights
-from .inputs import check_same_length, prompts
+from .inputs import PromptsLike, check_same_length, prompts
 from .metrics import Metric, checked_values
 from .names import activation_name
 from .search import Circuit, Pruning
@@ -38,8 +37,8 @@ WRITERS = ("hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out")
 
 def find_edges(
     model: Model,
-    clean: Any,
-    corrupted: Any,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     keep: float = 0.9,
     *,
@@ -149,7 +148,8 @@ def written_by_senders(model, seen):
 
 
 def patch_edges(
-    model: Model, base: Any, source: Any, patched: np.ndarray, *, bos: bool | None = None
+    model: Model, base: PromptsLike, source: PromptsLike, patched: np.ndarray, *,
+    bos: bool | None = None,
 ) -> np.ndarray:
     """Return logits [b, 1, v] of `base` if the patched edges carry the outputs from `source`.
 
@@ -166,21 +166,22 @@ def patch_edges(
 
 
 def edge_patched_logits(model, base, written, patched):
-    config, params, h = model.config, model.params, model.config.n_head
-    streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
-                              on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)
-    positions = np.broadcast_to(np.arange(base.tokens.shape[1]), base.tokens.shape)
-    for layer in range(config.n_layer):
-        block, weights = on_host(params["blocks"][layer]), attention_weights(model, layer)
-        read = normalized(streams.read(3 * h), block["ln_1"])
-        q, k, v = (einsum("hbqd,hde->bqhe", stream, w) + b for stream, w, b in
-                   zip(np.split(read, 3), weights.reading, weights.biases, strict=True))
-        z = attend(q, k, v, positions, NO_TAP)
-        streams.write(einsum("bqhe,hed->hbqd", z, weights.W_O), weights.b_O)
-        normal = normalized(streams.read(1), block["ln_2"])[0]
-        streams.write(mlp(normal, **block["mlp"], tap=NO_TAP)[None])
-    last = normalized(streams.read(1)[:, :, -1:], on_host(params["ln_f"]))[0]
-    return to_host(unembed(namespace(params["wte"]).asarray(last), params))
+    with turn(model):
+        config, params, h = model.config, model.params, model.config.n_head
+        streams = ReceivedStreams(on_host(params["wte"])[base.tokens],
+                                  on_host(params["wpe"])[: base.tokens.shape[1]], written, patched)
+        positions = np.broadcast_to(np.arange(base.tokens.shape[1]), base.tokens.shape)
+        for layer in range(config.n_layer):
+            block, weights = on_host(params["blocks"][layer]), attention_weights(model, layer)
+            read = normalized(streams.read(3 * h), block["ln_1"])
+            q, k, v = (einsum("hbqd,hde->bqhe", stream, w) + b for stream, w, b in
+                       zip(np.split(read, 3), weights.reading, weights.biases, strict=True))
+            z = attend(q, k, v, positions, NO_TAP)
+            streams.write(einsum("bqhe,hed->hbqd", z, weights.W_O), weights.b_O)
+            normal = normalized(streams.read(1), block["ln_2"])[0]
+            streams.write(mlp(normal, **block["mlp"], tap=NO_TAP)[None])
+        last = normalized(streams.read(1)[:, :, -1:], on_host(params["ln_f"]))[0]
+        return to_host(unembed(namespace(params["wte"]).asarray(last), params))
 
 
 class ReceivedStreams:
@@ -220,7 +221,8 @@ def normalized(streams, norm):
 
 
 def edge_attribution(
-    model: Model, base: Any, source: Any, metric: Metric, *, bos: bool | None = None
+    model: Model, base: PromptsLike, source: PromptsLike, metric: Metric, *,
+    bos: bool | None = None,
 ) -> np.ndarray:
     """Return the estimated change of the metric from patching single edges, [sender, receiver, b].
 
@@ -234,7 +236,7 @@ def edge_attribution(
     seen = run(model, base, [*WRITERS, "blocks.*.hook_resid_pre"], last_only=True)
     other = run(model, source, WRITERS, last_only=True)
     change = written_by_senders(model, other) - written_by_senders(model, seen)
-    known = gradients(model, base, metric)
+    known = gradients(model, base, metric, names=("q", "k", "v", "resid_mid", "mlp_out"))
     inputs = []  # [receiver, b, q, d]
     for layer in range(config.n_layer):
         block, weights = on_host(model.params["blocks"][layer]), attention_weights(model, layer)

@@ -1,9 +1,10 @@
-"""Edits for `run`: patch in another run's activations, zero them, cut attention, ablate parts.
+"""Edits: patch in another run's activations, zero them, steer, cut attention, ablate parts.
 
-An edit is a function (array, name) on a copy of an activation. Ablation asks if a part is
-necessary. Zeros are far from anything that the later layers know; the mean over other prompts, or
-another prompt's own activations, stay closer to it. (Wang et al. 2022, section 2.1, on mean
-ablation; Geva et al. 2023, "Dissecting Recall of Factual Associations", on knocked-out attention.)
+An edit is called as a tap is, (name, array), with a copy of the activation. Ablation asks if a part
+is necessary. Zeros are far from anything that the later layers know; the mean over other prompts,
+or another prompt's own activations, stay closer to it. (Wang et al. 2022, section 2.1, on mean
+ablation; Geva et al. 2023, "Dissecting Recall of Factual Associations", on knocked-out attention;
+Turner et al. 2023, "Activation Addition: Steering Language Models Without Optimization".)
 """
 from __future__ import annotations
 
@@ -14,121 +15,132 @@ import numpy as np
 
 from ..backend import namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model
-from .activations import Edit, run
-from .inputs import check_index, check_same_length, prompts, shared_positions
-from .names import BY_HEAD, activation_name, kind_of, parse_node
+from ..gpt2_np import Error, Model, is_number
+from .activations import run
+from .inputs import PromptsLike, check_same_length, prompts, shared_positions
+from .interventions import PlacedEdit, Replacement, chosen_indices, host_numbers
+from .names import activation_name, parse_node
 
 MODES = ("zero", "mean", "resample")
 
 
-def patch(values: Any, head: Any = None, position: Any = None) -> Edit:
-    """Return an edit that puts in `values`, an activation of the same shape.
+def patch(values: Any, head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEdit:
+    """Return an edit that puts in `values`, an activation or one that NumPy broadcasts to it.
 
-    `head` and `position` restrict it: each an int, a list, a slice, or None for all. For attention
-    patterns the position is the query's.
+    `head`, `neuron` (of pre and post) and `position` restrict it: each an int, a list, a slice, or
+    None for all. For attention patterns the position is the query's. Positions are those of the
+    text: while it is generated, slice(5, None) is every one from 5 on, and negative ones count
+    from the end of the prompt.
     """
-
-    def edit(array, name):
-        index = index_of(array, name, head, position)
-        new = namespace(array).asarray(values)
-        if new.shape[1:] != array.shape[1:] or new.shape[0] not in (1, array.shape[0]):
-            raise Error(f"the values to patch into {name} have shape {new.shape}, "
-                        f"they must have {array.shape}")
-        array[index] = new[index]
-
-    return edit
+    return Replacement(values, head, neuron, position)
 
 
-def zero(head: Any = None, position: Any = None) -> Edit:
-    """Return an edit that sets an activation to 0, at a head and position or everywhere."""
-
-    def edit(array, name):
-        array[index_of(array, name, head, position)] = 0
-
-    return edit
+def zero(head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEdit:
+    """Return an edit that sets an activation to 0, in part as in `patch`, or everywhere."""
+    return Replacement(0.0, head, neuron, position)
 
 
-def knock_out(queries: Any, keys: Any, head: Any = None) -> Edit:
+def add(vector: Any, scale: float = 1.0, position: Any = None, head: Any = None) -> PlacedEdit:
+    """Return an edit that adds `scale` times a vector: steering, if it is the residual stream's.
+
+    The vector may be any array that NumPy broadcasts to the activation. `position` and `head` are
+    those of `patch`.
+    """
+    if not is_number(scale):
+        raise Error(f"scale is {shown(scale)}: it must be a number")
+    return Replacement(scale * host_numbers(vector), head, None, position, adds=True)
+
+
+def knock_out(queries: Any, keys: Any = None, head: Any = None) -> PlacedEdit:
     """Return an edit of hook_attn_scores: these queries can no longer attend to these keys.
 
-    Scores become -inf, and the rest of the attention is normalised again. Raises Error if a query
-    would be left without any key.
+    Without `keys`, `queries` is a list of pairs (query, key). Scores become -inf, and the rest of
+    the attention is normalised again. Raises Error if a query would be left without any key.
     """
+    return KnockOut(queries, keys, head)
 
-    def edit(array, name):
+
+class KnockOut(PlacedEdit):
+    """The edit of `knock_out`."""
+
+    def __init__(self, queries, keys, head):
+        pairs = [(queries, keys)]
+        if keys is None:
+            pairs = [tuple(pair) if isinstance(pair, list | tuple) else () for pair in
+                     (queries if isinstance(queries, list | tuple) else ())]
+            if not pairs or any(len(pair) != 2 for pair in pairs):
+                raise Error(f"knock_out got {shown(queries)} and no keys: give queries and keys, "
+                            "or a list of pairs (query, key)")
+        self.pairs, self.head = pairs, head
+
+    def __repr__(self):
+        return f"knock_out({shown(self.pairs)}, head={self.head})"
+
+    def mask(self, name, array, place):
         if not name.endswith("hook_attn_scores"):
             raise Error(f"knock_out edits hook_attn_scores, not {name}")
-        scores = to_host(array)  # [b, h, q, k]
-        wanted = (("head", head), ("query", queries), ("key", keys))
-        chosen = [chosen_indices(axis, i, n) for (axis, i), n in
-                  zip(wanted, scores.shape[1:], strict=True)]
-        scores[np.ix_(range(len(scores)), *chosen)] = -np.inf
+        b, n_head, _, n_keys = array.shape
+        keys_here = np.broadcast_to(np.arange(n_keys), (b, n_keys))
+        mask = False
+        for queries, keys in self.pairs:
+            query = place.chosen(queries, axis="query")[:, None, :, None]
+            key = place.chosen(keys, keys_here, "key")[:, None, None, :]
+            mask = mask | (query & key)
+        heads = np.zeros(n_head, bool)
+        heads[chosen_indices("head", self.head, n_head)] = True
+        return mask & heads[:, None, None]
+
+    def at(self, name, array, place):
+        scores = np.where(self.mask(name, array, place), -np.inf, to_host(array))
         if np.isneginf(scores).all(axis=-1).any():
             raise Error(f"knock_out leaves a query of {name} without any key: leave it one")
-        return scores
-
-    return edit
-
-
-def index_of(array, name, head, position):
-    """Return the index of heads and positions in the activation of that name."""
-    kind, xp = kind_of(name), namespace(array)
-    if head is not None and kind not in BY_HEAD:
-        raise Error(f"{name} has no heads: leave head out")
-    wanted = [("position", position)]
-    if kind in ("pattern", "attn_scores"):  # [b, h, q, k]
-        wanted.insert(0, ("head", head))
-    elif kind in BY_HEAD:  # [b, q, h, ...]
-        wanted.append(("head", head))
-    chosen = [chosen_indices(axis, i, n)
-              for (axis, i), n in zip(wanted, array.shape[1:], strict=False)]
-    return (slice(None), *map(xp.asarray, np.ix_(*chosen)))
-
-
-def chosen_indices(axis, index, n):
-    """Return the indices below n that an int, a list, a slice or None (all) means, checked."""
-    if index is None or isinstance(index, slice):
-        return np.arange(n)[slice(None) if index is None else index]
-    for one in np.atleast_1d(index).tolist():
-        check_index(axis, one, n, negative=True)
-    return np.atleast_1d(index) % n
+        return namespace(array).asarray(scores, dtype=array.dtype)
 
 
 # --- ablation of heads and MLPs --------------------------------------------------------
 
 
 def ablated(
-    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: Any = None
-) -> dict[str, Edit]:
-    """Return edits for `run` that ablate heads and MLPs ("L5H1", "5.1", (5, 1), "MLP3").
+    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: PromptsLike | None = None
+) -> dict[str, PlacedEdit]:
+    """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
     "zero"; "mean" puts in the mean over the `reference` prompts, position by position; "resample"
-    their activations, prompt by prompt. Reference prompts must be as long as those of the run.
+    their activations, prompt by prompt. Reference prompts must be as long as those of the run;
+    `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
     """
-    heads_of = heads_by_name(parse_node(model.config, node) for node in nodes)
-    source, _ = replacements(model, reference, mode, reference, sorted(heads_of))
-    return replacing_edits(heads_of, source)
+    if not isinstance(nodes, Iterable) or isinstance(nodes, str) or is_node(nodes):
+        nodes = [nodes]
+    units = units_by_name(parse_node(model.config, node) for node in nodes)
+    source, _ = replacements(model, reference, mode, reference, sorted(units))
+    return replacing_edits(units, source)
 
 
-def heads_by_name(nodes):
-    """Return {name: heads}: the heads of each hook_z, None for the whole of a hook_mlp_out."""
-    found: dict[str, list | None] = {}
-    for layer, head in nodes:
-        if head is None:
-            found[activation_name("mlp_out", layer)] = None
+def is_node(nodes):
+    return isinstance(nodes, tuple) and len(nodes) == 2 and all(isinstance(n, int) for n in nodes)
+
+
+def units_by_name(nodes):
+    """Return {name: {"head": heads}} of each hook_z, {"neuron": ...} of hook_post, {} of MLPs."""
+    found: dict[str, Any] = {}
+    for node in nodes:
+        if len(node) == 3:
+            here = found.setdefault(activation_name("post", node[0]), {"neuron": []})
+            here["neuron"].append(node[2])
+        elif node[1] is None:
+            found[activation_name("mlp_out", node[0])] = {}
         else:
-            found.setdefault(activation_name("z", layer), []).append(head)
+            found.setdefault(activation_name("z", node[0]), {"head": []})["head"].append(node[1])
     return found
 
 
-def replacing_edits(heads_of, source):
-    """Return edits that put `source` (None: zeros) in at those heads and MLPs."""
-    return {name: zero(chosen) if source is None else patch(source[name], chosen)
-            for name, chosen in heads_of.items()}
+def replacing_edits(units, source):
+    """Return edits that put `source` (None: zeros) in at those heads, neurons and MLPs."""
+    return {name: patch(0.0 if source is None else source[name], **chosen)
+            for name, chosen in units.items()}
 
 
-def replacements(model, given, mode, reference, names):
+def replacements(model, given, mode, reference, names, edits=None):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
     The second result counts the first positions at which they do not differ from the prompts'.
@@ -141,7 +153,7 @@ def replacements(model, given, mode, reference, names):
         raise Error(f"{mode}-ablation needs reference prompts: give reference=")
     given, reference = prompts(model, given), prompts(model, reference)
     check_same_length(given, reference, "reference", any_number=mode == "mean")
-    seen = run(model, reference, names, last_only=True).activations
+    seen = run(model, reference, names, edits=edits, last_only=True).activations
     if mode == "mean":
         return {name: array.mean(axis=0, keepdims=True) for name, array in seen.items()}, 0
     return seen, shared_positions(given, reference)

@@ -62,7 +62,7 @@ def attention_weights(model, layer, folded=False):
         biases = biases + np.einsum("d,chde->che", shift, reading)
         reading = centred(reading * norm["g"][:, None], axis=-2)
         writing, b_o, shift = centred(writing), centred(b_o), np.zeros_like(shift)
-    return AttentionWeights(*reading, writing, *biases, b_o, shift)
+    return AttentionWeights._make([*reading, writing, *biases, b_o, shift])
 
 
 # --- the circuits of one head ----------------------------------------------------------

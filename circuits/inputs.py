@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model, map_leaves, token_batch
+from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompts(Result):
     """Prompts of one length: ids [b, q]. `bos` is True if each begins with <|endoftext|>."""
 
     tokens: np.ndarray
     bos: bool
 
 
-def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Prompts:
+PromptsLike = Prompts | str | Sequence[str] | Tokens | Sequence[Tokens]  # what `prompts` reads
+Answers = str | int | np.integer | Sequence[str | int] | np.ndarray  # one, or one a prompt
+
+
+def prompts(model: Model, text_or_tokens: PromptsLike, bos: bool | None = None) -> Prompts:
     """Return a text, a list of texts, ids [q] or [b, q], or Prompts, as Prompts.
 
     `bos` puts <|endoftext|> first: by default before text and not before ids. Raises Error if
@@ -51,8 +55,14 @@ def prompts(model: Model, text_or_tokens: Any, bos: bool | None = None) -> Promp
     return Prompts(tokens, end is not None and bool((tokens[:, 0] == end).all()))
 
 
+def encoded(model, text):
+    """Return the ids of a text without those that its tokenizer puts before every text."""
+    tokenizer = tokenizer_of(model)
+    return tokenizer.encode(text, allowed_special="all")[len(tokenizer.start_ids) :]
+
+
 def encoded_texts(model, texts, bos):
-    rows = [tokenizer_of(model).encode(text, allowed_special="all") for text in texts]
+    rows = [encoded(model, text) for text in texts]
     check_one_length(rows)
     if not rows[0] and not bos:
         raise Error("the text is empty: give a text, or leave bos on")
@@ -87,16 +97,16 @@ def end_of_text(model, needed=False):
     return end
 
 
-def token_id(model: Model, text_or_id: Any) -> int:
+def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
     """Return the id of a text that is exactly one token, or an id, checked.
 
     Raises Error for a text of several tokens and for an id outside the vocabulary.
     """
     if not isinstance(text_or_id, str):
         return int(checked_ids(model, [[text_or_id]])[0, 0])
-    ids = tokenizer_of(model).encode(text_or_id, allowed_special="all")
+    tokenizer, ids = tokenizer_of(model), encoded(model, text_or_id)
     if len(ids) != 1:
-        pieces = [model.tokenizer.decode([i]) for i in ids]
+        pieces = [tokenizer.decode([i]) for i in ids]
         hint = "" if text_or_id[:1] == " " else "; words inside a text begin with a space"
         raise Error(f"{shown(text_or_id)} is {len(ids)} tokens {shown(pieces)}: "
                     f"it must be one{hint}")
@@ -116,10 +126,10 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model, tokens: Sequence[int]) -> list[str]:
+def labels_of(model: Model, tokens: Tokens) -> list[str]:
     """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
-    n = 0 if model.tokenizer is None else model.n_vocab
-    return [model.tokenizer.decode([i]) if i < n else str(i) for i in map(int, tokens)]
+    tokenizer, n = model.tokenizer, model.n_vocab
+    return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 
 
 def check_same_length(given, other, kind, any_number=False):

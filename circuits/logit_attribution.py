@@ -10,20 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import einsum
 from ..gpt2_np import LAYER_NORM_EPSILON, Config, Error, Model
 from .decomposition import decompose, labelled
-from .inputs import answer_ids, check_numbers, one_each, prompts
+from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
+from .interventions import Edits, EditsLike
 from .names import head_names, stream_points
+from .short_reprs import Result
 from .weights import centred, on_host
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Result):
     """The terms of a logit, of a difference of two, or of every logit.
 
     `values` [p, b] (or [p, b, v]) over `labels` sum to `total`, the model's own logits. The last
@@ -51,9 +52,7 @@ class Attribution:
         names += [f"{n}_{s}_out" for n in range(config.n_layer) for s in ("attn", "mlp")]
         sums = np.zeros((len(names), *self.values.shape[1:]), self.values.dtype)
         for label, value in zip(self.labels[:-1], self.values, strict=False):
-            layer = re.search(r"\d+", label)  # "L5H1" and "b_O5", or "MLP5", "L5N17" and "b_out5"
-            kind = "attn" if "H" in label or "b_O" in label else "mlp"
-            sums[names.index(f"{layer[0]}_{kind}_out" if layer else label)] += value
+            sums[names.index(sub_layer_of(label))] += value
         return names, sums
 
     def accumulated(self, config: Config) -> tuple[list[str], np.ndarray]:
@@ -66,28 +65,44 @@ class Attribution:
         return stream_points(config), sums
 
 
+def sub_layer_of(label):
+    """Return "5_attn_out" or "5_mlp_out" for a part's label, or the label of an embedding."""
+    layer = re.search(r"\d+", label)
+    if not layer:
+        return label
+    n = int(layer[0])
+    if label.startswith("edit_resid_pre"):  # what reads it comes next
+        return f"{n - 1}_mlp_out" if n else "pos_embed"
+    of_attention = re.match(r"L\d+H|b_O|edit_(attn_out|result|resid_mid)", label)
+    return f"{n}_{'attn' if of_attention else 'mlp'}_out"
+
+
 def attribution(
     model: Model,
-    text_or_tokens: Any,
-    answer: Any = None,
-    wrong: Any = None,
+    text_or_tokens: PromptsLike,
+    answer: Answers | None = None,
+    wrong: Answers | None = None,
     *,
     position: int = -1,
     neurons: Sequence[int] = (),
     constants_apart: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Attribution:
     """Return the direct effect of each part of the stream on a logit at one position.
 
     The logit is that of `answer`, or its difference from that of `wrong`, or every token's if
     neither is given. Each is a text of one token or an id: one for all prompts, or one for each.
-    `neurons` and `constants_apart` are those of `decompose`.
+    `neurons`, `constants_apart` and `edits` are those of `decompose`: with other heads ablated it
+    shows what a backup head says. The final layer norm cannot be edited.
     """
     given = prompts(model, text_or_tokens, bos)
     if wrong is not None and answer is None:
         raise Error("wrong was given without answer: give both, or answer alone")
+    edits = Edits(model, edits)
+    edits.refuse("attribution", ("ln_final",), "logits are not linear in the parts through it")
     parts = decompose(model, given, position=position, neurons=neurons,
-                      constants_apart=constants_apart)
+                      constants_apart=constants_apart, edits=edits)
     values = parts.values[:, :, 0]  # [p, b, d]
     norm, wte = on_host(model.params["ln_f"]), on_host(model.params["wte"])
     stream = centred(values.sum(axis=0))

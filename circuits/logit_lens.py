@@ -7,20 +7,30 @@ too. It shows the layer at which an answer appears, and its rivals before that l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..backend import namespace, to_host
 from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
+from ..inference.turns import turn
 from .activations import run
-from .inputs import answer_ids, check_numbers, one_each, position_slice, prompts
+from .inputs import (
+    Answers,
+    PromptsLike,
+    answer_ids,
+    check_numbers,
+    one_each,
+    position_slice,
+    prompts,
+)
+from .interventions import Edits, EditsLike
 from .metrics import entropy
 from .names import activation_name, stream_points
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Lens:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lens(Result):
     """The distribution over the next token at each point of the stream.
 
     `points` are "0_pre", "0_mid", ..., "final_post". `probability` and `rank` (0 is the best) of
@@ -42,13 +52,14 @@ class Lens:
 
 def lens(
     model: Model,
-    text_or_tokens: Any,
-    answer: Any = None,
+    text_or_tokens: PromptsLike,
+    answer: Answers | None = None,
     *,
     position: int | None = None,
     top: int = 5,
     frozen: bool = False,
     keep_logits: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Lens:
     """Return the logit lens before and after every attention and at the end.
@@ -56,7 +67,8 @@ def lens(
     Targets are `answer` (one for all prompts, or one for each), or else the tokens that follow and,
     at the last position, the model's best. One `position` or all. `top` is the number of best
     tokens to keep. The stream gets the final layer norm with its own statistics; `frozen` takes
-    the scale of the finished stream instead, as attribution does.
+    the scale of the finished stream instead, as attribution does. `edits` are those of `run`, but
+    for the final layer norm's own.
     """
     config, params, n = model.config, model.params, model.n_vocab
     given = prompts(model, text_or_tokens, bos)
@@ -64,7 +76,9 @@ def lens(
     streams = [activation_name(point, layer) for layer in range(config.n_layer)
                for point in ("resid_pre", "resid_mid")]
     streams.append(activation_name("resid_post", config.n_layer - 1))
-    seen = run(model, given, [*streams, "ln_final.hook_scale"])
+    edits = Edits(model, edits)
+    edits.refuse("lens", ("ln_final",), "it reads every layer through the model's own layer norm")
+    seen = run(model, given, [*streams, "ln_final.hook_scale"], edits=edits)
     check_numbers("the logits", seen.logits, model)
     if not 1 <= top <= n:
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {n}")
@@ -75,11 +89,14 @@ def lens(
     rows = []
     for name in streams:
         normalized = layer_norm(xp.asarray(seen[name][:, here]), **params["ln_f"], tap=tap)
-        logits = to_host(unembed(normalized, params))[..., :n]
+        with turn(model):
+            logits = to_host(unembed(normalized, params))[..., :n]
         rows.append((*read_logits(logits, targets, top), logits if keep_logits else None))
     columns = list(zip(*rows, strict=True))
-    return Lens(stream_points(config), *map(np.stack, columns[:5]),
-                np.stack(columns[5]) if keep_logits else None, targets, given.tokens, given.bos)
+    probability, rank, spread, best, best_probability = map(np.stack, columns[:5])
+    logits = np.stack(columns[5]) if keep_logits else None
+    return Lens(stream_points(config), probability, rank, spread, best, best_probability, logits,
+                targets, given.tokens, given.bos)
 
 
 class FixedScale:

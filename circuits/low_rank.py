@@ -13,10 +13,11 @@ import numpy as np
 
 from ..gpt2_np import Error
 from .inputs import check_numbers
+from .short_reprs import Result
 
 
-@dataclass(frozen=True, eq=False)
-class LowRank:
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRank(Result):
     """A matrix [n, m] as the product left [n, r] @ right [r, m].
 
     Leading axes are batches. Row vectors multiply from the left, as in the model: x @ W_V @ W_O.

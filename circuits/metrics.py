@@ -17,7 +17,8 @@ import numpy as np
 
 from ..backend import einsum, namespace, to_host
 from ..gpt2_np import Error, Model, softmax
-from .inputs import answer_ids, one_each
+from .inputs import Answers, answer_ids, one_each
+from .short_reprs import Result
 
 
 class Metric(Protocol):
@@ -43,8 +44,8 @@ class ReadsStream(Metric, Protocol):
         """Return the metric [b] from the final layer norm's result at that position, [b, d]."""
 
 
-@dataclass(frozen=True, eq=False)
-class LogitDifference:
+@dataclass(frozen=True, eq=False, repr=False)
+class LogitDifference(Result):
     """Logit of `answer` minus logit of `wrong` at the last position; each is ids [1 or b]."""
 
     answer: np.ndarray
@@ -69,8 +70,8 @@ class LogitDifference:
         return einsum("bd,bd->b", x, answer - wrong)
 
 
-@dataclass(frozen=True, eq=False)
-class LogProbability:
+@dataclass(frozen=True, eq=False, repr=False)
+class LogProbability(Result):
     """Log-probability in nats of `answer`, ids [1 or b], among the `n_vocab` tokens."""
 
     answer: np.ndarray
@@ -88,8 +89,8 @@ class LogProbability:
         return result
 
 
-@dataclass(frozen=True, eq=False)
-class RepeatLoss:
+@dataclass(frozen=True, eq=False, repr=False)
+class RepeatLoss(Result):
     """Mean loss in nats of the last `n` of `tokens` [b, q], each given all tokens before it."""
 
     tokens: np.ndarray
@@ -106,7 +107,7 @@ class RepeatLoss:
         return (log_sum_exp(before) - chosen).mean(axis=-1)
 
 
-def logit_difference(model: Model, answer: Any, wrong: Any) -> LogitDifference:
+def logit_difference(model: Model, answer: Answers, wrong: Answers) -> LogitDifference:
     """Return the metric "logit of `answer` minus logit of `wrong`" at the last position.
 
     Each is one token (text or id) for all prompts, or one for each.
@@ -114,7 +115,7 @@ def logit_difference(model: Model, answer: Any, wrong: Any) -> LogitDifference:
     return LogitDifference(answer_ids(model, answer), answer_ids(model, wrong))
 
 
-def log_probability(model: Model, answer: Any) -> LogProbability:
+def log_probability(model: Model, answer: Answers) -> LogProbability:
     """Return the metric "log-probability (nats) of `answer`" at the last position."""
     return LogProbability(answer_ids(model, answer), model.n_vocab)
 

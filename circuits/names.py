@@ -1,8 +1,8 @@
 """Names of activations and nodes: TransformerLens's, so that code and published figures carry over.
 
 An activation is named in full ("blocks.5.attn.hook_q"), by a glob ("blocks.*.hook_resid_pre") or
-in short ("resid_pre", which is every layer's). A head is "L9H6", "9.6" or (9, 6); an MLP "MLP3".
-(Nanda & Bloom 2022, TransformerLens.)
+in short ("resid_pre", which is every layer's). A head is "L9H6", "9.6" or (9, 6); an MLP "MLP3"; a
+neuron "L2N17". (Nanda & Bloom 2022, TransformerLens.)
 """
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ BLOCK_NAMES = [
 ]  # fmt: skip
 SHORT_NAMES = {name.rpartition("hook_")[2]: name for name in BLOCK_NAMES if "ln" not in name}
 BY_HEAD = {"q", "k", "v", "z", "result", "pattern", "attn_scores"}
+BY_QUERY = {"pattern", "attn_scores"}  # [b, h, q, k]; the others are [b, q, ...]
+BY_NEURON = {"pre", "post"}
 
 
 def activation_name(short: str, layer: int) -> str:
@@ -99,16 +101,23 @@ def node_names(config: Config) -> list[str]:
             for name in [*(f"L{layer}H{head}" for head in range(config.n_head)), f"MLP{layer}"]]
 
 
-def parse_node(config: Config, node: Any) -> tuple[int, int | None]:
+def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int, None, int]:
     """Return a head "L9H6", "9.6" or (9, 6) as (9, 6), an MLP "MLP3" as (3, None).
 
-    Raises Error if the model has no such node.
+    A neuron "L2N17" is (2, None, 17). Raises Error if the model has no such node.
     """
-    found = re.fullmatch(r"(?:L?(\d+)[H.](\d+))|MLP(\d+)", node) if isinstance(node, str) else None
+    found = (re.fullmatch(r"(?:L?(\d+)[H.](\d+))|MLP(\d+)|L(\d+)N(\d+)", node)
+             if isinstance(node, str) else None)
+    if found and found[4]:
+        node = int(found[4]), None, int(found[5])
+        check_index("layer", node[0], config.n_layer)
+        check_index(f"layer {node[0]}'s neuron", node[2], 4 * config.n_embd)
+        return node
     if found:
         node = (int(found[3]), None) if found[3] else (int(found[1]), int(found[2]))
     if not (isinstance(node, tuple) and len(node) == 2):
-        raise Error(f"{shown(node)} is not a head or MLP: write 'L9H6', '9.6', (9, 6) or 'MLP3'")
+        raise Error(f"{shown(node)} is not a head or MLP: write 'L9H6', '9.6', (9, 6), 'MLP3' or, "
+                    "for a neuron, 'L2N17'")
     check_index("layer", node[0], config.n_layer)
     if node[1] is not None:
         check_index(f"layer {node[0]}'s head", node[1], config.n_head)

@@ -1,60 +1,155 @@
-"""Pictures of results, written to image files with matplotlib: maps, attention, the lens, bars.
+"""Pictures of results, drawn with matplotlib: maps, attention, the lens, bars.
 
     from gpt2_np.circuits import pictures
-    pictures.plot_map(sweep.normalized, "patching.png", "share of the effect restored")
+    pictures.plot_map(sweep, "patching.png")  # in a notebook without the path
+
+Each function returns its figure, which a notebook shows as the value of a cell, and writes it to an
+image file if a path is given. Results are drawn as they are, with labels of their own.
 
 matplotlib is imported when the first picture is drawn. Its global state (pyplot) stays untouched,
 so drawing needs no display and leaves a notebook's figures alone.
 """
 from __future__ import annotations
 
+import functools
+import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bpe import shown
 from ..gpt2_np import Error, Model
+from .attention_patterns import Attention
+from .distributions import Histogram
 from .inputs import labels_of
+from .logit_attribution import Attribution
 from .logit_lens import Lens
+from .sweeps import Sweep, cell_name
 
 __all__ = ["plot_attention", "plot_bars", "plot_lens", "plot_map"]
 
+SHARES = ("previous_token", "duplicate_token", "induction", "beginning")  # of an Attention
+MOST_INCHES, MOST_LABELS, MOST_BARS = 24, 60, 20
+
 
 def plot_map(
-    values: np.ndarray,
-    path: Any,
+    values: Sweep | Attention | Lens | np.ndarray,
+    path: Any = None,
     title: str = "",
     *,
+    model: Model | None = None,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
-    axes: tuple[str, str] = ("layer", "head"),
-    signed: bool = True,
+    axes: tuple[str, str] | None = None,
+    signed: bool | None = None,
     label: str = "",
-) -> None:
-    """Write a map [layer, head], [layer, position] or any [row, column] to an image file.
+) -> Any:
+    """Draw a map and return the figure: of a Sweep, an Attention, a Lens, or an array.
 
-    `rows` and `columns` are labels, by default numbers from 0; `axes` names the two axes and
-    `label` the colours. A `signed` map has 0 at white. NaN is left blank. Raises Error if the file
-    cannot be written or matplotlib is not installed.
+    An array is [layer, head], [layer, position] or any [row, column]; one of three dimensions has a
+    row for each pair of the first two. A Sweep from a source shows shares of the way to the source,
+    one without a source the change of the metric. With a `model` positions are labelled by the
+    tokens of the first prompt. `rows` and `columns` are labels, by default numbers from 0; `axes`
+    names the two axes and `label` the colours. A `signed` map has 0 at white. NaN is left blank.
+    Raises Error if the file cannot be written or matplotlib is not installed.
     """
-    rows, columns = (list(map(str, range(n))) if names is None else names
-                     for names, n in zip((rows, columns), values.shape, strict=True))
-    width = max(2.0, 0.3 * values.shape[1], 0.07 * len(title))
-    figure = new_figure(1.6 + 0.06 * max(map(len, rows)) + width,
-                        0.9 + 0.06 * max(map(len, columns)) + 0.26 * values.shape[0])
+    if isinstance(values, Lens):
+        return plot_lens(values, model, path)
+    if isinstance(values, Attention):
+        return plot_shares(values, path, title)
+    if isinstance(values, Sweep):
+        grid = sweep_grid(values, model)
+        values, title, label = grid.values, title or grid.title, label or grid.label
+        rows, columns, axes = rows or grid.rows, columns or grid.columns, axes or grid.axes
+    values, first = as_array("plot_map", values, "a Sweep, an Attention, a Lens or"), "layer"
+    if values.ndim == 3:
+        rows = rows or [f"{i}.{j}" for i, j in np.ndindex(values.shape[:2])]
+        values, first = values.reshape(-1, values.shape[-1]), "layer.head"
+    rows, columns = (numbers(n) if given is None else list(given)
+                     for given, n in zip((rows, columns), values.shape, strict=True))
+    for kind, own, n in zip(("rows", "columns"), (rows, columns), values.shape, strict=True):
+        if len(own) != n:
+            raise Error(f"{len(own)} {kind} are named, but the array has {n}: give one each")
+    axes = axes or (first, "position" if first != "layer" else "head")
+    figure = new_figure(1.6 + label_inches(rows)
+                        + inches(0.3 * values.shape[1], 2.0, 0.07 * len(title)),
+                        0.9 + label_inches(columns) + inches(0.26 * values.shape[0]))
     drawn = figure.subplots()
-    draw_heat_map(drawn, values, title, rows, columns, signed, label)
+    draw_heat_map(drawn, values, title, rows, columns, signed is not False, label)
     drawn.set_ylabel(axes[0], fontsize=8)
     drawn.set_xlabel(axes[1], fontsize=8)
-    save(figure, path)
+    return saved(figure, path)
+
+
+class Grid(NamedTuple):
+    """A Sweep as a map: values [row, column] and the labels."""
+
+    values: np.ndarray
+    title: str
+    rows: list[str]
+    columns: list[str]
+    axes: tuple[str, str]
+    label: str
+
+
+def sweep_grid(sweep, model=None):
+    """Return a Sweep of one, two or three axes as a Grid."""
+    values, label = sweep.effect, "change of the metric"
+    title = f"{sweep.what} ablated"
+    if sweep.source is not None:
+        title = "direct paths from source" if sweep.what == "path" else f"{sweep.what} from source"
+        if abs(sweep.source.mean() - sweep.base.mean()) > 1e-6 * max(1, abs(sweep.base.mean())):
+            values, label = sweep.normalized, "share of the way to source"
+    if values.ndim == 1:
+        values = values[:, None]
+    *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
+    rows = [str(i) for i in range(len(values))]
+    if len(outer) > 1:
+        rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
+        values = values.reshape(-1, values.shape[-1])
+    columns = [str(i) if last else "" for i in range(values.shape[1])]
+    if last == "position" and model:
+        columns = labels_of(model, sweep.tokens[0])
+    return Grid(values, title, rows, columns, (outer[-1], last), label)
+
+
+def plot_shares(attention, path, title):
+    """Draw the shares of an Attention side by side, each [layer, head]."""
+    n_layer, n_head = attention.induction.shape
+    panel = inches(0.3 * n_head, 2.0)
+    figure = new_figure((panel + 1.2) * len(SHARES), 1.2 + inches(0.26 * n_layer))
+    figure.suptitle(printable(title or "attention to"), fontsize=9, parse_math=False)
+    panels = [getattr(attention, kind) for kind in SHARES]
+    bound = float(np.nanmax(np.stack(panels), initial=0))  # so that panels can be compared
+    for axes, kind, values in zip(figure.subplots(1, len(SHARES)), SHARES, panels, strict=True):
+        draw_heat_map(axes, values, kind.replace("_", " "), numbers(n_layer), numbers(n_head),
+                      False, "", bound)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.set_xlabel("head", fontsize=8)
+    return saved(figure, path)
 
 
 def plot_attention(
-    patterns: np.ndarray, labels: Sequence[str], path: Any, titles: Sequence[str] = ()
-) -> None:
-    """Write attention maps [head, query, key] side by side, with token labels, to an image file."""
-    n, size = len(patterns), 1.2 + 0.17 * len(labels)
+    patterns: np.ndarray | Attention,
+    labels: Sequence[str] | None = None,
+    path: Any = None,
+    titles: Sequence[str] = (),
+) -> Any:
+    """Draw attention maps [head, query, key] or [query, key] side by side; return the figure.
+
+    `labels` are those of the tokens, by default their numbers. An Attention is drawn as by
+    `plot_map`.
+    """
+    if isinstance(patterns, Attention):
+        return plot_map(patterns, path)
+    patterns = as_array("plot_attention", patterns, "patterns of one prompt, as")
+    patterns = patterns.reshape(-1, *patterns.shape[-2:])
+    queries, keys = (numbers(n) if labels is None else list(labels) for n in patterns.shape[1:])
+    if (len(queries), len(keys)) != patterns.shape[1:]:
+        raise Error(f"{len(keys)} labels for patterns of shape {patterns.shape}: give one a token")
+    n, size = len(patterns), inches(1.2 + 0.17 * len(keys))
     n_rows = math.ceil(n / 4)
     figure = new_figure((size + 0.8) * min(n, 4), size * n_rows)
     grid = figure.subplots(n_rows, min(n, 4), squeeze=False).ravel()
@@ -62,31 +157,46 @@ def plot_attention(
         axes.set_visible(False)
     for i, (axes, pattern) in enumerate(zip(grid, patterns, strict=False)):
         title = titles[i] if i < len(titles) else ""
-        draw_heat_map(axes, pattern, title, labels, labels, False, "attention")
+        draw_heat_map(axes, pattern, title, queries, keys, False, "attention")
         axes.set_ylabel("from", fontsize=8)
         axes.set_xlabel("to", fontsize=8)
-    save(figure, path)
+    return saved(figure, path)
 
 
-def plot_lens(result: Lens, model: Model, path: Any, row: int = 0) -> None:
-    """Write the lens of one prompt to an image file: the best token at every point and position."""
+def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: int = 0) -> Any:
+    """Draw the lens of one prompt, the best token at every point and position; return the figure.
+
+    Without a `model` tokens are shown by their ids.
+    """
+    if not isinstance(result, Lens):
+        raise Error(f"plot_lens takes the result of circuits.lens, not {described(result)}: draw "
+                    "arrays with plot_map")
     top, p = result.top[:, row, :, 0][::-1], result.top_probability[:, row, :, 0][::-1]
-    words = labels_of(model, result.tokens[row])[-p.shape[1] :]
-    figure = new_figure(1.8 + 0.55 * p.shape[1], 1.3 + 0.24 * len(p))
+
+    def words(tokens):
+        return labels_of(model, tokens) if model else [str(token) for token in tokens]
+
+    figure = new_figure(1.8 + inches(0.55 * p.shape[1], most=60), 1.3 + inches(0.24 * len(p)))
     axes = figure.subplots()
     draw_heat_map(axes, p, "the best next token, were each layer the last", result.points[::-1],
-                  words, False, "probability")
+                  words(result.tokens[row])[-p.shape[1] :], False, "probability")
     for (y, x), token in np.ndenumerate(top):
-        axes.text(x, y, printable(labels_of(model, [token])[0].strip(" "))[:8], ha="center",
+        axes.text(x, y, printable(words([token])[0].strip(" "))[:8], ha="center",
                   va="center", fontsize=6, parse_math=False,
                   color="white" if p[y, x] > 0.6 * p.max() else "black")
-    save(figure, path)
+    return saved(figure, path)
 
 
 def plot_bars(
-    panels: Mapping[str, tuple[Sequence[str], Sequence[float]]], path: Any, title: str = ""
-) -> None:
-    """Write panels of horizontal bars to an image file: {title: (labels, values)}."""
+    panels: Mapping[str, tuple[Sequence[str], Sequence[float]]] | Sweep | Attribution | Histogram,
+    path: Any = None,
+    title: str = "",
+) -> Any:
+    """Draw panels of horizontal bars, {title: (labels, values)}; return the figure.
+
+    Of a Sweep or an Attribution the largest are drawn, of a Histogram all bins.
+    """
+    panels = bar_panels(panels)
     n_rows = max(len(values) for _, values in panels.values())
     longest = max((len(label) for labels, _ in panels.values() for label in labels), default=0)
     figure = new_figure((2.2 + 0.06 * longest) * len(panels) + 0.5, 1 + 0.2 * n_rows)
@@ -101,33 +211,99 @@ def plot_bars(
         axes.axvline(0, color="black", linewidth=0.5)
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(name, fontsize=8)
-    save(figure, path)
+    return saved(figure, path)
+
+
+def bar_panels(given):
+    """Return {title: (labels, values)} of what plot_bars takes."""
+    if isinstance(given, Mapping) and given:
+        return given
+    if isinstance(given, Histogram):
+        labels = [f"{low:.4g} to {high:.4g}" for low, high in
+                  zip(given.edges, given.edges[1:], strict=False)]
+        return {f"{given.name}: number of values": (labels, given.counts)}
+    if isinstance(given, Sweep):
+        cells = given.top(MOST_BARS)
+        return {f"{given.what}: change of the metric": tuple(zip(*cells, strict=True))}
+    if isinstance(given, Attribution) and given.values.ndim == 2:
+        values = given.values.mean(axis=1)
+        order = np.argsort(-np.abs(values), kind="stable")[:MOST_BARS]
+        return {"logits": ([given.labels[i] for i in order], values[order])}
+    raise Error("plot_bars takes {title: (labels, values)}, a Sweep, an Attribution to one logit "
+                f"or a Histogram, not {described(given)}: draw arrays with plot_map")
+
+
+def as_array(function, values, others):
+    """Return an array of two or three dimensions; Error for anything else."""
+    try:
+        array = np.asarray(values, float)
+    except (TypeError, ValueError):
+        array = values
+    if isinstance(array, np.ndarray) and array.ndim in (2, 3) and array.size:
+        return array
+    raise Error(f"{function} takes {others} an array of two or three dimensions, not "
+                f"{described(array)}: choose a prompt, a layer or a head of it")
+
+
+def numbers(n):
+    return list(map(str, range(n)))
+
+
+def described(value):
+    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else shown(value)
 
 
 def new_figure(width, height):
     """Return a figure that needs no display and touches no global state of matplotlib."""
+    return figure_class()(figsize=(width, height), layout="constrained", dpi=150)
+
+
+@functools.cache
+def figure_class():
+    """Return matplotlib's Figure with a picture for notebooks, which pyplot's figures have."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise Error("pictures need matplotlib: pip install 'gpt2_np[plot]', or pip install "
                     "matplotlib") from None
-    return Figure(figsize=(width, height), layout="constrained", dpi=150)
+
+    class Picture(Figure):
+        def _repr_png_(self):
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Picture
 
 
-def draw_heat_map(axes, values, title, rows, columns, signed, label):
-    """Draw values as colours: signed ones with 0 at white, others from 0 on."""
-    bound = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+def inches(wanted, *least, most=MOST_INCHES):
+    return min(max(wanted, *least, 0), most)
+
+
+def label_inches(names):
+    return 0.06 * max(map(len, names))
+
+
+def draw_heat_map(axes, values, title, rows, columns, signed, label, bound=None):
+    """Draw values as colours: signed ones with 0 at white, others from 0 on, up to `bound`."""
+    bound = bound or float(np.nanmax(np.abs(values), initial=0)) or 1.0
     axes.set_facecolor("0.9")  # shows through where a value is NaN
     image = axes.imshow(values, cmap="RdBu" if signed else "Blues", vmin=-bound if signed else 0,
                         vmax=bound, aspect="auto")
     axes.set_title(printable(title), fontsize=9, parse_math=False)
     for names, axis in ((rows, axes.yaxis), (columns, axes.xaxis)):
-        upright = axis is axes.xaxis and max(map(len, names)) > 3
-        axis.set_ticks(range(len(names)), [printable(name) for name in names], fontsize=7,
-                       rotation=90 if upright else 0, parse_math=False)
+        upright, step = axis is axes.xaxis and max(map(len, names)) > 3, tick_step(names)
+        axis.set_ticks(range(0, len(names), step), [printable(name) for name in names[::step]],
+                       fontsize=7, rotation=90 if upright else 0, parse_math=False)
     colours = axes.figure.colorbar(image, ax=axes)
     colours.set_label(label, fontsize=8)
     colours.ax.tick_params(labelsize=7)
+
+
+def tick_step(names):
+    """Return the distance of labels: numbers and names of units may be left out, tokens not."""
+    plain = all(name.isalnum() or not name for name in names)
+    return math.ceil(len(names) / MOST_LABELS) if plain else 1
 
 
 def printable(text):
@@ -136,8 +312,11 @@ def printable(text):
     return "".join(c if (c.isprintable() and ord(c) < 0x2500) or c == "⏎" else "?" for c in text)
 
 
-def save(figure, path):
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise Error(f"{path} cannot be written: {error}") from None
+def saved(figure, path):
+    """Return the figure, written to an image file if there is a path."""
+    if path is not None:
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise Error(f"{path} cannot be written: {error}") from None
+    return figure

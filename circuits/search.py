@@ -16,15 +16,17 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .bootstrapping import Estimate, bootstrap
-from .edits import heads_by_name, patch, replacements, replacing_edits
-from .inputs import check_count, check_same_length, prompts
+from .edits import replacements, replacing_edits, units_by_name
+from .inputs import PromptsLike, check_count, check_same_length, prompts
+from .interventions import Edits, EditsLike
 from .metrics import Metric, checked_values
 from .names import activation_name, node_names, parse_node
+from .short_reprs import Result
 from .sweeps import BaseRun
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
     """Parts that suffice: `kept` of the `n_all` parts of the model.
 
     Parts are heads and MLPs by name ("L9H6", "MLP3"), or edges (sender, receiver), the strongest
@@ -52,8 +54,8 @@ class Circuit:
 
 def find(
     model: Model,
-    clean: Any,
-    corrupted: Any,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     keep: float = 0.9,
     *,
@@ -61,6 +63,7 @@ def find(
     subsets: int = 8,
     seed: int = 0,
     progress: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Circuit:
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
@@ -69,25 +72,27 @@ def find(
     Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
     leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
     overshoots. The result is a local minimum, from which no single node can go, and every step is
-    exact.
+    exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
     """
     clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
     if mode not in ("resample", "mean"):
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
     check_same_length(clean, corrupted, "corrupted", any_number=mode == "mean")
     names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
-    source, n_shared = replacements(model, clean, mode, corrupted, names)
+    edits = Edits(model, edits)
+    source, n_shared = replacements(model, clean, mode, corrupted, names, edits)
 
     def measure(removed):
-        edits = replacing_edits(heads_by_name(removed), source)
-        seen = run(model, clean, edits=edits, last_only=True)
+        replaced = [edits, replacing_edits(units_by_name(removed), source)]
+        seen = run(model, clean, edits=replaced, last_only=True)
         return checked_values(metric(seen.logits), len(clean.tokens))
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
     pruning, removed = Pruning(measure, list(nodes), keep, clean), []
     while True:
         left = [node for node in nodes if node not in removed]
-        stored = pruned_run(model, clean, source, metric, removed)
+        replaced = [edits, replacing_edits(units_by_name(removed), source)]
+        stored = BaseRun(model, clean, metric, ("z", "mlp_out"), replaced)
         alone = removed_alone(stored, source, n_shared, left, progress)
         ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
         count = pruning.most_removable(removed, ranked)
@@ -100,16 +105,6 @@ def find(
         removed += ranked[:count]
 
 
-def pruned_run(model, clean, source, metric, removed):
-    """Return the base run with the `removed` nodes replaced, also in the batches of a sweep."""
-    heads_of = heads_by_name(removed)
-
-    def held(copies):
-        return HeldActivations(source, heads_of, copies, len(clean.tokens))
-
-    return BaseRun(model, clean, metric, ("z", "mlp_out"), replacing_edits(heads_of, source), held)
-
-
 def removed_alone(stored, source, n_shared, left, progress):
     """Return {node: metric [b]} of the run with one more node replaced."""
     alone = {}
@@ -120,25 +115,6 @@ def removed_alone(stored, source, n_shared, left, progress):
                              set(index.values()))
         alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
     return alone
-
-
-class HeldActivations:
-    """A tap that keeps heads and MLPs replaced, for copies of the prompts and from any position."""
-
-    def __init__(self, source, heads_of, copies, n_prompts):
-        self.source, self.heads_of = source, heads_of
-        self.copies, self.n_prompts = copies, n_prompts
-
-    def wants(self, name):
-        return name in self.heads_of
-
-    def __call__(self, name, array):
-        values = self.source[name][:, -array.shape[1] :]
-        values = np.broadcast_to(values, (self.n_prompts, *values.shape[1:]))
-        values = np.tile(values, (self.copies, *[1] * (values.ndim - 1)))
-        array = array.copy()
-        patch(values, self.heads_of[name])(array, name)
-        return array
 
 
 class Pruning:

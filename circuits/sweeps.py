@@ -19,7 +19,6 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,13 @@ from ..gpt2_np import (
     mlp_layer,
     unembed,
 )
+from ..inference.turns import turn
 from .activations import run
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
+    PromptsLike,
+    check_count,
     check_index,
     check_numbers,
     check_same_length,
@@ -48,8 +50,19 @@ from .inputs import (
     prompts,
     shared_positions,
 )
+from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place, Replacement
 from .metrics import Metric, ReadsStream, checked_values
-from .names import BY_HEAD, SHORT_NAMES, activation_name, kind_of, layer_of, matching_names
+from .names import (
+    BY_HEAD,
+    BY_NEURON,
+    SHORT_NAMES,
+    activation_name,
+    kind_of,
+    layer_of,
+    matching_names,
+)
+from .short_reprs import Result
+from .weights import on_host
 
 # Batches of about this many positions let the matrix products reach full speed and hold a few
 # tens of MB of activations.
@@ -58,11 +71,11 @@ POSITIONS_AT_ONCE = 1024
 # The sub-layer before which the stream has changed, counted from the attention of the patched
 # layer: the attention is sub-layer 0, the MLP 1.
 PATCHABLE = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2, "attn_out": 1, "mlp_out": 2,
-             "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1}  # fmt: skip
+             "q": 1, "k": 1, "v": 1, "z": 1, "pattern": 1, "post": 2}  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Result):
     """The metric after each intervention, over `axes`.
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
@@ -100,11 +113,21 @@ class Sweep:
                         "undefined: look at the prompts and the answers")
         return self.effect / whole
 
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """Return the cells with the largest effects, and these, in either direction.
+
+        A cell is "L1H1", "L2N17", "layer 1, position 5" or "L1H1, position 5".
+        """
+        check_count("n", n)
+        known = np.argwhere(np.isfinite(self.effect))
+        order = sorted(map(tuple, known.tolist()), key=lambda index: -abs(self.effect[index]))
+        return [(cell_name(self.axes, index), float(self.effect[index])) for index in order[:n]]
+
 
 def patching(
     model: Model,
-    base: Any,
-    source: Any,
+    base: PromptsLike,
+    source: PromptsLike,
     metric: Metric,
     what: str = "z",
     *,
@@ -112,20 +135,22 @@ def patching(
     layers: Sequence[int] | None = None,
     last_only: bool = True,
     progress: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Sweep:
     """Run `base` with one activation at a time from `source`; return the metric after each patch.
 
     `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position), or per
     head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's being the
-    query's). A long name or a glob also chooses layers. Layers left out are NaN. The metric sees
-    the last position only, unless `last_only` is off. `progress` shows a bar on stderr.
+    query's), or post (axes layer, neuron). A long name or a glob also chooses layers. Layers left
+    out are NaN. The metric sees the last position only, unless `last_only` is off. `progress`
+    shows a bar on stderr. `edits`, as for `run`, hold in both prompts, and come before the patch.
     """
     base, source = prompts(model, base, bos), prompts(model, source, bos)
     check_same_length(base, source, "source")
     what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, base, metric, needed_kinds(what), last_only=last_only)
-    seen = run(model, source, f"blocks.*.{SHORT_NAMES[what]}", last_only=last_only)
+    stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
+    seen = run(model, source, f"blocks.*.{SHORT_NAMES[what]}", edits=edits, last_only=last_only)
     sweep = stored.sweep(seen.activations, what, by_position, layers,
                          shared_positions(base, source), progress)
     return replace(sweep, source=stored.source_metric(seen))
@@ -133,28 +158,29 @@ def patching(
 
 def ablation(
     model: Model,
-    text_or_tokens: Any,
+    text_or_tokens: PromptsLike,
     metric: Metric,
     what: str = "z",
     mode: str = "zero",
-    reference: Any = None,
+    reference: PromptsLike | None = None,
     *,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
     last_only: bool = True,
     progress: bool = False,
+    edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Sweep:
-    """Ablate one head (or MLP, attention, ...) at a time; the options are those of `patching`.
+    """Ablate one head (or MLP, neuron, ...) at a time; the options are those of `patching`.
 
     `mode` "zero" puts in zeros, "mean" the mean over the `reference` prompts, position by
     position, and "resample" their activations, prompt by prompt.
     """
     given = prompts(model, text_or_tokens, bos)
     what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, given, metric, needed_kinds(what), last_only=last_only)
+    stored = BaseRun(model, given, metric, needed_kinds(what), edits, last_only)
     names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
-    source, n_shared = replacements(model, given, mode, reference, names)
+    source, n_shared = replacements(model, given, mode, reference, names, edits)
     return stored.sweep(source, what, by_position, layers, n_shared, progress)
 
 
@@ -170,6 +196,27 @@ def patched_kind(what, layers, config):
     return kinds.pop(), [n for n in named if layers is None or n in layers]
 
 
+def sweep_axes(config, what, by_position, length):
+    """Return the axes of a sweep and their sizes: layer, head or neuron, position."""
+    by_unit = ["head"] * (what in BY_HEAD) or ["neuron"] * (what in BY_NEURON)
+    by_position = not by_unit if by_position is None else by_position
+    axes = ("layer", *by_unit, *["position"] * by_position)
+    sizes = {"layer": config.n_layer, "head": config.n_head, "position": length,
+             "neuron": 4 * config.n_embd}
+    return axes, [sizes[axis] for axis in axes]
+
+
+def cell_name(axes, index):
+    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+    units = {"head": "H", "neuron": "N"}
+    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
+        rest = zip(axes[2:], index[2:], strict=True)
+        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
+    else:
+        names, rest = [], zip(axes, index, strict=True)
+    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])
+
+
 def needed_kinds(what):
     """Return the stored activations from which the effect of a patch on the stream follows."""
     if what in ("q", "k", "v"):
@@ -183,18 +230,20 @@ def needed_kinds(what):
 class BaseRun:
     """A run of the base prompts with its streams, keys and values, from which sweeps go on.
 
-    `edits` (for `run`) change that run. `held(copies)` returns a tap that keeps the edits up in
-    batches of copies of its prompts.
+    `edits` (for `run`) change that run, and hold in every batch of copies of its prompts.
     """
 
-    def __init__(self, model, given, metric, kinds=(), edits=None, held=None, last_only=True):
-        self.model, self.metric, self.held, self.last_only = model, metric, held, last_only
+    def __init__(self, model, given, metric, kinds=(), edits=None, last_only=True):
+        self.model, self.metric, self.last_only = model, metric, last_only
+        self.edits = Edits(model, edits)
         config = model.config
+        self.w_out = functools.lru_cache(1)(
+            lambda layer: on_host(model.params["blocks"][layer]["mlp"]["c_proj"]["w"]))
         self.w_o = functools.lru_cache(1)(lambda layer: attention_weights(model, layer).W_O)
         names = {activation_name(kind, layer) for layer in range(config.n_layer)
                  for kind in ("resid_pre", "resid_mid", "k", "v", *kinds)}
         names.add(activation_name("resid_post", config.n_layer - 1))
-        self.run = run(model, given, sorted(names), edits=edits, last_only=last_only)
+        self.run = run(model, given, sorted(names), edits=self.edits, last_only=last_only)
         check_numbers("the logits", self.run.logits, model)
         self.n_prompts, self.length = self.run.tokens.shape
         self.measured = checked_values(metric(self.run.logits), self.n_prompts)
@@ -213,19 +262,39 @@ class BaseRun:
             return self.run[activation_name("resid_post", n_layer - 1)]
         return self.run[activation_name(("resid_pre", "resid_mid")[start % 2], start // 2)]
 
-    def measure(self, x, start, first, tap=NO_TAP):
+    def first_changed(self, n_shared):
+        """Return the first position to compute: functions of the caller's see whole texts."""
+        return 0 if self.edits.has_functions else n_shared
+
+    def held(self, first, copies=1, start=-1):
+        """Return a tap that keeps the edits up in a pass from sub-layer `start` on.
+
+        The stream that such a pass begins with is edited already.
+        """
+        n_layer = self.model.config.n_layer
+        begins = start % 2 == 0 and start < 2 * n_layer
+        skip = activation_name("resid_pre", start // 2) if begins else ""
+        place = Place.from_position(first, self.n_prompts, self.length, copies)
+        return HeldEdits(self.edits, place, skip)
+
+    def measure(self, x, start, first, before=None, after=None):
         """Return the metric [copy, b] of streams [copy b, q, d] before sub-layer `start`.
 
-        They begin at position `first`; earlier positions are those of this run.
+        They begin at position `first`; earlier positions are those of this run. `before` and
+        `after` are taps that come before the edits and after them.
         """
         copies = len(x) // self.n_prompts
-        params, metric = self.model.params, self.metric
-        x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
+        params, metric, tap = self.model.params, self.metric, NO_TAP
+        if self.edits or before or after:
+            tap = Tap(InTurn(before, self.held(first, copies, start), after))
+        with turn(self.model, has_tap=bool(self.edits)):
+            x = self.finish(x, start, EarlierPositions(self.run, first, copies), tap)
         if self.last_only and isinstance(metric, ReadsStream):
             x = to_host(x).reshape(copies, self.n_prompts, -1)
             return np.stack([checked_values(metric.of_stream(own, params), self.n_prompts)
                              for own in x])
-        logits = to_host(unembed(x, params))
+        with turn(self.model):
+            logits = to_host(unembed(x, params))
         logits = logits.reshape(copies, self.n_prompts, *logits.shape[1:])
         if not self.last_only:
             earlier = np.broadcast_to(self.run.logits[:, :first],
@@ -239,16 +308,19 @@ class BaseRun:
         Positions before the last are dropped as soon as no attention needs them.
         """
         config, params = self.model.config, self.model.params
+        only_last = self.last_only and not self.edits.has_functions
         x = namespace(params["wte"]).asarray(x)
         positions = cache.reserve(x.shape[:2])
         for layer in range(start // 2, config.n_layer):
             block, here = params["blocks"][layer], tap.under(f"blocks.{layer}.")
             if start <= 2 * layer:
                 x = attention_layer(x, block, config.n_head, positions, cache, layer, here)
-            if self.last_only and layer == config.n_layer - 1:
+            if only_last and layer == config.n_layer - 1:
                 x = x[:, -1:]
             x = mlp_layer(x, block, here)
-        return layer_norm(x[:, -1:] if self.last_only else x, **params["ln_f"], tap=NO_TAP)
+        x = layer_norm(x[:, -1:] if only_last else x, **params["ln_f"],
+                       tap=tap.under("ln_final."))
+        return x[:, -1:] if self.last_only else x
 
     # --- cells -------------------------------------------------------------------------
 
@@ -258,12 +330,11 @@ class BaseRun:
 
         The first `n_shared` positions of source and base are the same.
         """
-        config = self.model.config
-        by_position = what not in BY_HEAD if by_position is None else by_position
-        axes = ("layer", *["head"] * (what in BY_HEAD), *["position"] * by_position)
-        sizes = {"layer": config.n_layer, "head": config.n_head, "position": self.length}
+        config, n_shared = self.model.config, self.first_changed(n_shared)
+        axes, sizes = sweep_axes(config, what, by_position, self.length)
+        by_position = "position" in axes
         layers = range(config.n_layer) if layers is None else layers
-        per_prompt = np.full((*(sizes[axis] for axis in axes), self.n_prompts), np.nan)
+        per_prompt = np.full((*sizes, self.n_prompts), np.nan)
         cells = []  # (sub-layer, first position that changes, index)
         for index in np.ndindex(per_prompt.shape[:-1]):
             if index[0] in layers and (chosen is None or index in chosen):
@@ -271,16 +342,19 @@ class BaseRun:
                 if first >= self.length or (by_position and index[-1] < n_shared):
                     per_prompt[index] = self.measured  # nothing differs there
                 else:
+                    first = self.first_changed(first)
                     cells.append((2 * index[0] + PATCHABLE[what], first, index))
         with progress_bar(len(cells), progress) as bar:
             for start, first, indices in self.batches(cells):
-                stream = self.stream(start)[:, first:]
-                x = np.concatenate([
-                    stream + self.change(source, what, n_shared,
-                                         **dict(zip(axes, index, strict=True)))[:, first:]
-                    for index in indices])
-                tap = Tap(self.held(len(indices))) if self.held else NO_TAP
-                values = self.measure(x, start, first, tap)
+                patches = [dict(zip(axes, index, strict=True)) for index in indices]
+                if self.edits_between(what, indices[0][0]):
+                    values = self.through_edits(source, what, first, patches)
+                else:
+                    stream = self.stream(start)[:, first:]
+                    x = np.concatenate([
+                        stream + self.change(source, what, n_shared, **patch)[:, first:]
+                        for patch in patches])
+                    values = self.measure(x, start, first)
                 for index, value in zip(indices, values, strict=True):
                     per_prompt[index] = value
                 bar.update(len(indices))
@@ -293,7 +367,7 @@ class BaseRun:
         """
         cells = sorted(cells, key=lambda cell: (cell[0], -cell[1]))
         while cells:
-            start, first, count = *cells[0][:2], 0
+            (start, first), count = cells[0][:2], 0
             for cell_start, cell_first, _ in cells:
                 if cell_start != start or count >= self.copies_at_once(cell_first):
                     break
@@ -305,17 +379,47 @@ class BaseRun:
         """Return the number of copies of the prompts, from position `first` on, for one batch."""
         return max(1, POSITIONS_AT_ONCE // (self.n_prompts * max(1, self.length - first)))
 
-    def change(self, source, what, n_shared, layer, head=None, position=None):
+    def edits_between(self, what, layer):
+        """Return True if edits stand between a patch and the stream before the next sub-layer.
+
+        The change of the stream then does not follow from stored activations.
+        """
+        if not self.edits or what in ("resid_pre", "resid_mid"):
+            return False
+        kinds = list(SHORT_NAMES)
+        end = "resid_mid" if PATCHABLE[what] == 1 else "resid_post"
+        between = kinds[kinds.index(what) + 1 : kinds.index(end) + 1]
+        names = [activation_name(kind, layer) for kind in between]
+        if end == "resid_post" and layer + 1 < self.model.config.n_layer:
+            names.append(activation_name("resid_pre", layer + 1))
+        return any(name in self.edits for name in names)
+
+    def through_edits(self, source, what, first, patches):
+        """Return the metric [copy, b] after patches of one layer, from its own sub-layer on."""
+        layer, name = patches[0]["layer"], activation_name(what, patches[0]["layer"])
+        start = 2 * layer + (PATCHABLE[what] == 2)
+        values = 0.0 if source is None else source[name]
+        edits = [Replacement(values, patch.get("head"), patch.get("neuron"), patch.get("position"))
+                 for patch in patches]
+        place = Place.from_position(first, self.n_prompts, self.length)
+        x = np.concatenate([self.stream(start)[:, first:]] * len(patches))
+        return self.measure(x, start, first, after=PatchOfEachCopy(name, edits, place))
+
+    def change(self, source, what, n_shared, layer, head=None, position=None, neuron=None):
         """Return the change of the stream [b, q, d] by a patch, from stored activations alone."""
         name = activation_name(what, layer)
         old = widened(self.run[name])
         new = np.zeros_like(old) if source is None else widened(source[name])
-        if head is not None:
+        if neuron is not None:
+            old, new = old[..., neuron : neuron + 1], new[..., neuron : neuron + 1]
+        elif head is not None:
             axis = 1 if what == "pattern" else 2  # [b, h, q, k], the others [b, q, h, e]
             old, new = old.take(head, axis), new.take(head, axis)
         here = np.arange(self.length)
         here = here >= n_shared if position is None else here == position
         new = np.where(here[:, None], new, old)  # [b, q, d | e | k]
+        if neuron is not None:
+            return (new - old) * self.w_out(layer)[neuron]
         if head is None:
             return new - old
         return self.change_of_z(what, layer, head, old, new) @ self.w_o(layer)[head]
@@ -332,6 +436,23 @@ class BaseRun:
         positions = np.broadcast_to(np.arange(self.length), q.shape[:2])
         z = attend(*(x[:, :, None] for x in (q, k, v)), positions, NO_TAP)[:, :, 0]
         return z - stored["z"][:, :, head]
+
+
+class PatchOfEachCopy:
+    """A tap that gives each copy of the prompts an edit of its own, of one activation."""
+
+    def __init__(self, name, edits, place):
+        self.name, self.edits, self.place = name, edits, place
+
+    def wants(self, name):
+        return name == self.name
+
+    def __call__(self, name, array):
+        result, n = array.copy(), len(array) // len(self.edits)
+        place = self.place.fitted(name, array)
+        for start, edit in zip(range(0, len(array), n), self.edits, strict=True):
+            result[start : start + n] = edit.at(name, array[start : start + n], place)
+        return result
 
 
 def widened(x):

@@ -14,14 +14,15 @@ import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
-from .inputs import Prompts, check_count, end_of_text, prompts, token_id, tokenizer_of
+from .inputs import Prompts, check_count, encoded, end_of_text, prompts, token_id, tokenizer_of
 from .metrics import LogitDifference, logit_difference
+from .short_reprs import Result
 
 MOST_PROMPTS = 1000  # their stored activations are 9 GB at 124M's shape, at 41 tokens each
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
+@dataclass(frozen=True, eq=False, repr=False)
+class Task(Result):
     """Prompts whose last position has an answer, and minimally different ones without it.
 
     `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits.
@@ -134,7 +135,7 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
     seconds = [i for i, text in text_of.items() if re.fullmatch(r"[a-z]{2,4}", text)]
     if len(firsts) < 2 or len(seconds) < 3:
         raise Error("this vocabulary has no tokens to make names from: use repeated_tokens")
-    before, between, after = (tokenizer.encode(text) for text in (
+    before, between, after = (encoded(model, text) for text in (
         "I saw", ", and he saw me. I know the face of", " still, and all the men know"))
     rng = np.random.default_rng(seed)
     clean, corrupted, answers, wrong = [], [], [], []

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..gpt2_np import NO_TAP, Model, map_leaves, mlp_layer
+from ..inference.turns import turn
 from .inputs import check_index, check_numbers
 
 
@@ -51,7 +52,8 @@ def embedding(model, folded=False, extended=False):
     """Return W_E [v, d]; `extended` adds the first MLP's output for each token alone."""
     wte = on_host(model.params["wte"])[: model.n_vocab]
     if extended:
-        wte = mlp_layer(wte[None], on_host(model.params["blocks"][0]), NO_TAP)[0]
+        with turn(model):
+            wte = mlp_layer(wte[None], on_host(model.params["blocks"][0]), NO_TAP)[0]
     return centred(wte) if folded else wte
 
 

@@ -203,7 +203,7 @@ class CapturedSteps:
             a is b for a, b in zip(arrays, self.arrays, strict=True)
         )
 
-    def start(self, cache: Any, tokens: Sequence[int], options: Any, n_vocab: int,
+    def start(self, cache: Any, tokens: Any, options: Any, n_vocab: int,
               generators: Sequence[np.random.Generator]) -> CapturedGeneration | None:
         """Start a generation after a prefill that filled `cache` and chose `tokens`.
 
@@ -233,9 +233,9 @@ class CapturedGeneration:
     other options `chooses` is False: the device makes logits, and the host chooses.
     """
 
-    step = None
+    step: Any = None  # None once more after `close`
 
-    def __init__(self, step: Step, free: list[Step], cache: Any, tokens: Sequence[int],
+    def __init__(self, step: Step, free: list[Step], cache: Any, tokens: Any,
                  options: Any, n_vocab: int, generators: Sequence[np.random.Generator]):
         self.step, self.free, self.cache, self.n_vocab = step, free, cache, n_vocab
         self.rows = np.arange(len(tokens))  # the rows of the step that still grow
@@ -261,7 +261,7 @@ class CapturedGeneration:
         ):  # fmt: skip
             array.set(np.asarray(values).astype(array.dtype), step.stream)
 
-    def logits(self, tokens: Sequence[int]) -> Any:
+    def logits(self, tokens: Any) -> Any:
         """Return the logits [row, n_vocab] after one more token in every row that still grows."""
         step = self.step
         all_tokens = np.zeros(step.n_rows, np.int32)

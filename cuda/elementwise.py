@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -50,7 +51,9 @@ def mask_future(scores: Any, positions: np.ndarray, xp: ModuleType) -> Any:
     return scores
 
 
-FUNCTIONS = {"gelu": gelu, "mask_future": mask_future, "softmax": softmax}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "gelu": gelu, "mask_future": mask_future, "softmax": softmax
+}  # fmt: skip
 
 
 def fits(x: Any, xp: ModuleType) -> bool:
@@ -62,7 +65,9 @@ def fits(x: Any, xp: ModuleType) -> bool:
 
 def launch(name: str, n_blocks: int, xp: ModuleType, *arguments: Any) -> None:
     arguments = tuple(np.int32(a) if isinstance(a, int) else a for a in arguments)
-    compiled(xp)[name]((n_blocks,), (constants(SOURCE)["BLOCK"],), arguments)
+    kernels = compiled(xp)
+    assert kernels is not None, "checked by `fits`"
+    kernels[name]((n_blocks,), (constants(SOURCE)["BLOCK"],), arguments)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def compile_kernels(source: str, options: tuple[str, ...], xp: ModuleType) -> di
 
 
 def read(source: str) -> str:
-    return __loader__.get_data(source).decode()  # from a zip file too
+    return __loader__.get_data(source).decode()  # type: ignore[name-defined]  # from a zip too
 
 
 def reason(error: Exception) -> str:

@@ -56,6 +56,12 @@ def layout(array: Any) -> MatrixLayout | None:
     return MatrixLayout(operation, step, stacked[-1][1] if stacked else 0)
 
 
+def readable(array: Any, xp: ModuleType) -> tuple[Any, MatrixLayout]:
+    """Return the array, or a copy if cuBLAS cannot read it where it lies, and its layout."""
+    found = layout(array)
+    return (array, found) if found else readable(xp.ascontiguousarray(array), xp)
+
+
 def device_product(left: Any, right: Any, xp: ModuleType) -> Any:
     """Return left @ right by cuBLAS, [..., m, k] and [..., k, n] with equal stacks.
 
@@ -71,13 +77,7 @@ def device_product(left: Any, right: Any, xp: ModuleType) -> Any:
     if both not in CUDA_TYPES or 0 in (m, n, k, *stack):
         return left @ right
     left, right = (array.astype(both, copy=False) for array in (left, right))
-    left_layout, right_layout = layout(left), layout(right)
-    if left_layout is None:
-        left = xp.ascontiguousarray(left)
-        left_layout = layout(left)
-    if right_layout is None:
-        right = xp.ascontiguousarray(right)
-        right_layout = layout(right)
+    (left, left_layout), (right, right_layout) = readable(left, xp), readable(right, xp)
     # cuBLAS's manual recommends rows of whole 16 bytes. Logits have an odd width: pad their rows.
     width = n if stack or n < 1024 else -(-n // 8) * 8
     summed_in = np.promote_types(both, np.float32)

@@ -23,20 +23,24 @@ from ..gpt2_np import (
     unembed,
 )
 from .drafts import Drafts
+from .taps import announce
 from .text_stream import StopWatcher
+from .turns import turn
 
 
 class GrowingText:
     """A prompt and the tokens that continue it, until `ended_by` gives the reason for its end.
 
     "length" is `n_tokens` reached, "context" n_ctx reached, "stop" a stop string or token.
+    `ended_by` is "" until then.
     """
 
     def __init__(self, prompt: Sequence[int], n_tokens: int, n_ctx: int, stops: StopWatcher,
-                 rng: np.random.Generator):
+                 rng: np.random.Generator, row: int = 0):
+        self.row = row  # of the batch
         self.tokens, self.n_prompt, self.n_ctx = list(prompt), len(prompt), n_ctx
         self.n_tokens, self.stops, self.rng = n_tokens, stops, rng
-        self.ended_by = None if n_tokens else "length"
+        self.ended_by = "" if n_tokens else "length"
 
     @property
     def continuation(self) -> list[int]:
@@ -103,16 +107,19 @@ class PlainDecoder:
     """One pass of the model for one token of every text."""
 
     def __init__(self, model: Model, cache: KVCache, texts: Sequence[GrowingText],
-                 options: Sampling, tap: Any):
+                 options: Sampling, tap: Any, n_rows: int):
         self.model, self.cache, self.options, self.tap = model, cache, options, tap
-        self.texts = texts
+        self.texts, self.n_rows = texts, n_rows
 
     def step(self, texts: Sequence[GrowingText]) -> Iterator[tuple[GrowingText, int]]:
         if rows := rows_left(self.texts, texts):
             self.cache.select(rows)
             self.texts = texts
         last = [text.tokens[-1:] for text in texts]
-        logits = next_logits(self.model, last, self.cache, self.tap)
+        announce(self.tap, self.cache.lengths[:, None], [text.row for text in texts],
+                 [text.n_prompt for text in texts], self.n_rows)
+        with turn(self.model, has_tap=self.tap.function is not None):
+            logits = next_logits(self.model, last, self.cache, self.tap)
         yield from add_chosen(texts, logits[:, 0], self.options)
 
 
@@ -127,9 +134,10 @@ class DraftingDecoder:
     def step(self, texts: Sequence[GrowingText]) -> Iterator[tuple[GrowingText, int]]:
         [text] = texts
         draft = self.drafts.propose(min(text.n_left - 1, text.n_ctx - len(text.tokens)))
-        started = time.perf_counter()
-        logits = next_logits(self.model, [[text.tokens[-1], *draft]], self.cache)
-        self.drafts.learn_time(time.perf_counter() - started)
+        with turn(self.model):
+            started = time.perf_counter()
+            logits = next_logits(self.model, [[text.tokens[-1], *draft]], self.cache)
+            self.drafts.learn_time(time.perf_counter() - started)
         for row, drafted in zip(logits[0], [*draft, None], strict=True):
             token = text.choose(row, self.options)
             if not text.add(token):
@@ -179,4 +187,4 @@ def captured_decoder(
     last = np.array([text.tokens[-1] for text in texts])
     generators = [text.rng for text in texts]
     run = decoder.start(cache, last, options, model.n_vocab, generators)
-    return run and CapturedDecoder(run, texts, options)
+    return CapturedDecoder(run, texts, options) if run else None

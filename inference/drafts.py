@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 
 class Repeats:
@@ -50,7 +51,7 @@ class Repeats:
             state = self.suffix[state]
 
     def add_state(self, *parts):
-        columns = self.follow, self.suffix, self.longest, self.end
+        columns: tuple[list[Any], ...] = self.follow, self.suffix, self.longest, self.end
         for column, part in zip(columns, parts, strict=True):
             column.append(part)
         return len(self.end) - 1

@@ -5,24 +5,25 @@ computed once. The decoder that makes the tokens is picked to suit the device an
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from ..bpe import shown
 from ..gpt2_np import (
     Error,
     KVCache,
     Model,
     Sampling,
-    Tap,
     TapFunction,
+    Tokens,
     generator,
     is_number,
     namespace,
-    token_batch,
     transformer,
     unembed,
 )
@@ -34,24 +35,46 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
+from .options import GenerationOptions, Seed, Stop, text_ids
 from .packing import Packed
+from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
+from .turns import turn
 
 # Run the prefix that all prompts share once if that saves more than this many tokens.
 LEAST_SHARED = 32
 
 
+class ContextWarning(UserWarning):
+    """A text has come to n_ctx, the model's last position, before its end.
+
+    If warnings are errors, nothing is lost: `result` is what the call would have returned.
+    """
+
+    def __init__(self, message: str, result: Any = None):
+        super().__init__(message)
+        self.result = result
+
+
+class Continuations(list[list[int]]):
+    """A list of token ids for each prompt. `reasons` tells why each ended, as in `generate`."""
+
+    def __init__(self, rows: Iterable[list[int]], reasons: Sequence[str]):
+        super().__init__(rows)
+        self.reasons = list(reasons)
+
+
 def generate(
     model: Model,
-    tokens: Sequence[int],
+    tokens: Tokens,
     n_tokens: int,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
+    stop: Stop = (),
+    seed: Seed | None = None,
     draft: bool = True,
     tap: TapFunction | None = None,
 ) -> Generator[int, None, str]:
@@ -59,7 +82,7 @@ def generate(
 
     The sampling options are those of `sample`. Generation ends after the token that completes a
     string in `stop` (which needs the model's tokenizer), before a token id in `stop`, and, with a
-    warning, at n_ctx. `stop=model.tokenizer.end_of_text` ends at the end of a text. The
+    ContextWarning, at n_ctx. `stop=model.tokenizer.end_of_text` ends at the end of a text. The
     generator's return value is the reason: "length", "stop" or "context". `draft` makes text that
     repeats itself several tokens at a time; the tokens are the same but for ties within rounding.
     `tap` is that of `forward`: it sees the prompt, then each token by itself. Raises Error at once
@@ -72,29 +95,26 @@ def generate(
 
 def generate_batch(
     model: Model,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens] | np.ndarray,
     n_tokens: int,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
-    **options: Any,
-) -> list[list[int]]:
+    **options: Unpack[GenerationOptions],
+) -> Continuations:
     """Return the continuations of several prompts of any lengths, computed together.
 
-    The options are those of `generate` but for the tap. Row 0 draws with `seed`, row i with
-    (seed, i), so that each row is what `generate` gives for its prompt alone. A numpy Generator
+    The options are those of `generate`. The result is a list of lists; its `reasons` tell why each
+    row ended. A tap sees [row, ...]: the prompts, padded on the right to one length, then a token
+    of every row that has not ended. Row 0 draws with `seed`, row i with (seed, i), so that each
+    row is what `generate` gives for its prompt alone. A Generator, BitGenerator or SeedSequence
     seeds row 0 itself and the other rows with the generators that it spawns.
     """
-    generation = run_batch(model, prompts, n_tokens, stop, seed, **options)
-    warn_if_full(model, generation.reasons)
-    return generation.continuations
+    generation = run_batch(model, prompts, n_tokens, **options)
+    rows = Continuations(generation.continuations, generation.reasons)
+    warn_if_full(model, rows.reasons, rows)
+    return rows
 
 
 def stream(
-    model: Model,
-    prompt: str | Sequence[int],
-    n_tokens: int = 40,
-    stop: Iterable[str | int] = (),
-    **options: Any,
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
 ) -> Generator[str, None, str]:
     """Yield the continuation of a text as it is made, in pieces of whole characters.
 
@@ -102,18 +122,21 @@ def stream(
     in text is ordinary text: give token ids to use special tokens. The return value is that of
     `generate`. Raises Error if the model has no tokenizer.
     """
-    return with_warning(model, quiet_stream(model, prompt, n_tokens, stop, **options))
+    return with_warning(model, quiet_stream(model, prompt, n_tokens, **options))
 
 
-def complete(model: Model, prompt: str, n_tokens: int = 40, **options: Any) -> str:
+def complete(
+    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
+) -> str:
     """Return the continuation of a text, without the prompt. The options are those of `stream`."""
-    pieces, text = quiet_stream(model, prompt, n_tokens, **options), []
+    pieces, parts = quiet_stream(model, prompt, n_tokens, **options), []
     while True:
         try:
-            text.append(next(pieces))
+            parts.append(next(pieces))
         except StopIteration as end:
-            warn_if_full(model, [end.value])
-            return "".join(text)
+            text = "".join(parts)
+            warn_if_full(model, [end.value], text)
+            return text
 
 
 def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=None, **options):
@@ -121,7 +144,9 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise Error("this model has no tokenizer: use generate on token ids")
-    tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, bytes | bytearray | memoryview) or not isinstance(prompt, Iterable):
+        raise Error(f"the prompt is {shown(prompt)}: give text, or token ids")
+    tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     stop, sampling = stop_list(stop), Sampling(**options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
@@ -130,36 +155,34 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
 def with_warning(model, items):
     """Yield the items and return the reason they ended, after a warning if that is n_ctx."""
     reason = yield from items
-    warn_if_full(model, [reason])
+    warn_if_full(model, [reason], reason)
     return reason
 
 
-def warn_if_full(model: Model, reasons: Sequence[str]) -> None:
+def warn_if_full(model: Model, reasons: Sequence[str], result: Any) -> None:
     """Warn the caller of the function that calls this one if a text has reached n_ctx."""
     if "context" in reasons:
-        warnings.warn(f"generation stopped at n_ctx = {model.config.n_ctx} positions", stacklevel=3)
+        message = f"generation stopped at n_ctx = {model.config.n_ctx} positions"
+        warnings.warn(ContextWarning(message, result), stacklevel=3)
 
 
 def run_batch(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    stop: Iterable[str | int] = (),
-    seed: Any = None,
-    draft: bool = True,
-    **options: Any,
+    model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
 ) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
-    seeds = row_seeds(seed, len(prompts))
-    generation = Generation(model, prompts, n_tokens, stop, seeds, Sampling(**options), draft)
+    seeds, sampling = row_seeds(seed, len(prompts)), Sampling(**options)
+    generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:
         pass
     return generation
 
 
-def row_seeds(seed: Any, n_rows: int) -> list[Any]:
+def row_seeds(seed: Seed | None, n_rows: int) -> list[Any]:
     """Return a seed for each row of a batch. The first is that of one text alone."""
-    if isinstance(seed, np.random.Generator):
+    if isinstance(seed, np.random.Generator | np.random.BitGenerator | np.random.SeedSequence):
+        if isinstance(seed, np.random.SeedSequence):
+            seed = copy.copy(seed)  # which counts what it has spawned
+        seed = np.random.default_rng(seed)
         return [seed, *seed.spawn(n_rows - 1)] if n_rows else []
     return [(seed, row) if row and seed is not None else seed for row in range(n_rows)]
 
@@ -170,9 +193,9 @@ class Generation:
     def __init__(
         self,
         model: Model,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Tokens] | np.ndarray,
         n_tokens: int,
-        stop: Any,
+        stop: Stop,
         seeds: Sequence[Any],
         options: Sampling,
         draft: bool = True,
@@ -182,16 +205,17 @@ class Generation:
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        prompts = [token_batch([prompt], model.config)[0].tolist() for prompt in prompts]
-        longest = max(map(len, prompts), default=0)
+        rows = [text_ids(prompt, model.config).tolist() for prompt in prompts]
+        longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "
                         "its beginning")
         self.model, self.options, self.draft = model, options, draft
-        self.tap = Tap(tap)
-        stops = [StopWatcher(stop, model.tokenizer) for _ in prompts]
-        self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed))
-                      for prompt, watcher, seed in zip(prompts, stops, seeds, strict=True)]
+        self.tap = checked_tap(tap)
+        stops = [StopWatcher(stop, model.tokenizer) for _ in rows]
+        each = zip(rows, stops, seeds, strict=True)
+        self.texts = [GrowingText(prompt, n_tokens, n_ctx, watcher, generator(seed), row)
+                      for row, (prompt, watcher, seed) in enumerate(each)]
 
     @property
     def continuations(self) -> list[list[int]]:
@@ -209,21 +233,21 @@ class Generation:
         return self.reasons[0]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        row_of = {id(text): row for row, text in enumerate(self.texts)}
         growing = [text for text in self.texts if not text.ended_by]
         if not growing:
             return
-        cache, logits = self.read_prompts()
+        with turn(self.model, has_tap=self.tap.function is not None):
+            cache, logits = self.read_prompts()
         chosen, decoder = add_chosen(growing, logits, self.options), None
         while True:
             for text, token in chosen:
-                yield row_of[id(text)], token
+                yield text.row, token
             before, growing = growing, [text for text in growing if not text.ended_by]
             if not growing:
                 return
             if decoder is None:
                 if len(growing) < len(before):
-                    cache.select([row_of[id(text)] for text in growing])
+                    cache.select([text.row for text in growing])
                 decoder = self.pick_decoder(cache, growing)
             chosen = decoder.step(growing)
 
@@ -236,7 +260,7 @@ class Generation:
             on_cpu = namespace(model.params["wte"]) is np
             if self.draft and on_cpu and len(self.texts) == 1:
                 return DraftingDecoder(model, cache, texts[0], options)
-        return PlainDecoder(model, cache, texts, options, self.tap)
+        return PlainDecoder(model, cache, texts, options, self.tap, len(self.texts))
 
     def read_prompts(self) -> tuple[KVCache, Any]:
         """Return a cache that holds every prompt, and the logits at their ends [row, n_vocab]."""
@@ -245,13 +269,18 @@ class Generation:
         capacity = min(config.n_ctx, n_prompt.max() + self.texts[0].n_tokens)
         n_shared = min(shared_prefix(prompts), n_prompt.min() - 1)  # a row needs one of its own
         n_padding = (n_prompt.max() - n_prompt).sum()
-        if n_shared * (n_rows - 1) - n_padding > LEAST_SHARED:
+        has_tap = self.tap.function is not None  # which sees rows, each from its beginning
+        if has_tap or n_shared * (n_rows - 1) - n_padding > LEAST_SHARED:
+            n_shared = 0 if has_tap else n_shared
             cache = KVCache(config, 1, capacity)
-            self.transformer([prompts[0][:n_shared]], cache)
+            if n_shared:
+                self.transformer([prompts[0][:n_shared]], cache)
             cache.select([0] * n_rows)
             rest = np.zeros((n_rows, n_prompt.max() - n_shared), int)
             for row, prompt in enumerate(prompts):
                 rest[row, : len(prompt) - n_shared] = prompt[n_shared:]
+            announce(self.tap, np.arange(n_shared, n_prompt.max()), np.arange(n_rows), n_prompt,
+                     n_rows)
             x = self.transformer(rest, cache)
             cache.lengths[:] = n_prompt  # shorter rests were padded on the right
             ends = np.arange(n_rows), n_prompt - n_shared - 1

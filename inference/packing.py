@@ -1,12 +1,11 @@
 """Several texts in one row of tokens, one behind another, so that nothing is padded."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..gpt2_np import Cache, KVCache, namespace
+from ..gpt2_np import Cache, KVCache, Tokens, namespace
 
 
 class Packed(Cache):
@@ -16,7 +15,7 @@ class Packed(Cache):
     for each text is filled with their keys and values.
     """
 
-    def __init__(self, lengths: Sequence[int], cache: KVCache | None = None):
+    def __init__(self, lengths: Tokens, cache: KVCache | None = None):
         self.lengths, self.cache = np.asarray(lengths), cache
         self.rows = np.repeat(np.arange(len(lengths)), lengths)
         self.positions = np.concatenate([np.arange(length) for length in lengths])

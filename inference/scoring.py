@@ -12,22 +12,24 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..gpt2_np import (
-    NO_TAP,
     Error,
     Model,
-    Tap,
     TapFunction,
+    Tokens,
     check_finite,
     einsum,
     is_number,
     namespace,
     to_host,
-    token_batch,
     transformer,
 )
+from .options import text_ids
 from .packing import Packed
+from .taps import announce, checked_tap
+from .turns import turn
 
 # Logits of a block of the vocabulary at a time: 16 MiB of float32 on the CPU, 64 on a GPU.
 LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
@@ -35,24 +37,30 @@ LOGITS_AT_ONCE, DEVICE_LOGITS_AT_ONCE = 1 << 22, 1 << 24
 
 def score(
     model: Model,
-    tokens: Sequence[int],
+    tokens: Tokens,
     stride: int | None = None,
     tap: TapFunction | None = None,
-) -> np.ndarray:
+) -> npt.NDArray[np.float32]:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
     default. So every token but those of the first window has at least n_ctx - stride tokens before
-    it. `tap` is that of `forward`, and sees one window after another.
+    it. `tap` is that of `forward`, and sees one window after another, each from position 0 on.
     """
-    return score_windows(model, [tokens], stride, Tap(tap))[0]
+    return score_windows(model, [tokens], stride, checked_tap(tap))[0]
 
 
 def score_batch(
-    model: Model, texts: Iterable[Sequence[int]], stride: int | None = None
-) -> list[np.ndarray]:
-    """Return the `score` of several texts of any lengths, computed together."""
-    return score_windows(model, texts, stride, NO_TAP)
+    model: Model,
+    texts: Iterable[Tokens],
+    stride: int | None = None,
+    tap: TapFunction | None = None,
+) -> list[npt.NDArray[np.float32]]:
+    """Return the `score` of several texts of any lengths, computed together.
+
+    With a tap they are computed one after another, as `score` would: it sees [1, ...].
+    """
+    return score_windows(model, texts, stride, checked_tap(tap))
 
 
 def score_windows(model, texts, stride, tap):
@@ -61,16 +69,19 @@ def score_windows(model, texts, stride, tap):
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
-    texts = [token_batch([text], replace(config, n_vocab=len(wte)))[0] for text in texts]
+    texts = [text_ids(text, replace(config, n_vocab=len(wte))) for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
-    for row in pack_windows(text_windows(texts, config.n_ctx, int(stride)), config.n_ctx):
+    windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
+    for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
         targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
         lengths = [w.end - w.start for w in row]
-        x = transformer(params, config, inputs[None], Packed(lengths), tap)
         wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
-        x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-        log_p = target_log_probabilities(x, targets, wte)
+        announce(tap, np.arange(lengths[0]), [row[0].text], lengths[:1], len(texts))
+        with turn(model, has_tap=has_tap):
+            x = transformer(params, config, inputs[None], Packed(lengths), tap)
+            x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
+            log_p = target_log_probabilities(x, targets, wte)
         check_finite(log_p.sum())
         log_p = iter(log_p)
         for w in row:

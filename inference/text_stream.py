@@ -21,7 +21,7 @@ class TextDecoder(Protocol):
 
 def stop_list(stop: Any) -> list[str | int]:
     """Return one stop or several as a list. Raises Error unless each is a string or a token id."""
-    one = isinstance(stop, str) or not isinstance(stop, Iterable)
+    one = isinstance(stop, str | bytes) or not isinstance(stop, Iterable)
     stop = [stop] if one else list(stop)
     for item in stop:
         if item == "" or not isinstance(item, str | int | np.integer):

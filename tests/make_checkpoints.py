@@ -58,20 +58,21 @@ def write_tensorflow(folder, config=SMALL, seed=0, tokenizer=True, **bundle):
     return params
 
 
-def write_bundle(folder, tensors, header=None, change=None, **table):
+def write_bundle(folder, tensors, header=None, change=None, prefix="model.ckpt", **table):
     """Write index and data. change(name, entry) may alter an entry, a dict by field number."""
     header = {1: 1, 3: [proto({1: 1})]} if header is None else header
     entries, data = [(b"", proto(header))], b""
     for name, array in sorted(tensors.items()):
-        content = array.astype("<f4").tobytes()
+        kind, stored = (9, "<i8") if array.dtype == np.int64 else (1, "<f4")
+        content = array.astype(stored).tobytes()
         shape = proto({2: [proto({1: n}) for n in array.shape]})
-        entry = {1: 1, 2: [shape], 4: len(data), 5: len(content), 6: fixed(mask(crc(content)))}
+        entry = {1: kind, 2: [shape], 4: len(data), 5: len(content), 6: fixed(mask(crc(content)))}
         if change:
             change(name, entry)
         entries.append((name.encode(), proto(entry)))
         data += content
-    (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)
-    (folder / "model.ckpt.index").write_bytes(write_table(entries, **table))
+    (folder / f"{prefix}.data-00000-of-00001").write_bytes(data)
+    (folder / f"{prefix}.index").write_bytes(write_table(entries, **table))
 
 
 NO_ENTRIES = struct.pack("<II", 0, 1)  # TensorFlow's metaindex block: one restart, at 0

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import re
+import ssl
 import sys
 import threading
 import time
@@ -31,16 +32,23 @@ class Server:
     `slow` waits that many seconds for each 64 kB. `first` holds the statuses of the next answers
     (500, ...), after which the server answers normally. `instead` replaces files: bytes by path.
     `soft_404` answers a missing file with a page and status 200. `headers` are added to every
-    answer; None removes one. `log` has (path, Range header or None, status) of every request.
+    answer; None removes one. `redirects` sends paths to URLs. `log` has (path, Range header or
+    None, status) of every request, and `authorizations` their Authorization headers or None. With a
+    `certificate`, a file of PEM with its key, the server speaks https.
     """
 
-    def __init__(self, folder, port=0):
+    def __init__(self, folder, port=0, certificate=None):
         self.folder = Path(folder)
         self.cut, self.ranges, self.etag, self.slow = None, True, True, 0.0
         self.first, self.instead, self.soft_404, self.headers = [], {}, False, {}
-        self.log = []
+        self.redirects, self.log, self.authorizations = {}, [], []
         self.http = QuietServer(("127.0.0.1", port), self._handler())
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        scheme = "http"
+        if certificate:
+            scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self.http.server_address[1]}"
 
     def __enter__(self):
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
@@ -69,6 +77,8 @@ class Server:
     def answer(self, request):
         path, requested_range = request.path, request.headers.get("Range")
         file = self.folder / path.lstrip("/")
+        if path in self.redirects:
+            return self.send(request, 302, b"", {"Location": self.redirects[path]})
         if self.first:
             return self.send(request, self.first.pop(0), b"not now", {})
         if path not in self.instead and not file.is_file():
@@ -98,6 +108,7 @@ class Server:
 
     def send(self, request, status, body, headers):
         self.log.append((request.path, request.headers.get("Range"), status))
+        self.authorizations.append(request.headers.get("Authorization"))
         if isinstance(body, bytes):
             headers = {"Content-Length": str(len(body)), **headers}
             body = io.BytesIO(body)

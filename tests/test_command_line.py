@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from make_checkpoints import write_tensorflow
 from random_model import TINY, random_params
 from server import Server
 from small_model import save_small_model
@@ -22,6 +24,7 @@ from small_model import save_small_model
 import gpt2_np
 from gpt2_np import backend, bpe, checkpoint, command_line
 from gpt2_np import gpt2_np as reference
+from gpt2_np.cuda import products
 from gpt2_np.inference import drafts, generation
 
 ROOT = Path(gpt2_np.__file__).parent
@@ -50,10 +53,7 @@ def run(capsys):
     """A function that runs a command line and returns its exit status, stdout and stderr."""
 
     def run(*arguments):
-        try:
-            status = gpt2_np.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            status = stopped.code
+        status = gpt2_np.main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return run
@@ -337,6 +337,36 @@ def test_score_reads_a_file_longer_than_the_context(run, folder, model, tmp_path
     assert [row["log_p"] for row in result["tokens"]] == pytest.approx(log_p.tolist())
 
 
+def test_a_token_before_every_text_is_not_put_there_twice(run, folder, tmp_path):
+    """Scores are those of the same tokenizer without add_bos_token."""
+    expected = run(PROMPT, "-m", folder, "--score")
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    (changed / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    assert run(PROMPT, "-m", changed, "--score") == expected
+    assert "the first after <|endoftext|>" in expected[1]
+
+
+def test_a_token_without_a_row_is_named(run, folder, model, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    n_rows = model.config.n_vocab
+    (changed / "added_tokens.json").write_text(json.dumps({"[PAD]": n_rows}))
+    assert run("the [PAD]", "-m", changed, "-n", 1) == (1, "", (
+        f"gpt2_np: '[PAD]' is token {n_rows}, but the model's embedding has {n_rows} rows: leave "
+        "it out\n"))  # fmt: skip
+    assert run("the corner", "-m", changed, "-n", 1) == run("the corner", "-m", folder, "-n", 1)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_tokenizer_that_is_not_understood_is_explained(run, folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    (changed / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    status, out, err = run("the", "-m", changed)
+    warning, error = err.splitlines()
+    assert (status, out) == (1, "")
+    assert "tokenizer_class is 'LlamaTokenizer', expected GPT2Tokenizer" in warning
+    assert error.startswith(f"gpt2_np: {changed} has no tokenizer that can be used: ")
+
+
 # --- the cost of a model ---------------------------------------------------------------
 
 PUBLISHED = {"124M": 124439808, "355M": 354823168, "774M": 774030080, "1558M": 1557611200}
@@ -413,13 +443,49 @@ def test_download_prints_the_folder_and_later_runs_need_no_network(
         status, out, err = run("--download", "-m", server.url)
         assert status == 0
         (printed,) = out.splitlines()
-        assert (Path(printed) / "model.safetensors").samefile(next(tmp_path.rglob("*.safetensors")))
+        (weights,) = tmp_path.rglob("model.safetensors")
+        assert Path(printed).samefile(weights.parent)
         assert server.url in err
         n_requests = len(server.log)
         assert run("--download", "-m", server.url) == (0, out, "")
     text = PROMPT + gpt2_np.complete(model, PROMPT) + "\n"
     assert run(PROMPT, "-m", server.url) == (0, text, "")
     assert len(server.log) == n_requests
+
+
+# --- saving ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", checkpoint.SAVED_DTYPES)
+def test_save_converts_a_checkpoint_and_prints_its_folder(run, model, tmp_path, monkeypatch, dtype):
+    monkeypatch.chdir(tmp_path)
+    write_tensorflow("source", model.config, tokenizer=False)
+    model.tokenizer.save("source")
+    assert run("-m", "source", "--save", "new/saved", "--dtype", dtype) == (
+        0, f"{tmp_path / 'new' / 'saved'}\n", "")  # fmt: skip
+    gpt2_np.save(gpt2_np.load("source", "cpu"), "expected", dtype)
+    found, expected = ({file.name: file.read_bytes() for file in Path(folder).iterdir()}
+                       for folder in ("new/saved", "expected"))
+    assert found == expected
+    continuation = gpt2_np.complete(gpt2_np.load("expected", "cpu"), PROMPT)
+    assert run(PROMPT, "-m", "new/saved") == (0, PROMPT + continuation + "\n", "")
+
+
+def test_save_refuses_a_folder_that_exists_before_the_model_is_loaded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "load", None)
+    for path, message in (tmp_path, "exists: give the path of a new"), ("", "give a path of a new"):
+        status, out, err = run("--save", path)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert message in err
+
+
+def test_save_needs_no_vocabulary(run, folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in "config.json", "model.safetensors":
+        shutil.copy(Path(folder) / name, bare)
+    assert run("-m", bare, "--save", tmp_path / "saved")[0] == 0
+    assert gpt2_np.load(tmp_path / "saved", "cpu").tokenizer is None
 
 
 # --- errors ----------------------------------------------------------------------------
@@ -448,6 +514,14 @@ USAGE = {
     "verbose and info": (["--info", "--verbose"], "--verbose goes with running a model, not with"),
     "tf32 and download": (["--download", "--tf32"], "--tf32 goes with running a model"),
     "dtype and download": (["--download", "--dtype", "float64"], "--dtype goes with running"),
+    "device and save": (["--save", "x", "--device", "cpu"], "--device goes with running a model"),
+    "tokens and save": (["--save", "x", "-n", "3"], "--tokens goes with generating, not with"),
+    "json and save": (["--save", "x", "--json"], "not with --save"),
+    "a prompt and save": ([PROMPT, "--save", "x"], "a prompt and --save do not go together"),
+    "save and download": (["--save", "", "--download"], "--download and --save are different"),
+    "float64 and save": (["--save", "x", "--dtype", "float64"], "choose float32 or float16 or bfl"),
+    "bfloat16 to run": ([PROMPT, "--dtype", "bfloat16"], "--dtype bfloat16 goes with --save"),
+    "bfloat16 and info": (["--info", "--dtype", "bfloat16"], "--dtype bfloat16 goes with --save"),
     "json and no echo": ([PROMPT, "--json", "--no-echo"], "leave --no-echo out"),
     "top-k of 0": ([PROMPT, "--top-k", "0"], "error: --top-k is 0"),
     "top-p of 0": ([PROMPT, "--top-p", "0"], "error: --top-p is 0.0"),
@@ -616,7 +690,7 @@ def test_weights_without_a_vocabulary_are_reported_in_one_sentence(run, folder, 
         (tmp_path / name).write_bytes((Path(folder) / name).read_bytes())
     status, out, err = run(PROMPT, "-m", tmp_path)
     assert (status, out, err.count("\n")) == (1, "", 1)
-    assert "vocabulary" in err
+    assert "no tokenizer that can be used" in err
     assert "merges.txt" in err
 
 
@@ -780,6 +854,101 @@ def test_help_names_every_option(run):
     assert (status, err) == (0, "")
     for option in command_line.command_line()._option_string_actions:
         assert option in out
+
+
+# --- main() in somebody's program ------------------------------------------------------
+
+
+def surroundings():
+    return (sys.stdout, sys.stdout.encoding, sys.stdout.errors, sys.stderr.encoding,
+            sys.stderr.errors, warnings.showwarning, list(warnings.filters), np.geterr(),
+            signal.getsignal(signal.SIGINT), products._tf32.get())
+
+
+def use_latin_streams(monkeypatch):
+    for name in "stdout", "stderr":
+        stream = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
+        monkeypatch.setattr(sys, name, stream)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler])
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["--version"], 0), (["--help"], 0), (["--no-such-option"], 2), ([], 2),
+    (["x", "--score", "--info"], 2), (["x", "-m", "nowhere"], 1), (["x", "-m", "{folder}"], 0),
+])
+def test_main_returns_its_status_and_leaves_everything_as_it_was(
+    arguments, expected, handler, folder, monkeypatch
+):
+    use_latin_streams(monkeypatch)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        found = surroundings()
+        assert gpt2_np.main([part.format(folder=folder) for part in arguments]) == expected
+        assert surroundings() == found
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_main_prints_utf_8_whatever_the_encoding_was(folder, monkeypatch):
+    use_latin_streams(monkeypatch)
+    assert gpt2_np.main(["naïve “🦙”", "-m", folder, "-n", "0"]) == 0
+    assert sys.stdout.buffer.getvalue() == "naïve “🦙”\n".encode()
+
+
+def test_main_forgets_tf32(folder):
+    found = surroundings()
+    assert gpt2_np.main(["x", "-m", folder, "-n", "1", "--tf32"]) == 0
+    assert surroundings() == found
+
+
+def test_main_reports_a_closed_stream(folder, monkeypatch, capsys):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert gpt2_np.main(["x", "-m", folder, "-n", "1"]) == 1
+    assert "standard output is closed" in capsys.readouterr().err
+
+
+def test_main_continues_lines_of_a_stdin_that_its_caller_has_begun_to_read(folder, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(b"mine\nyours\n"), "latin-1")
+    monkeypatch.setattr(sys, "stdin", stream)
+    assert stream.readline() == "mine\n"
+    assert gpt2_np.main(["--interactive", "-m", folder, "-n", "1"]) == 0
+
+
+def test_main_runs_in_a_thread(folder):
+    statuses = []
+    arguments = ["x", "-m", folder, "-n", "1"]
+    thread = threading.Thread(target=lambda: statuses.append(gpt2_np.main(arguments)))
+    thread.start()
+    thread.join(60)
+    assert statuses == [0]
+
+
+@posix
+def test_after_a_closed_pipe_stdout_is_still_that_pipe(folder, monkeypatch):
+    reading, writing = os.pipe()
+    before = os.fstat(writing)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        os.close(reading)
+        assert gpt2_np.main(["x", "-m", folder, "-n", "1"]) == 141
+        after = os.fstat(writing)
+        assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)
+        stream.flush()  # raises if output were still buffered
+
+
+def test_a_failure_to_read_leaves_stdout_open(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(command_line, "run", fail)
+    with open(tmp_path / "out", "w+") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert gpt2_np.main(["x"]) == 1
+        print("more", flush=True)
+        stream.seek(0)
+        assert stream.read() == "more\n"
 
 
 # --- a conversation --------------------------------------------------------------------

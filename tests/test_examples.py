@@ -38,22 +38,33 @@ def folder(tmp_path):
     return save_small_model(tmp_path / "small", n_ctx=128)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_an_example_copied_elsewhere_runs_the_installed_package(name, installed, tmp_path):
-    """It runs without docstrings too (-OO)."""
-    copy = shutil.copy(EXAMPLES / name, tmp_path)
-    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(installed)}
+@pytest.fixture
+def run_copy(installed, tmp_path):
+    """A function that runs a copy of an example beside the installed package, without docstrings.
 
-    def run_copy(*arguments):
+    It returns the finished process.
+    """
+
+    def run(name, *arguments):
+        copy = shutil.copy(EXAMPLES / name, tmp_path)
+        environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(installed)}
         return subprocess.run(
             [sys.executable, "-OO", copy, *arguments], cwd=tmp_path, timeout=60,
             capture_output=True, check=False, env=environment, encoding="utf-8",
         )
 
-    done = run_copy()
+    return run
+
+
+def test_an_example_copied_elsewhere_runs_the_installed_package(run_copy):
+    done = run_copy("complete_text.py")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") > 2
-    done = run_copy("nowhere")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_copied_elsewhere_says_that_there_is_no_such_model(name, run_copy):
+    done = run_copy(name, "nowhere")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"{name.removesuffix('.py')}: 'nowhere' is neither")
 
@@ -112,3 +123,14 @@ def test_own_arrays_shows_a_guess_before_training_and_a_lower_loss_after(run, fo
     assert untrained == pytest.approx(guessing, abs=0.2)
     assert trained < guessing - 2
     assert "guessing:  5.704 nats" in run("own_arrays.py", folder)
+
+
+def test_edit_and_save_keeps_all_but_one_head_in_a_new_folder(run, folder, tmp_path):
+    lines = run("edit_and_save.py", folder, tmp_path / "edited").splitlines()
+    _, without, again = (float(line.split(":")[1].split()[0]) for line in lines[:3])
+    assert without == again
+    head = int(lines[1].partition("0.")[2][0])
+    before, after = (gpt2_np.load(place).params["blocks"][0]["attn"]["c_proj"]["w"]
+                     for place in (folder, tmp_path / "edited"))  # fmt: skip
+    changed = (before != after).any(axis=1)
+    assert np.flatnonzero(changed).tolist() == list(range(8 * head, 8 * head + 8))

@@ -376,7 +376,7 @@ def test_a_full_cache_and_a_wrong_batch_size_are_rejected():
     with pytest.raises(gpt2_np.Error, match="2 rows, the tokens are 1"):
         run(TOKENS[:4], cache=cache)
     run(TOKENS[:8].reshape(2, 4), cache=cache)
-    with pytest.raises(gpt2_np.Error, match="9 positions do not fit into a cache of 8"):
+    with pytest.raises(gpt2_np.Error, match="a cache of 8 cannot hold 9 positions"):
         run(TOKENS[:10].reshape(2, 5), cache=cache)
 
 

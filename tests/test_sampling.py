@@ -137,7 +137,8 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1: .* 0 or a positive number"),
+        ({"temperature": -1}, "temperature is -1: it must be 0, or from 1e-99 to 1e99"),
+        ({"temperature": 1e-320}, "temperature is 1e-320: it must be 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": None}, "temperature is None"),
@@ -149,7 +150,8 @@ def test_a_seed_repeats_a_draw_and_seeds_differ():
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"min_p": -0.1}, "min_p is -0.1: .* from 0 to 1"),
         ({"min_p": 2}, "min_p is 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty is 0: .* a positive number"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0: .* from 1e-6 to 1e6"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty is 1e-38"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": "x"}, "seed is 'x'"),
     ],

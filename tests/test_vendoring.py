@@ -31,7 +31,7 @@ results = dict(
     score=gpt2_np.score(model, tokens * 3),
 )
 if hasattr(gpt2_np, "generate_batch"):  # more than the reference alone
-    results["batch"] = gpt2_np.generate_batch(model, [tokens, tokens[:2]], 9, **options)
+    results["batch"] = list(gpt2_np.generate_batch(model, [tokens, tokens[:2]], 9, **options))
     results["windows"] = gpt2_np.score(model, tokens * 6)
 pickle.dump((results, sorted(sys.modules)), sys.stdout.buffer)
 """

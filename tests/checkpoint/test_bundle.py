@@ -75,7 +75,8 @@ def entry_with(wanted, **fields):
 
 B = "model/ln_f/b"
 ENTRIES = [
-    ({"field1": 3}, "data type is 3, expected one of"),
+    ({"field1": 7}, "data type is 7, expected one of"),
+    ({"field1": 3}, "is I32 of shape .*expected F32"),
     ({"field1": 0}, "data type is 0"),
     ({"field3": 1}, "another shard"),
     ({"field7": [make.proto({1: [b"x"]})]}, "slices"),

@@ -88,10 +88,10 @@ def test_edits_may_return_an_array_change_theirs_or_be_one():
     name = "blocks.1.hook_resid_pre"
     source = circuits.run(MODEL, CORRUPTED, [name])
 
-    def returns(array, _):
+    def returns(_, array):
         return array * 0 + source[name]
 
-    def changes(array, _):
+    def changes(_, array):
         array[:] = source[name]
 
     for edit in (returns, changes, source[name], circuits.patch(source[name])):

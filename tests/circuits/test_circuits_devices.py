@@ -4,6 +4,7 @@ import pytest
 import strict_arrays
 from random_model import TINY, map_params, random_model
 
+import gpt2_np
 from gpt2_np import Model, backend, circuits
 
 HOST = random_model()
@@ -25,18 +26,51 @@ def patched(model):
     return circuits.run(model, TOKENS, edits={Z: circuits.patch(source[Z], [1, 2])}).logits
 
 
+MID = "blocks.1.hook_resid_mid"
+VECTOR = np.random.default_rng(1).standard_normal(TINY.n_embd)
+EDITS = {MID: circuits.add(VECTOR, position=slice(3, None)), Z: circuits.patch(0.2, [1, 2]),
+         "blocks.0.mlp.hook_post": [circuits.zero(neuron=5), lambda name, array: 2 * array],
+         SCORES: circuits.knock_out([(5, 1), (6, 2)])}
+
+
+def continued(model):
+    tap = circuits.as_tap(model, EDITS)
+    return gpt2_np.generate_batch(model, [[3, 5, 7], list(range(7))], 5, tap=tap)[1]
+
+
 TOOLS = {
     "run": lambda m: circuits.run(m, TOKENS, "*")["blocks.2.hook_resid_post"],
     "patch": patched,
     "zero": lambda m: circuits.run(m, TOKENS, edits={Z: circuits.zero(1, 2)}).logits,
     "knock out": lambda m: circuits.run(
         m, TOKENS, edits={SCORES: circuits.knock_out([5], [1, 2])}).logits,
+    "edits": lambda m: circuits.run(m, TOKENS, edits=EDITS).logits,
+    "generate with edits": continued,
+    "run_generate": lambda m: circuits.run_generate(m, TOKENS[0], 4, edits=EDITS).logits,
+    "score with edits": lambda m: gpt2_np.score_batch(
+        m, list(TOKENS), tap=circuits.as_tap(m, EDITS)),
+    "edited attribution": lambda m: circuits.attribution(m, TOKENS, 3, edits=EDITS).values,
+    "edited lens": lambda m: circuits.lens(m, TOKENS, edits=EDITS).entropy,
+    "edited heads": lambda m: circuits.heads(m, TOKENS, edits=EDITS).entropy,
+    "edited measure": lambda m: circuits.measure(
+        m, list(TOKENS), resamples=10, edits=EDITS).reliability,
+    "edited gradients": lambda m: circuits.gradients(
+        m, TOKENS, METRIC, edits={MID: circuits.zero(position=3)})["blocks.0.hook_resid_pre"],
+    "edited patching": lambda m: circuits.patching(m, TOKENS, OTHER, METRIC, edits=EDITS).values,
+    "edited path patching": lambda m: circuits.path_patching(
+        m, TOKENS, OTHER, METRIC, [(2, 1, "q")], edits={Z: circuits.zero(1)}).values,
+    "edited find": lambda m: circuits.find(
+        m, TOKENS, OTHER, METRIC, 0.8, edits={Z: circuits.zero(1)}).share,
+    "steering vector": lambda m: circuits.steering_vector(m, [TOKENS], MID),
+    "mean": lambda m: circuits.mean_activation(m, list(TOKENS), Z),
     "decompose": lambda m: circuits.decompose(m, TOKENS, neurons=[0]).values,
     "attribution": lambda m: circuits.attribution(m, TOKENS, 3).values,
     "lens": lambda m: circuits.lens(m, TOKENS, frozen=True).entropy,
     "heads": lambda m: circuits.heads(m, TOKENS).entropy,
     **{f"patching {what}": lambda m, what=what: circuits.patching(
         m, TOKENS, OTHER, METRIC, what).values for what in ("resid_pre", "z", "k", "pattern")},
+    "patching neurons": lambda m: circuits.patching(
+        m, TOKENS, OTHER, METRIC, "blocks.2.mlp.hook_post").values[2],
     "path patching": lambda m: circuits.path_patching(
         m, TOKENS, OTHER, METRIC, [(2, 1, "q")]).values,
     "composition": lambda m: circuits.composition(m, "K"),
@@ -44,7 +78,12 @@ TOOLS = {
     "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
     "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
+    "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
+                                 for one in circuits.max_activating(m, TOKENS, unit)],
+    "histogram": lambda m: circuits.histogram(m, TOKENS, "blocks.1.hook_resid_mid", [-1, 0]).mean,
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
+    "attribution patching": lambda m: circuits.attribution_patching(
+        m, METRIC, base=TOKENS, source=OTHER, steps=2).values,
     "edges": lambda m: circuits.edge_attribution(m, TOKENS, OTHER, METRIC),
     "find": lambda m: circuits.find(m, TOKENS, OTHER, METRIC, 0.8).share,
     "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).share,

@@ -53,7 +53,7 @@ def call(function, *args, **options):
         (call(circuits.attribution, TOKENS, 1, position=10), "position 10 does not exist"),
         (call(circuits.lens, TOKENS, top=0), "top is 0"),
         (call(circuits.patching, TOKENS, OTHER, METRIC, "zz"), "activation 'zz'; did you mean z"),
-        (call(circuits.patching, TOKENS, OTHER, METRIC, "post"), "cannot patch 'post': choose one"),
+        (call(circuits.patching, TOKENS, OTHER, METRIC, "pre"), "cannot patch 'pre': choose one"),
         (call(circuits.patching, TOKENS, OTHER, METRIC, layers=[3]), "layer 3 does not exist"),
         (call(circuits.run, TOKENS, ["resid_pree"]), "did you mean resid_pre, "),
         (call(circuits.decompose, TOKENS, "blocks.0.hook_mlp_out"), "is not the residual stream"),

@@ -41,6 +41,12 @@ def test_the_induction_example_ends_where_there_is_no_induction_head(example, fo
     assert text.endswith("this model has no induction head.\n")
 
 
+def test_the_steering_example_makes_the_model_ask(example):
+    asked = [int(line.split("vector: ")[1].split()[0]) for line in
+             example("steering.py").splitlines() if "times the vector" in line]
+    assert asked[0] <= asked[1] < asked[2] / 3
+
+
 def test_the_indirect_object_example_runs_on_the_embedded_model(example):
     text = example("indirect_object.py")
     assert text.startswith("Names that repeat instead of indirect objects: ' Mary' is 2 tokens")
@@ -58,3 +64,9 @@ def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m
     assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
     assert text.count("published") == 1 + 5 + 7
     assert "   published   2.985" in text
+
+
+def test_the_probe_example_says_how_to_install_scikit_learn(example, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit, match="probes need scikit-learn: pip install scikit-learn"):
+        example("probe.py")

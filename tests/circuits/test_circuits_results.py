@@ -26,6 +26,33 @@ def test_results_that_hold_arrays_can_be_compared_and_kept_in_sets(make):
     assert len({first, second}) == 2
 
 
+SHORT = [
+    *RESULTS, lambda: METRIC, lambda: circuits.repeat_loss(CLEAN, 4),
+    lambda: circuits.run(MODEL, CLEAN, "*"), lambda: circuits.log_probability(MODEL, [1, 2, 3]),
+    lambda: circuits.max_activating(MODEL, list(CLEAN), "L1N3"),
+    lambda: circuits.max_activating(MODEL, list(CLEAN), "L1N3")[0],
+    lambda: circuits.histogram(MODEL, list(CLEAN), "L1N3"), lambda: MODEL,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", SHORT)
+def test_a_notebooks_cell_may_end_in_a_result(make):
+    """Its repr is at most ten lines: names, sizes and shapes."""
+    result = make()
+    lines = repr(result).splitlines()
+    assert len(lines) <= 10 and max(map(len, lines)) <= 160
+    assert type(result).__name__ in lines[0]
+    assert "array(" not in repr(result)
+
+
+def test_a_repr_names_types_shapes_and_the_ends_of_long_lists():
+    text = repr(circuits.run(MODEL, CLEAN, "*")).replace("\n   ", "")
+    assert "logits=float32[3,12,61]" in text
+    assert "{58 items: 'hook_embed': float32[3,12,20], 'hook_pos_embed': " in text
+    assert "..., 'ln_final.hook_normalized': float32[3,12,20]}" in text
+    assert repr(METRIC) == "LogitDifference(answer=[3, 4, 5], wrong=[6, 7, 8])"
+
+
 def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
     assert circuits.run(speaking, "The cat").bos
     assert circuits.run(speaking, "The cat").tokens[0, 0] == speaking.tokenizer.end_of_text

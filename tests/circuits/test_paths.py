@@ -19,7 +19,7 @@ def frozen_path(sender, receivers, through_mlps, position=slice(None)):
             edits[name] = clean[name]
     name = f"blocks.{layer}.attn.hook_z"
 
-    def send(array, _):
+    def send(_, array):
         array[:] = clean[name]
         array[:, position, head] = other[name][:, position, head]
 

@@ -1,4 +1,6 @@
 """A sweep gives what a whole forward pass for every cell gives, and computes less."""
+import re
+
 import numpy as np
 import pytest
 from prompt_pair import ANSWERS, CLEAN, CORRUPTED, METRIC, MODEL, close
@@ -126,3 +128,19 @@ def test_any_function_is_a_metric():
                     for metric in (METRIC, difference))
     close(plain.per_prompt, known.per_prompt)
     close(plain.source, known.source)
+
+
+def test_the_top_of_a_sweep_names_its_strongest_cells():
+    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z", layers=[0, 2])
+    top = sweep.top(3)
+    assert [abs(effect) for _, effect in top] == sorted(np.abs(
+        sweep.effect[[0, 2]]).ravel().tolist(), reverse=True)[:3]
+    for name, effect in top:
+        assert sweep.effect[circuits.parse_node(MODEL.config, name)] == effect
+    assert len(sweep.top(100)) == 8  # cells of the layer that was left out are none
+    by_position = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "resid_pre")
+    name, effect = by_position.top(1)[0]
+    layer, position = (int(word.split()[1]) for word in name.split(", "))
+    assert by_position.effect[layer, position] == effect
+    heads = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z", by_position=True)
+    assert re.fullmatch(r"L\dH\d, position \d+", heads.top(1)[0][0])

@@ -1,5 +1,8 @@
 """Generation beside the reference: one text, batches, and text with stop strings."""
 import dataclasses
+import inspect
+import pickle
+import typing
 import warnings
 
 import numpy as np
@@ -11,7 +14,7 @@ from random_model import TINY, random_model
 import gpt2_np
 from gpt2_np import bpe, complete, forward, generate, generate_batch, stream
 from gpt2_np import gpt2_np as reference
-from gpt2_np.inference import generation, text_stream
+from gpt2_np.inference import generation, options, text_stream
 
 MODEL = random_model()
 PROMPT = [3, 1, 4, 1, 5]
@@ -175,7 +178,7 @@ def test_bad_prompts_are_rejected_at_once(arguments, message):
         generate(MODEL, *arguments)
 
 
-@pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5], None, 1.5])
+@pytest.mark.parametrize("stop", ["", ["a", ""], [None], [1.5], None, 1.5, b"x", [b"x"]])
 def test_bad_stops_are_rejected_at_once(stop):
     with pytest.raises(gpt2_np.Error, match="stop holds"):
         generate(MODEL, PROMPT, 5, stop=stop)
@@ -298,6 +301,33 @@ def test_a_batch_stops_at_n_ctx_row_by_row_with_one_warning():
     assert len(caught) == 1
 
 
+def test_a_batch_tells_why_each_row_ended():
+    prompts = [[1] * 23, [2, 3], [5, 6]]
+    with pytest.warns(gpt2_np.ContextWarning):
+        *others, last = generate_batch(MODEL, prompts, 10)
+    [*_, stop] = set(last) - {token for row in others for token in row}
+    with pytest.warns(gpt2_np.ContextWarning):
+        rows = generate_batch(MODEL, prompts, 10, stop=stop)
+    assert rows.reasons == ["context", "length", "stop"]
+    assert rows == [list(row) for row in rows] and isinstance(rows, list)
+    copy = pickle.loads(pickle.dumps(rows))
+    assert (copy, copy.reasons) == (rows, rows.reasons)
+    assert generate_batch(MODEL, prompts, 0).reasons == ["length"] * 3
+
+
+@pytest.mark.parametrize("kind", [np.random.SeedSequence, np.random.PCG64])
+def test_every_seed_of_numpy_seeds_a_batch(kind):
+    rows = generate_batch(MODEL, [PROMPT] * 2, 12, temperature=1.0, seed=kind(4))
+    assert rows[0] == list(generate(MODEL, PROMPT, 12, temperature=1.0, seed=kind(4))) != rows[1]
+
+
+def test_the_shared_options_are_those_of_generate():
+    """With the same types: the list is written twice, so that `help(generate)` shows it."""
+    given = typing.get_type_hints(generate)
+    names = list(inspect.signature(generate).parameters)[3:]
+    assert typing.get_type_hints(options.GenerationOptions) == {name: given[name] for name in names}
+
+
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="topk"):
         generate_batch(MODEL, [PROMPT], 5, topk=3)
@@ -405,6 +435,46 @@ def test_the_warning_points_at_the_line_of_the_caller(text_model):
         assert {warning.filename for warning in warned} == {__file__}
 
 
+def test_a_warning_that_is_an_error_carries_the_result(text_model):
+    calls = [lambda: complete(text_model, "the cat", 100),
+             lambda: generate_batch(text_model, [[1, 2], [3]], 100)]
+    for call in calls:
+        with pytest.warns(gpt2_np.ContextWarning):
+            expected = call()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", gpt2_np.ContextWarning)
+            with pytest.raises(gpt2_np.ContextWarning, match="n_ctx = 64") as full:
+                call()
+        assert full.value.result == expected
+
+
+@pytest.mark.parametrize("call", [lambda model: stream(model, "the cat", 100),
+                                  lambda model: generate(model, [1, 2], 100)])
+def test_a_warning_that_is_an_error_comes_after_the_last_item_of_a_stream(call, text_model):
+    items = []
+    with pytest.warns(gpt2_np.ContextWarning):
+        expected = list(call(text_model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", gpt2_np.ContextWarning)
+        with pytest.raises(gpt2_np.ContextWarning) as full:
+            for item in call(text_model):
+                items.append(item)
+    assert items == expected
+    assert full.value.result == "context"
+
+
+@pytest.mark.parametrize("prompt", [None, 5, 1.5, b"the cat", object()])
+@pytest.mark.parametrize("function", [complete, stream])
+def test_a_prompt_that_is_neither_text_nor_tokens_is_named(function, prompt, text_model):
+    with pytest.raises(gpt2_np.Error, match=r"^the prompt is .*: give text, or token ids$"):
+        function(text_model, prompt)
+
+
+def test_a_model_has_a_short_repr(text_model):
+    assert repr(text_model.config) in repr(text_model)
+    assert len(repr(text_model)) < 300
+
+
 def test_padding_ids_are_never_drawn(text_model):
     tokenizer, config = text_model.tokenizer, text_model.config
     padded = dataclasses.replace(config, n_vocab=config.n_vocab + 400)
@@ -424,3 +494,25 @@ def test_the_library_prints_nothing(text_model, capfd):
     complete(text_model, "the cat", 5, temperature=1.0)
     gpt2_np.score(text_model, [1, 2, 3])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tokens", [[[1, 2], [3, 4]], [[1, 2, 3]], np.array([[1, 2], [3, 4]]), 5])
+def test_one_text_is_one_row_of_tokens(tokens):
+    with pytest.raises(gpt2_np.Error, match="tokens"):
+        gpt2_np.generate(MODEL, tokens, 1)
+    with pytest.raises(gpt2_np.Error, match="tokens"):
+        gpt2_np.score(MODEL, tokens)
+
+
+def test_a_flat_list_is_not_a_batch():
+    with pytest.raises(gpt2_np.Error, match="tokens must be integers of shape"):
+        gpt2_np.generate_batch(MODEL, [1, 2, 3], 1)
+    with pytest.raises(gpt2_np.Error, match="tokens must be integers of shape"):
+        gpt2_np.score_batch(MODEL, [1, 2, 3])
+
+
+def test_a_seed_sequence_gives_the_same_batch_again():
+    seed = np.random.SeedSequence(1)
+    rows = [gpt2_np.generate_batch(MODEL, [[1], [2], [3]], 4, temperature=1.0, seed=seed)
+            for _ in range(2)]
+    assert rows[0] == rows[1]

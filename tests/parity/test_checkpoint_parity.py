@@ -42,6 +42,24 @@ with tf.Session() as session:
         session.run(variable.initializer, {holders[name]: arrays[name]})
     tf.train.Saver(variables).save(session, sys.argv[2] + "/model.ckpt", write_meta_graph=False)
 """
+# As nshepperd's trainer and gpt-2-simple save a run, and with the state of Adam beside the model.
+TRAIN = """
+import sys
+import numpy as np
+import tensorflow.compat.v1 as tf
+tf.disable_eager_execution()
+arrays = np.load(sys.argv[1], mmap_mode="r")
+variables = [tf.Variable(arrays[name], name=name) for name in arrays.files]
+step = tf.train.get_or_create_global_step()
+loss = tf.add_n([tf.reduce_sum(variable) for variable in variables])
+train = tf.train.AdamOptimizer(0.0).minimize(loss, global_step=step)
+with tf.Session() as session:
+    session.run(tf.global_variables_initializer())
+    for saver, name in [(tf.train.Saver(variables), "model"), (tf.train.Saver(), "whole")]:
+        for counter in (7, 1000):
+            session.run(train)
+            saver.save(session, sys.argv[2] + "/" + name, global_step=counter)
+"""
 READ = """
 import sys
 import numpy as np
@@ -77,6 +95,20 @@ def test_a_bundle_that_tensorflow_wrote_is_read(tmp_path):
     params = tensorflow_saves(tmp_path / "model", SMALL)
     assert_same_params(checkpoint.load(tmp_path / "model").params, params)
     check_crcs(checkpoint.open_checkpoint(tmp_path / "model"))
+
+
+def test_a_run_of_a_trainer_is_read_by_its_folder_its_prefix_and_its_index(tmp_path):
+    params = random_params(SMALL)
+    np.savez(tmp_path / "arrays.npz", **make.tensorflow_tensors(params))
+    folder = tmp_path / "checkpoint" / "run1"
+    folder.mkdir(parents=True)
+    run_tensorflow(TRAIN, tmp_path / "arrays.npz", folder)
+    (folder / "hparams.json").write_text(json.dumps(SMALL.__dict__))
+    names = set(bundle.read_index(folder / "whole-1000.index"))
+    assert {"global_step", "model/wte/Adam", "beta1_power"} <= names
+    for path in (folder, folder / "model-7", folder / "model-1000.index", folder / "whole-1000"):
+        assert_same_params(checkpoint.load(path).params, params)
+    assert "whole-1000" in (folder / "checkpoint").read_text()
 
 
 def test_the_metaindex_block_of_tensorflow_is_empty_and_checked(tmp_path):
@@ -135,16 +167,22 @@ def test_the_stand_in_downloads_through_breaks_and_one_flipped_byte_is_found(
         model = checkpoint.load(url)
         assert_same_params(model.params, params)
         assert [status for path, _, status in server.log if path.endswith(DATA)] == [200, 206, 206]
-    assert_same_params(checkpoint.load(url).params, params)  # the server is gone
-    data = next(tmp_path.rglob(DATA))
-    tensor = checkpoint.open_checkpoint(data.parent).tensors["blocks"][7]["mlp"]["c_fc"]["w"]
-    with open(data, "r+b") as opened:
-        opened.seek(tensor.start + 12345)
-        byte = opened.read(1)[0]
-        opened.seek(tensor.start + 12345)
-        opened.write(bytes([byte ^ 16]))
-    with pytest.raises(CheckpointError, match="model/h7/mlp/c_fc/w"):
-        checkpoint.load(url)
+        with monkeypatch.context() as patch:
+            patch.setenv("GPT2_NP_OFFLINE", "1")
+            assert_same_params(checkpoint.load(url).params, params)
+        data = next(tmp_path.rglob(DATA))
+        tensor = checkpoint.open_checkpoint(data.parent).tensors["blocks"][7]["mlp"]["c_fc"]["w"]
+        with open(data, "r+b") as opened:
+            opened.seek(tensor.start + 12345)
+            byte = opened.read(1)[0]
+            opened.seek(tensor.start + 12345)
+            opened.write(bytes([byte ^ 16]))
+        with pytest.raises(CheckpointError, match="model/h7/mlp/c_fc/w"):
+            check_crcs(checkpoint.open_checkpoint(data.parent))
+        server.cut = None
+        server.log.clear()
+        assert_same_params(checkpoint.load(url).params, params)  # fetched again
+        assert [status for path, _, status in server.log if path.endswith(DATA)] == [200]
 
 
 def test_the_stand_in_as_a_mirror_of_124m_is_refused_by_hash(stand_in, tmp_path, monkeypatch):

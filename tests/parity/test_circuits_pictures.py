@@ -2,6 +2,8 @@
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
+from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL
 from small_model import save_small_model
 
 import gpt2_np
@@ -55,3 +57,87 @@ def test_drawing_leaves_the_callers_matplotlib_alone(folder, tmp_path):
     pictures.plot_lens(circuits.lens(model, "The café"), model, tmp_path / "lens.png")
     pictures.plot_map(np.eye(3), tmp_path / "heads.png")
     assert pyplot.get_fignums() == before
+
+
+def texts_of(figure):
+    """All text of a figure: titles, labels of axes and ticks, words in cells."""
+    figure.canvas.draw()
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def patched(what, **options):
+    return circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, what, **options)
+
+
+RESULTS = {
+    "sweep": (lambda: patched("z"), ["layer", "head", "z from source", "share of the way"]),
+    "sweep by position": (lambda: patched("resid_pre"), ["layer", "position", "11", "resid_pre"]),
+    "sweep of heads by position": (lambda: patched("z", by_position=True),
+                                   ["L2H3", "position", "11"]),
+    "sweep of layers": (lambda: patched("mlp_out", by_position=False), ["layer", "mlp_out"]),
+    "sweep of neurons": (lambda: circuits.attribution_patching(
+        MODEL, METRIC, "post", base=CORRUPTED, source=CLEAN), ["neuron", "78"]),
+    "ablation": (lambda: circuits.ablation(MODEL, CLEAN, METRIC), ["ablated", "change of the"]),
+    "paths": (lambda: circuits.path_patching(MODEL, CORRUPTED, CLEAN, METRIC), ["direct paths"]),
+    "no difference": (lambda: circuits.patching(MODEL, CLEAN, CLEAN, METRIC), ["change of the"]),
+    "attention": (lambda: circuits.heads(MODEL, CLEAN), ["induction", "beginning", "layer"]),
+    "lens": (lambda: circuits.lens(MODEL, CLEAN), ["2_mid", "final_post", str(CLEAN[0, 0])]),
+    "array": (lambda: np.eye(3), ["layer", "head", "2"]),
+    "three dimensions": (lambda: np.ones((2, 3, 4)), ["1.2", "position", "3"]),
+    "lists": (lambda: [[1, 2], [3, 4]], ["layer", "1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_map_takes_a_result_as_it_is_and_labels_itself(name, tmp_path):
+    make, labels = RESULTS[name]
+    figure = pictures.plot_map(make(), tmp_path / "map.png")
+    assert isinstance(figure, Figure) and (tmp_path / "map.png").stat().st_size > 2000
+    found = texts_of(figure)
+    assert all(any(label in text for text in found) for label in labels), found
+    assert max(figure.get_size_inches()) < 70
+
+
+def test_the_colours_of_a_map_are_the_values_of_the_sweep():
+    sweep = patched("z", by_position=True)
+    [drawn] = pictures.plot_map(sweep).axes[0].images
+    np.testing.assert_allclose(drawn.get_array().reshape(sweep.values.shape), sweep.normalized)
+    ablation = circuits.ablation(MODEL, CLEAN, METRIC)
+    [drawn] = pictures.plot_map(ablation).axes[0].images
+    np.testing.assert_allclose(drawn.get_array(), ablation.effect)
+
+
+def test_positions_are_labelled_by_tokens_if_the_model_is_given(folder):
+    model = gpt2_np.load(folder, "cpu")
+    clean, corrupted = ("The café at", "The naïve at")
+    metric = circuits.log_probability(model, " the")
+    sweep = circuits.patching(model, corrupted, clean, metric, "resid_pre")
+    assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
+    assert "<|endoftext|>" not in texts_of(pictures.plot_map(sweep))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
+def test_attention_is_drawn_of_one_head_or_several(shape):
+    figure = pictures.plot_attention(np.ones(shape))
+    assert sum(axes.get_ylabel() == "from" for axes in figure.axes) == (2 if len(shape) == 3 else 1)
+    assert "to" in texts_of(pictures.plot_attention(np.ones(shape), list("abcde")))
+    attention = circuits.heads(MODEL, CLEAN)
+    assert "induction" in texts_of(pictures.plot_attention(attention))
+
+
+def test_bars_are_drawn_of_results():
+    texts = list(CLEAN)
+    for result, labels in (
+        (patched("z"), ["L1H2", "z: change of the metric"]),
+        (circuits.attribution(MODEL, CLEAN, 3), ["logits", "embed"]),
+        (circuits.histogram(MODEL, texts, "L1N5"), ["L1N5: number of values"]),
+    ):
+        found = texts_of(pictures.plot_bars(result))
+        assert all(label in found for label in labels), found
+
+
+def test_a_notebook_shows_the_figure_that_a_cell_ends_in():
+    png = pictures.plot_map(np.eye(3))._repr_png_()
+    assert png.startswith(b"\x89PNG")

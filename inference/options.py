@@ -1,0 +1,44 @@
+"""What generation and scoring are given: the types of their options, and the ids of a text."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+from ..gpt2_np import Config, Error, TapFunction, Tokens, token_batch
+
+Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
+if TYPE_CHECKING:
+    Seed = (int | np.integer | Sequence[int] | np.ndarray | np.random.SeedSequence
+            | np.random.BitGenerator | np.random.Generator)
+else:
+    Seed = Any  # numpy.random is not loaded before it is needed
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Options of `sample`, all of them optional."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+
+
+class GenerationOptions(SamplingOptions, total=False):
+    """Options of `generate`, all of them optional."""
+
+    stop: Stop
+    seed: Seed | None
+    draft: bool
+    tap: TapFunction | None
+
+
+def text_ids(tokens: Tokens, config: Config) -> np.ndarray:
+    """Check the token ids of one text and return them as an array [position] on the host."""
+    ids = token_batch(tokens, config)
+    if len(ids) > 1 or ids.size != len(tokens):
+        raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
+                    "generate_batch and score_batch take several")
+    return ids[0]

@@ -1,0 +1,89 @@
+"""A program as users write it. Type checkers accept every line but those marked with `error`."""
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+import gpt2_np
+from gpt2_np import circuits
+
+
+def continued(model: gpt2_np.Model, ids: list[int]) -> Generator[int, None, str]:
+    reason = yield from gpt2_np.generate(model, ids, 20, temperature=0.8, top_k=40, seed=1)
+    return reason
+
+
+def first_token(model: gpt2_np.Model, ids: list[int]) -> int:
+    tokens = gpt2_np.generate(model, ids, 20, stop=5)
+    token = next(tokens)
+    tokens.close()
+    return token
+
+
+def zero_head_3(name: str, array: np.ndarray) -> np.ndarray | None:
+    if name == "blocks.1.attn.hook_z":
+        array = array.copy()
+        array[:, :, 3] = 0
+    return array
+
+
+def right(name: str | Path) -> None:
+    model = gpt2_np.load(name, device="cpu", dtype="float64")
+    if model.tokenizer is None:
+        raise SystemExit("this model has no vocabulary")
+    ids = model.tokenizer.encode("Wherefore art thou")
+    text: str = model.tokenizer.decode(list(continued(model, ids)))
+    for tokens in (ids, tuple(ids), np.array(ids)):
+        log_p: np.ndarray = gpt2_np.score(model, tokens)
+        first: int = next(gpt2_np.generate(model, tokens, 1, tap=zero_head_3))
+    rows: list[list[int]] = gpt2_np.generate_batch(model, [ids, np.array(ids)], 5, stop=[5, "\n"])
+    pieces: str = "".join(gpt2_np.stream(model, "ROMEO.", 5, stop="\n", top_p=0.9, seed=None))
+    print(gpt2_np.complete(model, ids, n_tokens=5, min_p=0.1, tap=zero_head_3), text, pieces, rows)
+    logits = gpt2_np.forward(model.params, model.config, np.array(ids), tap=zero_head_3)
+    print(gpt2_np.sample(logits[-1], top_k=3, previous=np.array(ids)) + first, log_p.sum())
+
+    seen = circuits.run(model, "But soft", ["z"], edits={"blocks.0.attn.hook_z": circuits.zero()})
+    several = {"z": [circuits.zero(1), circuits.add(np.ones(64), 0.5)]}
+    tap = circuits.as_tap(model, [several, zero_head_3])
+    rows = gpt2_np.generate_batch(model, [ids], 5, tap=tap)
+    log_p = gpt2_np.score_batch(model, [ids], tap=zero_head_3)[0]
+    steered = circuits.run_generate(model, "But soft", 5, "z", edits=zero_head_3, temperature=1.0)
+    vector: np.ndarray = circuits.steering_vector(model, [("a", " b")], "blocks.0.hook_resid_pre")
+    edits = circuits.ablated(model, ["L0H1", "L0N17"])
+    circuits.attribution(model, ids, " art", edits=[edits, {"resid_mid": circuits.add(vector)}])
+    print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
+    pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
+    task = circuits.repeated_tokens(model, 5, 2)
+    sweep = circuits.patching(model, task.corrupted, task.clean, task.metric(model), "z")
+    estimate = circuits.attribution_patching(
+        model, task.metric(model), base=task.corrupted, source=task.clean)
+    best: tuple[str, float] = sweep.top(3)[0]
+    print(circuits.compare(estimate, sweep).rank_correlation, best)
+    for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
+        print(example.value, example.position)
+    print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
+    table = circuits.lens(model, [ids, ids], answer=" art", top=3).probability
+    print(table[-1], seen.logits.shape, pattern.shape, sweep.normalized, first_token(model, ids))
+
+
+def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
+    gpt2_np.load("124M", dtype="float31")  # error
+    gpt2_np.load("124M", device="gpu")  # error
+    gpt2_np.generate(model, ids, 20, temprature=1)  # error
+    gpt2_np.generate(model, ids, 20, temperature="hot")  # error
+    gpt2_np.generate(model, "a text", 20)  # error
+    gpt2_np.generate_batch(model, [ids], 20, top_kk=3)  # error
+    gpt2_np.generate_batch(model, [ids], 20, tap="z")  # error
+    gpt2_np.stream(model, "ROMEO.", top_kk=3)  # error
+    gpt2_np.complete(model, "ROMEO.", temperature="hot")  # error
+    text: str = gpt2_np.score(model, ids)  # error
+    token: str = next(gpt2_np.generate(model, ids, 20))  # error
+    model.tokenizer.encode(text + token)  # error
+    if model.tokenizer is not None:
+        model.tokenizer.encodee("ROMEO.")  # error
+    circuits.run(model, ids, edit={})  # error
+    circuits.lens(model, 0.5)  # error
+    circuits.max_activating(model, 5, "L1N17")  # error
+    circuits.attribution_patching(model, ids, ids, ids)  # error
+    print(circuits.run(model, ids).logitts)  # error
+    print(gpt2_np.bpe.Tokeniser, model.n_voc)  # error
