@@ -174,7 +174,7 @@ def write_weights(size: str, folder: Path) -> None:
 
 def tensor(path, shape):
     """Return (name in model.safetensors, shape, mean, scale) of a tensor."""
-    from gpt2_np.checkpoint.layouts import hugging_face_name
+    from gpt2_np.checkpoint.names import hugging_face_name
 
     scale = {"w": 0.14, "wte": 0.05}.get(path[-1], 0.02)
     return hugging_face_name(path), shape, float(path[-1] == "g"), scale

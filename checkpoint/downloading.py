@@ -18,13 +18,12 @@ from .layouts import (
     Checkpoint,
     Layout,
     conversion,
-    match_tensors,
     open_checkpoint,
-    read_config,
-    read_hparams,
 )
+from .names import match_tensors
 from .official import SHAKESPEARE
 from .safetensors import SAFETENSORS, SHARDS, read_weight_map
+from .settings import read_config, read_hparams
 from .sources import DownloadError, Source, sources_of
 from .tensors import MappedFiles, Tensor
 from .transfer import (

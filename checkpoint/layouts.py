@@ -17,21 +17,15 @@ from .names import (
     HUGGING_FACE,
     TENSORFLOW,
     Layout,
-    hugging_face_name,
     match_hugging_face,
     match_tensors,
-    tensorflow_name,
 )
 from .safetensors import SAFETENSORS, SHARDS, read_safetensors, read_shards
-from .settings import CONFIG, HPARAMS, read_config, read_hparams, read_settings
+from .settings import CONFIG, HPARAMS, read_hparams, read_settings
 from .tensors import Tensor
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["CONFIG", "HPARAMS", "HUGGING_FACE", "TENSORFLOW", "Checkpoint", "Layout",
-           "conversion", "hugging_face_name", "is_pickled", "match_tensors", "open_checkpoint",
-           "read_config", "read_hparams", "tensorflow_name"]
 
 SHARD_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")  # a variant before .json
 ADAPTER = "adapter_config.json"

@@ -35,7 +35,7 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop, text_ids
+from .options import GenerationOptions, Seed, Stop, one_text
 from .packing import Packed
 from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
@@ -205,7 +205,7 @@ class Generation:
         if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
             raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        rows = [text_ids(prompt, model.config).tolist() for prompt in prompts]
+        rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "
@@ -267,11 +267,11 @@ class Generation:
         config, prompts = self.model.config, [text.tokens for text in self.texts]
         n_prompt, n_rows = np.array([len(prompt) for prompt in prompts]), len(prompts)
         capacity = min(config.n_ctx, n_prompt.max() + self.texts[0].n_tokens)
-        n_shared = min(shared_prefix(prompts), n_prompt.min() - 1)  # a row needs one of its own
-        n_padding = (n_prompt.max() - n_prompt).sum()
         has_tap = self.tap.function is not None  # which sees rows, each from its beginning
+        # A row needs a token of its own after the shared ones.
+        n_shared = 0 if has_tap else min(shared_prefix(prompts), n_prompt.min() - 1)
+        n_padding = (n_prompt.max() - n_prompt).sum()
         if has_tap or n_shared * (n_rows - 1) - n_padding > LEAST_SHARED:
-            n_shared = 0 if has_tap else n_shared
             cache = KVCache(config, 1, capacity)
             if n_shared:
                 self.transformer([prompts[0][:n_shared]], cache)

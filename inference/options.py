@@ -1,4 +1,4 @@
-"""What generation and scoring are given: the types of their options, and the ids of a text."""
+"""Types of the options of generation and scoring, and the check of the token ids of one text."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ class GenerationOptions(SamplingOptions, total=False):
     tap: TapFunction | None
 
 
-def text_ids(tokens: Tokens, config: Config) -> np.ndarray:
+def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     """Check the token ids of one text and return them as an array [position] on the host."""
     ids = token_batch(tokens, config)
     if len(ids) > 1 or ids.size != len(tokens):
