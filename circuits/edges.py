@@ -25,7 +25,7 @@ from ..inference.turns import turn
 from .activations import run
 from .backward import gradients, layer_norm_gradient
 from .head_weights import attention_weights
-from .inputs import PromptsLike, check_same_length, prompts
+from .inputs import PromptsLike, check_same_length, one_each, prompts
 from .metrics import Metric, checked_values
 from .names import activation_name
 from .search import Circuit, Pruning
@@ -62,7 +62,8 @@ def find_edges(
     check_same_length(base, source, "source")
     scores = edge_attribution(model, base=base, source=source, metric=metric).mean(axis=-1)
     senders, receivers, exist = edge_names(model.config)
-    written = written_by_senders(model, run(model, source, WRITERS, last_only=True))
+    other = run(model, source, WRITERS, last_only=True)
+    written, n = written_by_senders(model, other), len(base.tokens)
     pairs = np.argwhere(exist)
     strongest = [tuple(pair) for pair in
                  pairs[np.argsort(-np.abs(scores[exist]), kind="stable")].tolist()]
@@ -74,14 +75,14 @@ def find_edges(
             patched = np.zeros_like(exist)
             patched[tuple(np.array(removed, int).reshape(-1, 2).T)] = True
             bar.update(1)
-            return checked_values(metric(edge_patched_logits(model, base, written, patched)),
-                                  len(base.tokens))
+            return checked_values(metric(edge_patched_logits(model, base, written, patched)), n)
 
         def all_but(edges):
             edges = set(edges)
             return [edge for edge in strongest if edge not in edges]
 
-        pruning = Pruning(measure, strongest, keep, base)
+        of_source = checked_values(metric(one_each(other.logits, n)), n)
+        pruning = Pruning(measure, strongest, keep, base, of_source)
         kept = strongest[: len(strongest) - pruning.most_removable([], strongest[::-1])]
         kept = without_blocks(without_unread(kept, names),
                               lambda edges: pruning.suffices(measure(all_but(edges))), checks)

@@ -17,6 +17,10 @@ from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
 from .short_reprs import Result
 
 
+class PromptWarning(UserWarning):
+    """Prompts give numbers that look right, but are probably not meant as they were given."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Prompts(Result):
     """Prompts of one length: ids [b, q]. `bos` is True if each begins with <|endoftext|>."""

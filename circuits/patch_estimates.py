@@ -24,7 +24,7 @@ from .inputs import PromptsLike, check_count, check_same_length, one_each, promp
 from .interventions import EditsLike
 from .metrics import Metric, checked_values
 from .names import BY_QUERY, activation_name
-from .sweeps import Sweep, cell_name, patched_kind, sweep_axes, widened
+from .sweeps import Sweep, patched_kind, sweep_axes, widened
 
 
 def attribution_patching(
@@ -156,7 +156,7 @@ def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     both = np.isfinite(estimate.values) & np.isfinite(exact.values)
     if not both.any():
         raise Error("the sweeps have no cell in common: look at their layers")
-    cells = [cell_name(exact.axes, index) for index in np.argwhere(both).tolist()]
+    cells = [exact.cell(index) for index in np.argwhere(both).tolist()]
     values = exact.effect[both], estimate.effect[both]
     return Comparison(exact.what, cells, *values, rank_correlation(*values))
 

@@ -77,7 +77,7 @@ def path_patching(
             per_prompt[layer, chosen] = received_metric(stored, streams, receivers, first)
             bar.update(1)
     return Sweep("path", ("layer", "head"), per_prompt, stored.measured,
-                 stored.source_metric(seen), base.tokens, base.bos)
+                 stored.source_metric(seen.logits), base.tokens, base.bos)
 
 
 def checked_receivers(config, receivers):

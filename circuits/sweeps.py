@@ -19,6 +19,7 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -45,10 +46,8 @@ from .inputs import (
     check_count,
     check_index,
     check_numbers,
-    check_same_length,
     one_each,
     prompts,
-    shared_positions,
 )
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place, Replacement
 from .metrics import Metric, ReadsStream, checked_values
@@ -79,7 +78,8 @@ class Sweep(Result):
     """The metric after each intervention, over `axes`.
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
-    the prompts that the activations came from (None for ablations).
+    the prompts that the activations came from (None for zeros and means). `senders` are the names
+    along an axis "sender", of path patching.
     """
 
     what: str
@@ -89,6 +89,20 @@ class Sweep(Result):
     source: np.ndarray | None
     tokens: np.ndarray
     bos: bool
+    senders: tuple[str, ...] = ()
+    properties = ("kind",)
+
+    @property
+    def kind(self) -> str:
+        """"denoising" if the source has the higher metric, else "noising", or "ablation".
+
+        Denoising puts what is right into prompts without the answer, and finds parts that suffice.
+        Noising destroys it, and finds parts that are needed. With a metric that is better lower, a
+        loss, the two words change places.
+        """
+        if self.source is None:
+            return "ablation"
+        return "denoising" if self.source.mean() > self.base.mean() else "noising"
 
     @property
     def values(self) -> np.ndarray:
@@ -102,7 +116,7 @@ class Sweep(Result):
 
     @property
     def normalized(self) -> np.ndarray:
-        """The effect as a share of the way from base to source, for ablations from base to 0.
+        """The effect as a share of the way from base to source, without a source from base to 0.
 
         0.95 says that patching restored, or ablation removed, 95%; below 0 is away from it. Raises
         Error if base and source do not differ.
@@ -121,7 +135,22 @@ class Sweep(Result):
         check_count("n", n)
         known = np.argwhere(np.isfinite(self.effect))
         order = sorted(map(tuple, known.tolist()), key=lambda index: -abs(self.effect[index]))
-        return [(cell_name(self.axes, index), float(self.effect[index])) for index in order[:n]]
+        return [(self.cell(index), float(self.effect[index])) for index in order[:n]]
+
+    def cell(self, index: Sequence[int]) -> str:
+        """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+        return self.senders[index[0]] if self.senders else cell_name(self.axes, index)
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of a sweep, all of them optional."""
+
+    by_position: bool | None
+    layers: Sequence[int] | None
+    last_only: bool
+    progress: bool
+    edits: EditsLike | None
+    bos: bool | None
 
 
 def patching(
@@ -131,29 +160,21 @@ def patching(
     base: PromptsLike,
     source: PromptsLike,
     metric: Metric,
-    by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
-    last_only: bool = True,
-    progress: bool = False,
-    edits: EditsLike | None = None,
-    bos: bool | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Run `base` with one activation at a time from `source`; return the metric after each patch.
+    """A sweep: run `base` with one activation at a time from `source`; the metric after each.
 
-    `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position), or per
-    head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's being the
-    query's), or post (axes layer, neuron). A long name or a glob also chooses layers. Layers left
-    out are NaN. The metric sees the last position only, unless `last_only` is off. `progress`
-    shows a bar on stderr. `edits`, as for `run`, hold in both prompts, and come before the patch.
+    (`patch` is the edit that puts one activation into a run.) `base` is the run that is changed,
+    `source` the one that activations come from; `kind` of the result says which does the task
+    better. `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position),
+    or per head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's
+    being the query's), or post (axes layer, neuron). A long name or a glob also chooses layers.
+
+    Options: `by_position` adds the axis position, or leaves it out. `layers` left out are NaN. The
+    metric sees the last position only, unless `last_only` is off. `progress` shows a bar on stderr.
+    `edits`, as for `run`, hold in both prompts, and come before the patch.
     """
-    base, source = prompts(model, base, bos), prompts(model, source, bos)
-    check_same_length(base, source, "source")
-    what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
-    seen = run(model, source, f"blocks.*.{SHORT_NAMES[what]}", edits=edits, last_only=last_only)
-    sweep = stored.sweep(seen.activations, what, by_position, layers,
-                         shared_positions(base, source), progress)
-    return replace(sweep, source=stored.source_metric(seen))
+    return sweep_of(model, what, base, source, metric, "resample", **options)
 
 
 def ablation(
@@ -164,24 +185,28 @@ def ablation(
     metric: Metric,
     mode: str = "zero",
     source: PromptsLike | None = None,
-    by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
-    last_only: bool = True,
-    progress: bool = False,
-    edits: EditsLike | None = None,
-    bos: bool | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Ablate one head (or MLP, neuron, ...) at a time; the options are those of `patching`.
+    """A sweep: run `base` with one head (or MLP, neuron, ...) at a time ablated.
 
-    `mode` "zero" puts in zeros, "mean" the mean over the `source` prompts, position by
-    position, and "resample" their activations, prompt by prompt.
+    (`ablated` makes the edits that ablate parts in a run.) `mode` "zero" puts in zeros, "mean" the
+    mean over the `source` prompts, position by position, and "resample" their activations, prompt
+    by prompt, as `patching` does. `what` and the options are those of `patching`.
     """
+    return sweep_of(model, what, base, source, metric, mode, **options)
+
+
+def sweep_of(model, what, base, source, metric, mode, *, by_position=None, layers=None,
+             last_only=True, progress=False, edits=None, bos=None):
+    """Return the Sweep of a mode of ablation; "resample" is patching."""
     base = prompts(model, base, bos)
+    source = None if source is None else prompts(model, source, bos)
     what, layers = patched_kind(what, layers, model.config)
     stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
-    names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
-    new, n_shared = replacements(model, base, mode, source, names, edits)
-    return stored.sweep(new, what, by_position, layers, n_shared, progress)
+    names = [activation_name(what, layer) for layer in layers]
+    new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
+    found = stored.sweep(new, what, by_position, layers, n_shared, progress)
+    return found if mode != "resample" else replace(found, source=stored.source_metric(logits))
 
 
 def patched_kind(what, layers, config):
@@ -248,9 +273,9 @@ class BaseRun:
         self.n_prompts, self.length = self.run.tokens.shape
         self.measured = checked_values(metric(self.run.logits), self.n_prompts)
 
-    def source_metric(self, seen):
+    def source_metric(self, logits):
         """Return the metric [b] of the prompts that activations come from, one or one each."""
-        return checked_values(self.metric(one_each(seen.logits, self.n_prompts)), self.n_prompts)
+        return checked_values(self.metric(one_each(logits, self.n_prompts)), self.n_prompts)
 
     def stream(self, start):
         """Return the residual stream before sub-layer `start`, [b, q, d].

@@ -11,7 +11,7 @@ HOST = random_model()
 TOKENS = np.random.default_rng(0).integers(0, TINY.n_vocab, (2, 10))
 OTHER = TOKENS.copy()
 OTHER[:, 4] = (OTHER[:, 4] + 5) % TINY.n_vocab
-METRIC = circuits.logit_difference(HOST, 3, 5)
+METRIC = circuits.logit_difference(HOST, 5, 3)
 PAIR = {"base": TOKENS, "source": OTHER, "metric": METRIC}
 Z, SCORES = "blocks.1.attn.hook_z", "blocks.0.attn.hook_attn_scores"
 
@@ -73,8 +73,8 @@ TOOLS = {
     "path patching": lambda m: circuits.path_patching(m, **PAIR, receivers=[(2, 1, "q")]).values,
     "composition": lambda m: circuits.composition(m, "K"),
     "copying": circuits.copying_scores,
-    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
-    "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
+    "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).entries([1], [2]),
+    "neuron": lambda m: circuits.neuron_tokens(m, "L1N1")["reads"][1],
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
     "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
                                  for one in circuits.max_activating(m, TOKENS, unit)],

@@ -10,7 +10,7 @@ TOKENS = np.random.default_rng(5).integers(0, TINY.n_vocab, (2, 10))
 
 OTHER = (TOKENS + 1) % TINY.n_vocab
 
-METRIC = circuits.logit_difference(MODEL, 1, 2)
+METRIC = circuits.logit_difference(MODEL, 2, 1)
 
 PAIR = {"base": TOKENS, "source": OTHER, "metric": METRIC}
 
@@ -80,8 +80,8 @@ def call(function, *args, **options):
         (call(circuits.path_patching, **PAIR, receivers=[]), "no receivers"),
         (call(circuits.path_patching, **PAIR, receivers=[(1, None, "q")]), "receiver"),
         (call(circuits.composition, "X"), "unknown composition 'X'"),
-        (call(circuits.ov, 0, 4), "layer 0's head 4 does not exist"),
-        (call(circuits.neuron_tokens, 0, 80), "neuron 80 does not exist: there are 80"),
+        (call(circuits.ov, "L0H4"), "layer 0's head 4 does not exist"),
+        (call(circuits.neuron_tokens, "L0N80"), "neuron 80 does not exist: there are 80"),
         (call(circuits.find, **PAIR, keep=0), "keep is 0"),
         (call(circuits.find, **PAIR, subsets=0), "subsets is 0"),
         (call(circuits.find, **{**PAIR, "source": OTHER[:, 1:]}), "the source prompts 9"),
@@ -144,4 +144,4 @@ def test_a_model_that_holds_nan_is_named_with_the_parameter(work):
 @pytest.mark.parametrize("work", [lambda m: m.svd(), lambda m: m.eigenvalues()])
 def test_a_matrix_that_holds_nan_is_one_clear_error(work):
     with pytest.raises(Error, match="factors hold NaN or infinity"):
-        work(circuits.ov(Model(TINY, UNDEFINED), 1, 3))
+        work(circuits.ov(Model(TINY, UNDEFINED), "L1H3"))

@@ -287,8 +287,8 @@ def test_factored_matrices_agree(pair, processed):
     peer = hooked(pair.model, processed)
     layer, head = pair.model.config.n_layer - 1, 1
     for ours, theirs in (
-        (circuits.ov(pair.model, layer, head, processed), peer.OV[layer, head]),
-        (circuits.qk(pair.model, layer, head, processed), peer.QK[layer, head]),
+        (circuits.ov(pair.model, (layer, head), processed), peer.OV[layer, head]),
+        (circuits.qk(pair.model, (layer, head), processed), peer.QK[layer, head]),
     ):
         assert error(ours.full(), theirs.AB) < 1e-4
         assert error(ours.svd()[1], theirs.svd()[1]) < 1e-4
@@ -297,7 +297,7 @@ def test_factored_matrices_agree(pair, processed):
         assert error(*values) < 1e-3
     w_e, w_u = peer.W_E, peer.W_U
     full = FactoredMatrix(w_e @ peer.W_V[layer, head], peer.W_O[layer, head] @ w_u)
-    ours = circuits.full_ov(pair.model, layer, head, processed)
+    ours = circuits.full_ov(pair.model, (layer, head), processed)
     rows, columns = [0, 7, 11], [3, 2]
     assert error(ours.entries(rows, columns), full.AB[rows][:, columns]) < 1e-4
     copying = full.eigenvalues.numpy()
