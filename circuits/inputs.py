@@ -7,6 +7,7 @@ say which it was in `bos`, beside the `tokens` [b, q].
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -77,6 +78,9 @@ def by_length(
     end = end_of_text(model, needed=bos)
     if not bos and not all(map(len, rows)):
         raise Error("the text is empty: give a text, or leave bos on")
+    if bos and any(len(row) and row[0] == end for row in rows):
+        warnings.warn("the prompt begins with <|endoftext|> and gets another before it: leave it "
+                      "out, or give bos=False", PromptWarning, stacklevel=4)
     lengths, groups = np.array([len(row) for row in rows]), []
     for length in dict.fromkeys(lengths.tolist()):
         own = np.flatnonzero(lengths == length)

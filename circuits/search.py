@@ -27,7 +27,7 @@ from .inputs import (
     prompts,
 )
 from .interventions import Edits, EditsLike
-from .metrics import Metric, checked_values
+from .metrics import Metric, checked_values, reads_last
 from .names import activation_name, node_names, parse_node
 from .short_reprs import Result
 from .sweeps import BaseRun
@@ -86,10 +86,9 @@ def find(
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
 
     The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
-    ("resample"), or its mean there ("mean").
-    Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
-    leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
-    overshoots. The result is a local minimum, from which no single node can go, and every step is
+    ("resample"), or its mean there ("mean"). Each round prunes every remaining node alone to rank
+    them. Then as many of the weakest go as leave the share between `keep` and 2 - `keep`: pruning
+    parts that work against the task overshoots. The result is a local minimum, from which no single node can go, and every step is
     exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
 
     `base` should do the task better than `source`. Given the wrong way round they have a circuit
@@ -100,14 +99,13 @@ def find(
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
     check_same_length(base, source, "source", any_number=mode == "mean")
     names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
-    edits = Edits(model, edits)
-    new, n_shared, logits = replacements(model, base, mode, source, names, edits)
-    n = len(base.tokens)
+    edits, n, last_only = Edits(model, edits), len(base.tokens), reads_last(metric)
+    new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
     of_source = None if logits is None else checked_values(metric(one_each(logits, n)), n)
 
     def measure(removed):
         replaced = [edits, replacing_edits(units_by_name(removed), new)]
-        seen = run(model, base, edits=replaced, last_only=True)
+        seen = run(model, base, edits=replaced, last_only=last_only)
         return checked_values(metric(seen.logits), n)
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
@@ -115,7 +113,7 @@ def find(
     while True:
         left = [node for node in nodes if node not in removed]
         replaced = [edits, replacing_edits(units_by_name(removed), new)]
-        stored = BaseRun(model, base, metric, ("z", "mlp_out"), replaced)
+        stored = BaseRun(model, base, metric, ("z", "mlp_out"), replaced, last_only)
         alone = removed_alone(stored, new, n_shared, left, progress)
         ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
         count = pruning.most_removable(removed, ranked)

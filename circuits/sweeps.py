@@ -43,14 +43,16 @@ from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
     PromptsLike,
+    by_length,
     check_count,
     check_index,
     check_numbers,
+    in_order,
     one_each,
-    prompts,
+    pairs_by_length,
 )
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place, Replacement
-from .metrics import Metric, ReadsStream, checked_values
+from .metrics import Metric, ReadsStream, checked_values, of_rows, reads_last
 from .names import (
     BY_HEAD,
     BY_NEURON,
@@ -79,7 +81,7 @@ class Sweep(Result):
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
     the prompts that the activations came from (None for zeros and means). `senders` are the names
-    along an axis "sender", of path patching.
+    along an axis "sender", of path patching. `tokens` is a list of rows if lengths differ.
     """
 
     what: str
@@ -87,7 +89,7 @@ class Sweep(Result):
     per_prompt: np.ndarray
     base: np.ndarray
     source: np.ndarray | None
-    tokens: np.ndarray
+    tokens: np.ndarray | list[np.ndarray]
     bos: bool
     senders: tuple[str, ...] = ()
     properties = ("kind",)
@@ -100,9 +102,7 @@ class Sweep(Result):
         Noising destroys it, and finds parts that are needed. With a metric that is better lower, a
         loss, the two words change places.
         """
-        if self.source is None:
-            return "ablation"
-        return "denoising" if self.source.mean() > self.base.mean() else "noising"
+        return kind_of_patching(self.base, self.source)
 
     @property
     def values(self) -> np.ndarray:
@@ -142,12 +142,19 @@ class Sweep(Result):
         return self.senders[index[0]] if self.senders else cell_name(self.axes, index)
 
 
+def kind_of_patching(base, source):
+    """Return the `kind` of a result that holds the metric of base and of source, each [b]."""
+    if source is None:
+        return "ablation"
+    return "denoising" if source.mean() > base.mean() else "noising"
+
+
 class SweepOptions(TypedDict, total=False):
     """Options of a sweep, all of them optional."""
 
     by_position: bool | None
     layers: Sequence[int] | None
-    last_only: bool
+    last_only: bool | None
     progress: bool
     edits: EditsLike | None
     bos: bool | None
@@ -171,8 +178,11 @@ def patching(
     being the query's), or post (axes layer, neuron). A long name or a glob also chooses layers.
 
     Options: `by_position` adds the axis position, or leaves it out. `layers` left out are NaN. The
-    metric sees the last position only, unless `last_only` is off. `progress` shows a bar on stderr.
-    `edits`, as for `run`, hold in both prompts, and come before the patch.
+    metric sees the last position only, unless it says otherwise or `last_only` is off. `progress`
+    shows a bar on stderr. `edits`, as for `run`, hold in both prompts, and come before the patch.
+
+    Pairs may differ in length from each other. Each length is swept by itself, and the metric gets
+    one after another: if it has answers of its own for each prompt, it needs `ByPrompt.of_rows`.
     """
     return sweep_of(model, what, base, source, metric, "resample", **options)
 
@@ -197,16 +207,52 @@ def ablation(
 
 
 def sweep_of(model, what, base, source, metric, mode, *, by_position=None, layers=None,
-             last_only=True, progress=False, edits=None, bos=None):
+             last_only=None, progress=False, edits=None, bos=None):
     """Return the Sweep of a mode of ablation; "resample" is patching."""
-    base = prompts(model, base, bos)
-    source = None if source is None else prompts(model, source, bos)
     what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
     names = [activation_name(what, layer) for layer in layers]
-    new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
-    found = stored.sweep(new, what, by_position, layers, n_shared, progress)
-    return found if mode != "resample" else replace(found, source=stored.source_metric(logits))
+    last_only = reads_last(metric, last_only)
+
+    def of_one_length(base, source, metric):
+        stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
+        new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
+        found = stored.sweep(new, what, by_position, layers, n_shared, progress)
+        return found if logits is None else replace(found, source=stored.source_metric(logits))
+
+    return by_groups(of_one_length, prompt_groups(model, base, source, mode, bos), metric)
+
+
+def prompt_groups(model, base, source, mode="resample", bos=None):
+    """Return (rows, base, source) for each length of prompts. Means are over any number of them."""
+    if mode != "mean" or source is None:
+        if mode == "zero" or source is None:
+            return [(*group, None) for group in by_length(model, base, bos)]
+        return list(pairs_by_length(model, base, source, bos))
+    ours, theirs = by_length(model, base, bos), by_length(model, source, bos)
+    of_length = {group.prompts.tokens.shape[1]: group.prompts for group in theirs}
+    return [(*group, of_length.get(group.prompts.tokens.shape[1], theirs[0].prompts))
+            for group in ours]
+
+
+def by_groups(sweep, groups, metric):
+    """Return `sweep(base, source, metric)` of prompts of every length as one Sweep.
+
+    Raises Error if it has positions, which prompts of several lengths do not share.
+    """
+    rows, n = [own for own, _, _ in groups], sum(len(own) for own, _, _ in groups)
+    parts = [sweep(base, source, of_rows(metric, own, n)) for own, base, source in groups]
+    first, whole = parts[0], {}
+    if len(parts) == 1:
+        return first
+    if "position" in first.axes:
+        raise Error("the prompts differ in length, so they share no positions to sweep over: give "
+                    "by_position=False, or prompts of one length")
+    for name in ("per_prompt", "base", *["source"] * (first.source is not None)):
+        whole[name] = in_order(rows, [getattr(part, name) for part in parts], axis=-1)
+    tokens = {i: row for own, part in zip(rows, parts, strict=True)
+              for i, row in zip(own.tolist(), part.tokens, strict=True)}
+    return replace(first, **whole, tokens=[tokens[i] for i in range(n)],
+                   bos=all(part.bos for part in parts))
 
 
 def patched_kind(what, layers, config):

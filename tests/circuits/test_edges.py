@@ -1,5 +1,6 @@
 """Patched edges agree with patched nodes and paths, and attribution with small patches."""
 import numpy as np
+import pytest
 from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, NOISING, close
 from random_model import TINY, random_params
 
@@ -55,6 +56,7 @@ def test_edge_attribution_is_exact_for_small_changes():
         np.testing.assert_allclose(scores[at], change, rtol=1e-3, atol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:the metric is")  # a random model does no task
 def test_the_search_for_edges_takes_no_more_passes_than_it_says(monkeypatch):
     passes, original = [], edges.edge_patched_logits
     monkeypatch.setattr(edges, "edge_patched_logits",

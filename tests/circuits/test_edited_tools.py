@@ -78,6 +78,7 @@ def test_ablation_of_an_edited_model_equals_a_pass_for_every_cell(case):
             close(sweep.per_prompt[layer], metric_of([edits, {here: circuits.patch(values)}]))
 
 
+@pytest.mark.filterwarnings("ignore:the metric is")  # a random model does no task
 @pytest.mark.parametrize("case", ["parts", "functions"])
 def test_a_circuit_of_an_edited_model_is_measured_by_passes_with_the_edits(case):
     edits = EDITS[case]
