@@ -48,7 +48,7 @@ from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
 from .distributions import Histogram, histogram
-from .edges import edge_attribution, edge_names, find_edges, patch_edges
+from .edges import EdgeScores, edge_attribution, edge_names, find_edges, patch_edges
 from .edits import ablated, add, knock_out, patch, zero
 from .excitation import Example, Examples, max_activating
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
@@ -75,7 +75,7 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "Edit", "EditsLike",
+    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "EdgeScores", "Edit", "EditsLike",
     "Estimate", "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric",
     "Parts", "PromptWarning", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
     "ablation", "activation_name", "activation_names", "add", "as_tap", "attribution",

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import namespace, to_host
-from ..bpe import shown
 from ..gpt2_np import Error, Model, Tap, layer_norm, mlp
 from ..inference.turns import turn
 from .activations import run
@@ -139,8 +138,7 @@ def checked_receivers(config, receivers):
     if "logits" in several:
         raise Error("'logits' cannot be one of several receivers: sweep to the logits alone")
     if not several:
-        raise Error(f"the receivers are {shown(receivers)}, which are none: give some, such as "
-                    "'L9H6.q', or 'logits'")
+        raise Error("there are no receivers: give some, such as 'L9H6.q', or 'logits'")
     return [Receiver(*one) for node in several for one in parse_inputs(config, node)]
 
 

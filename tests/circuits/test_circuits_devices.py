@@ -81,7 +81,7 @@ TOOLS = {
     "histogram": lambda m: circuits.histogram(m, TOKENS, "blocks.1.hook_resid_mid", [-1, 0]).mean,
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
     "attribution patching": lambda m: circuits.attribution_patching(m, **PAIR, steps=2).values,
-    "edges": lambda m: circuits.edge_attribution(m, **PAIR),
+    "edges": lambda m: circuits.edge_attribution(m, **PAIR).values,
     "find": lambda m: circuits.find(m, **PAIR, keep=0.8).share,
     "find edges": lambda m: circuits.find_edges(m, **PAIR, keep=0.8, checks=9).share,
 }  # fmt: skip
