@@ -75,9 +75,9 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import neuron_tokens
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "EdgeScores", "Edit", "EditsLike",
-    "Estimate", "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric",
-    "Parts", "PromptWarning", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
+    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "EdgeScores", "Edit",
+    "EditsLike", "Estimate", "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures",
+    "Metric", "Parts", "PromptWarning", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated",
     "ablation", "activation_name", "activation_names", "add", "as_tap", "attribution",
     "attribution_patching", "bootstrap", "compare", "composition", "copying_scores", "decompose",
     "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",

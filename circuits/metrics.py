@@ -20,7 +20,7 @@ import numpy as np
 from ..backend import einsum, namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, softmax
-from .inputs import Answers, AnswerSets, answer_sets, one_each
+from .inputs import AnswerSets, answer_sets, one_each
 from .short_reprs import Result
 
 Kind = Literal["logit", "log_probability", "probability"]
