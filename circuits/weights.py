@@ -62,7 +62,8 @@ def unembed(
         flat = vectors.reshape(1, -1, vectors.shape[-1])
         flat = apply_layer_norm(flat, **on_host(model.params["ln_f"]), tap=NO_TAP)
         vectors = flat.reshape(vectors.shape)
-    return vectors @ unembedding(model, folded)
+    with turn(model):
+        return vectors @ unembedding(model, folded)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
