@@ -7,7 +7,7 @@ say which it was in `bos`, beside the `tokens` [b, q].
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -31,7 +31,7 @@ class Prompts(Result):
 OnePrompt = str | Tokens
 PromptsLike = Prompts | OnePrompt | Sequence[str] | Sequence[Tokens]  # what `prompts` reads
 Answers = str | int | np.integer | Sequence[str | int] | np.ndarray  # one, or one a prompt
-AnswerSets = Answers | Sequence[Sequence[str | int]]  # or a set a prompt
+AnswerSets = Answers | Set[str | int] | Sequence[Collection[str | int]]  # or a set a prompt
 
 
 def prompts(model: Model, text_or_tokens: PromptsLike, bos: bool | None = None) -> Prompts:
@@ -89,9 +89,8 @@ def prompt_rows(model, given):
     """Return the ids of every prompt, without <|endoftext|>, and True if they were text."""
     rows = [given] if isinstance(given, str) else given
     if isinstance(rows, list | tuple) and rows:
-        kinds = {"texts" if isinstance(row, str)
-                 else "lists of ids" if isinstance(row, list | tuple) or getattr(row, "ndim", False)
-                 else "ids" for row in rows}
+        kinds = {"texts" if isinstance(row, str) else "lists of ids" if is_several(row) else "ids"
+                 for row in rows}
         if len(kinds) > 1:
             raise Error(f"{shown(given)} mixes {' and '.join(sorted(kinds))}: give a list of "
                         "texts, or of lists of ids")
@@ -102,6 +101,10 @@ def prompt_rows(model, given):
     if not hasattr(given, "dtype") and not isinstance(given, list | tuple):
         raise Error(f"the prompt is {shown(given)}: give a text, a list of texts, or token ids")
     return checked_ids(model, given), False
+
+
+def is_several(value):
+    return isinstance(value, list | tuple | set | frozenset) or bool(getattr(value, "ndim", False))
 
 
 def check_length(model, tokens, long):
@@ -214,7 +217,7 @@ def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
     Raises Error for a text of several tokens and for an id outside the vocabulary.
     """
     if not isinstance(text_or_id, str):
-        if np.ndim(text_or_id):
+        if is_several(text_or_id):
             raise Error(f"{shown(text_or_id)} is a set of answers, expected one token: "
                         "logit_difference and log_probability take sets")
         return int(checked_ids(model, [[text_or_id]])[0, 0])
@@ -229,17 +232,17 @@ def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
 
 def answer_ids(model, answers):
     """Return ids [1 or b] from a text, an id, or a sequence of either."""
-    several = isinstance(answers, list | tuple | set | np.ndarray)
-    return np.array([token_id(model, answer) for answer in (answers if several else [answers])],
-                    int)
+    several = is_several(answers) and not isinstance(answers, set | frozenset)
+    return np.array([token_id(model, one) for one in (answers if several else [answers])], int)
 
 
 def answer_sets(model, answers):
     """Return ids [1 or b, s] of a token, one a prompt or a set a prompt; -1 fills short sets."""
-    nested = isinstance(answers, list | tuple | np.ndarray) and any(map(np.ndim, answers))
-    if not nested:
+    if isinstance(answers, set | frozenset):
+        answers = [answers]
+    if not is_several(answers) or not any(map(is_several, answers)):
         return answer_ids(model, answers)[:, None]
-    sets = [np.unique(answer_ids(model, one)) for one in answers]
+    sets = [np.unique(answer_ids(model, [*one] if is_several(one) else one)) for one in answers]
     if not all(map(len, sets)):
         raise Error(f"{shown(answers)} has an empty set of answers: give each at least one token")
     size = max(map(len, sets))
