@@ -36,7 +36,7 @@ def test_head_scores_find_each_planted_head():
     assert scores.duplicate_token[NEGATIVE] == pytest.approx(0.5, abs=0.02)  # the rest on itself
     assert others(scores.induction, INDUCTION) < 0.2
     assert scores.entropy[PREVIOUS] < 0.05 < scores.entropy[0, 0]
-    assert scores.distance[PREVIOUS] == pytest.approx(17 / 18, abs=0.01)
+    assert scores.distance[PREVIOUS] == pytest.approx(1, abs=0.01)
 
 
 def test_weights_show_who_copies_who_suppresses_and_who_composes():
