@@ -7,6 +7,7 @@ say which it was in `bos`, beside the `tokens` [b, q].
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -18,6 +19,10 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
 from ..inference.scoring import Window, text_windows
 from .short_reprs import Result
+
+
+class PromptWarning(UserWarning):
+    """Prompts give numbers that look right, but are probably not meant as they were given."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,6 +79,9 @@ def by_length(
     end = end_of_text(model, needed=bos)
     if not bos and not all(map(len, rows)):
         raise Error("the text is empty: give a text, or leave bos on")
+    if bos and any(len(row) and row[0] == end for row in rows):
+        warnings.warn("the prompt begins with <|endoftext|> and gets another before it: leave it "
+                      "out, or give bos=False", PromptWarning, stacklevel=4)
     lengths, groups = np.array([len(row) for row in rows]), []
     for length in dict.fromkeys(lengths.tolist()):
         own = np.flatnonzero(lengths == length)
@@ -256,12 +264,17 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model, tokens: Tokens) -> list[str]:
-    """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
+def labels_of(model: Model, tokens: Tokens | str) -> list[str]:
+    """Return the text of each token, for tables and plots; its id if the vocabulary has none.
+
+    Of a text it returns those of its tokens as tools see them, <|endoftext|> first.
+    """
+    if isinstance(tokens, str):
+        tokens = prompts(model, tokens).tokens[0]
     if (not isinstance(tokens, list | tuple | np.ndarray)
             or not all(isinstance(i, int | np.integer) for i in tokens)):
-        raise Error(f"labels_of takes the ids of one prompt, not {shown(tokens)}: give a list of "
-                    "ids, such as result.tokens[0]")
+        raise Error(f"labels_of takes a text or the ids of one prompt, not {shown(tokens)}: give a "
+                    "list of ids, such as result.tokens[0]")
     tokenizer, n = model.tokenizer, model.n_vocab
     return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 

@@ -19,19 +19,18 @@ import numpy as np
 from ..backend import to_host
 from ..gpt2_np import NO_TAP, Model, map_leaves, mlp_layer
 from ..inference.turns import turn
-from .inputs import check_index, check_numbers
+from .inputs import check_numbers
+from .names import parse_neuron
 
 
 def neuron_tokens(
-    model: Model, layer: int, neuron: int, top: int = 8, folded: bool = False
+    model: Model, neuron: Any, top: int = 8, folded: bool = False
 ) -> dict[str, Any]:
-    """Return the tokens that a neuron reads most, and those whose logits it raises and lowers.
+    """Return the tokens that a neuron "L2N17" reads, and those whose logits it raises and lowers.
 
     "reads", "raises", "lowers": (token ids, scores) each, for the `top` tokens.
     """
-    config = model.config
-    check_index("layer", layer, config.n_layer)
-    check_index("neuron", neuron, 4 * config.n_embd)
+    layer, neuron = parse_neuron(model.config, neuron)
     block = on_host(model.params["blocks"][layer])
     reading, writing = block["mlp"]["c_fc"]["w"][:, neuron], block["mlp"]["c_proj"]["w"][neuron]
     if folded:
