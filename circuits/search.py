@@ -88,8 +88,9 @@ def find(
     The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
     ("resample"), or its mean there ("mean"). Each round prunes every remaining node alone to rank
     them. Then as many of the weakest go as leave the share between `keep` and 2 - `keep`: pruning
-    parts that work against the task overshoots. The result is a local minimum, from which no single node can go, and every step is
-    exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
+    parts that work against the task overshoots. The result is a local minimum, from which no single
+    node can go, and every step is exact. `edits`, as for `run`, hold in every pass, so that the
+    circuit is the edited model's.
 
     `base` should do the task better than `source`. Given the wrong way round they have a circuit
     too, which keeps the metric low: a PromptWarning says so.

@@ -65,6 +65,10 @@ TOOLS = {
     "mean": lambda m: circuits.mean_activation(m, list(TOKENS), Z),
     "decompose": lambda m: circuits.decompose(m, TOKENS, neurons=[0]).values,
     "attribution": lambda m: circuits.attribution(m, TOKENS, 3).values,
+    "neurons and sources": lambda m: [a.sum() for found in [circuits.attribution(
+        m, TOKENS, 3, 5, position=None, by_source=True, neurons="all", edits=EDITS)]
+        for a in (found.values, found.by_source.values)],
+    "unembed": lambda m: circuits.unembed(m, VECTOR, layer_norm=True),
     "lens": lambda m: circuits.lens(m, TOKENS, frozen=True).entropy,
     "heads": lambda m: circuits.heads(m, TOKENS).entropy,
     **{f"patching {what}": lambda m, what=what: circuits.patching(m, what, **PAIR).values

@@ -68,7 +68,7 @@ def test_edges_have_names_and_a_head_has_three_inputs():
 def test_an_edit_of_the_stream_that_edges_read_apart_is_refused():
     for tool in (circuits.edge_attribution, circuits.find_edges):
         for name in ("resid_mid", "blocks.1.ln2.hook_scale"):
-            with pytest.raises(Error, match="cannot honour the edit of blocks.*edit embeddings"):
+            with pytest.raises(Error, match=r"cannot honour the edit of blocks.*edit embeddings"):
                 tool(MODEL, **NOISING, edits={name: circuits.zero()})
 
 
