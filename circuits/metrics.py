@@ -6,8 +6,8 @@ move it. (Heimersheim & Nanda 2024, "How to use and interpret activation patchin
 
 A metric may be able to do more. `Differentiable` is needed for gradients and to attribute it to
 edges. With `ReadsStream` sweeps leave out the unembedding, a tenth to a quarter of their time.
-`ReadsPositions` says that it needs more than the last position, `ByPrompt` that prompts have answers of
-their own.
+`ReadsPositions` says that it needs more than the last position, `ByPrompt` that each prompt has an
+answer of its own.
 """
 from __future__ import annotations
 
