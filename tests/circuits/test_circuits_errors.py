@@ -109,6 +109,7 @@ def call(function, *args, **options):
         (call(circuits.run, [[1, 2], 3]), "mixes ids and lists of ids: give a list of texts"),
         (call(circuits.measure, []), r"texts is \[\]: give a list of texts, at least one"),
         (call(circuits.measure, 5), "texts is 5: give a list of texts, at least one"),
+        (call(circuits.labels_of, ["ROMEO"]), r"ids of one prompt, not \['ROMEO'\]: give a list"),
         (call(circuits.labels_of, [[1, 2], [3]]), r"not \[\[1, 2\], \[3\]\]: give a list of ids"),
         (call(circuits.labels_of, 5), "takes a text or the ids of one prompt, not 5"),
         (call(circuits.logit_difference, 1, 2, "odds"), "kind is 'odds': choose one of logit, "),
