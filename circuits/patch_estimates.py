@@ -12,7 +12,7 @@ follow the bend. (Sundararajan et al. 2017, "Axiomatic Attribution for Deep Netw
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +55,7 @@ def attribution_patching(
     def of_one_length(base, source, metric):
         here, there = (run(model, given, names, edits=edits, last_only=last_only)
                        for given in (base, source))
-        slopes = {}
+        slopes: Mapping[str, np.ndarray] = {}
         if steps == 1:
             slopes = gradients(model, base, metric, names=names, edits=edits)
         axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
