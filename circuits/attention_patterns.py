@@ -97,7 +97,8 @@ def heads(
     Prompts of one length are averaged; those of several lengths give a list, one Attention a
     prompt. A text longer than n_ctx is read in windows that overlap by half. Each position is
     counted in the first window that has it, and looks back no further than that window's
-    beginning; edits see one window after another.
+    beginning; edits see one window after another. Text gets <|endoftext|> put before it, unlike in
+    `complete` and `score`; `bos=False` leaves it out.
     """
     if text_or_tokens is None:
         config = model.config
