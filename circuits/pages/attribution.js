@@ -1,0 +1,104 @@
+// Direct logit attribution: a map of heads and MLPs, and bars of the largest terms.
+
+const MOST_BARS = 14;
+const shownEffect = { column: n - 1, layer: nLayer - 1 };
+
+function startAttribution() {
+  const columns = byId("effect-column");
+  for (let column = 0; column < effects.shape[1]; column++) columns.append(element("option", { value: column, text: columnName(column) }));
+  columns.addEventListener("change", () => {
+    const column = Number(columns.value);
+    if (column < n) choosePosition(column);
+    showEffects(column);
+  });
+  const layers = byId("neuron-layer");
+  for (let layer = 0; layer < nLayer; layer++) layers.append(element("option", { value: layer, text: `layer ${layer}` }));
+  layers.value = nLayer - 1;
+  layers.addEventListener("change", () => showNeurons(Number(layers.value)));
+  const table = byId("effects");
+  table.append(element("caption", { text: "Heads and MLPs, in logits" }), element("tr", {}, element("th"),
+    ...Array.from({ length: nHead }, (_, head) => element("th", { text: `H${head}`, scope: "col" })),
+    element("th", { text: "MLP", scope: "col" })));
+  for (let layer = nLayer - 1; layer >= 0; layer--) {
+    const row = element("tr", {}, element("th", { text: `L${layer}`, scope: "row" }));
+    for (const part of [...Array.from({ length: nHead }, (_, head) => headName(layer, head)), `MLP${layer}`]) {
+      const button = element("button", { "data-part": part });
+      button.addEventListener("click", () => {
+        if (part.startsWith("MLP")) { layers.value = layer; showNeurons(layer); return; }
+        chooseHead(layer, Number(part.split("H")[1]));
+        byId("head-title").scrollIntoView({ block: "start" });
+      });
+      row.append(element("td", {}, button));
+    }
+    table.append(row);
+  }
+  pictures.effects = drawEffects;
+}
+
+function columnName(column) {
+  if (column >= n) return `${label(data.answer)}${data.wrong === null ? "" : ` minus ${label(data.wrong)}`}, at the end`;
+  return `${column + 1 < n ? `${column + 1} ` : "next "}${label(data.targets[column])}`;
+}
+
+// Return the parts of a column as [name, value], attention's biases as one.
+function partsOf(column) {
+  const found = new Map();
+  data.parts.forEach((name, i) => {
+    const one = name.startsWith("b_O") ? "attention biases" : name === "ln_final.b" ? "final bias"
+      : name === "embed" ? "embedding" : name === "pos_embed" ? "position" : name;
+    found.set(one, (found.get(one) ?? 0) + effects.at(i, column));
+  });
+  return found;
+}
+
+function showEffects(column) {
+  shownEffect.column = column;
+  byId("effect-column").value = column;
+  const parts = partsOf(column), total = data.totals[column];
+  const isDifference = column >= n && data.wrong !== null;
+  const most = Math.max(...[...parts.values()].map(Math.abs)) || 1;
+  byId("attribution-lead").textContent = `After ${label(data.tokens[Math.min(column, n - 1)])} (position ${Math.min(column, n - 1)}) the logit of ` +
+    `${label(column >= n ? data.answer : data.targets[column])} is ${signed(total)} above ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
+    "With the scale of the final layer norm held fixed, this is the sum of one term a part. Choose a head to see its attention, an MLP to see its neurons.";
+  for (const button of byId("effects").querySelectorAll("button")) {
+    const value = parts.get(button.dataset.part) ?? 0, name = button.dataset.part;
+    button.textContent = signed(value);
+    button.setAttribute("aria-label", `${name}: ${signed(value)} logits`);
+    tint(button, value < 0 ? "red" : "blue", Math.abs(value) / most);
+  }
+  const order = [...parts].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  const rest = order.slice(MOST_BARS).reduce((sum, [, value]) => sum + value, 0);
+  const bars = order.slice(0, MOST_BARS).map(([name, value]) => signedBar(name, value, most));
+  if (order.length > MOST_BARS) bars.push(signedBar(`${order.length - MOST_BARS} others`, rest, most));
+  byId("effect-bars").replaceChildren(...bars, signedBar("sum", total, most, true));
+  showNeurons(shownEffect.layer);
+}
+
+const signedBar = (name, value, most, isMarked = false) =>
+  bar(name, Math.abs(value) / most, signed(value), value < 0 ? "red" : "blue", isMarked, value < 0 ? -1 : 1);
+
+function showNeurons(layer) {
+  shownEffect.layer = layer;
+  const found = Array.from({ length: neurons.shape[2] }, (_, k) =>
+    [`L${layer}N${neurons.at(layer, shownEffect.column, k)}`, neuronEffects.at(layer, shownEffect.column, k)]);
+  const most = Math.max(...found.map(([, value]) => Math.abs(value))) || 1;
+  byId("neuron-bars").replaceChildren(...found.map(([name, value]) => signedBar(name, value, most)));
+}
+
+function drawEffects() {
+  const cell = { width: 44, height: 22, left: 40, top: 44 }, parts = partsOf(shownEffect.column);
+  const pen = new SvgPen(cell.left + (nHead + 1) * cell.width + 16, cell.top + nLayer * cell.height + 16);
+  const most = Math.max(...[...parts.values()].map(Math.abs)) || 1;
+  pen.text(8, 14, `logit of ${columnName(shownEffect.column)}: ${signed(data.totals[shownEffect.column])}`, { size: 12, bold: true });
+  for (let i = 0; i <= nHead; i++) {
+    pen.text(cell.left + (i + 0.5) * cell.width, 34, i < nHead ? `H${i}` : "MLP", { size: 10, align: "center", ink: "muted" });
+    for (let layer = 0; layer < nLayer; layer++) {
+      const x = cell.left + i * cell.width, y = cell.top + (nLayer - 1 - layer) * cell.height;
+      const value = parts.get(i < nHead ? headName(layer, i) : `MLP${layer}`) ?? 0, t = Math.abs(value) / most;
+      pen.rect(x, y, cell.width - 1, cell.height - 1, value < 0 ? "red" : "blue", t);
+      pen.textOn(x + cell.width / 2, y + cell.height / 2, signed(value), t, { size: 10, align: "center" });
+      if (i === 0) pen.text(cell.left - 8, y + cell.height / 2, `L${layer}`, { size: 10, align: "right", ink: "muted" });
+    }
+  }
+  return pen;
+}

@@ -1,0 +1,307 @@
+"""A report: one page that shows what a model does with one text, in a file that needs no other.
+
+    circuits.report(model, "ROMEO:\\nBut soft", "report.html")
+
+The page shows the surprise of every token, the logit lens, the attention of every head, and the
+direct effect of every part of the model on each next token. It holds its own script and style and
+asks for nothing, which its Content-Security-Policy also forbids. Text is data in it, never markup.
+"""
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import gpt2_np
+from ..backend import namespace, to_host
+from ..bpe import shown
+from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
+from ..inference.turns import turn
+from .activations import run
+from .attention_patterns import heads
+from .decomposition import decompose
+from .inputs import PromptsLike, check_numbers, prompts, token_id
+from .interventions import Edits, EditsLike
+from .logit_lens import read_logits
+from .names import activation_name
+from .weights import centred, on_host
+
+PAGES = Path(__file__).parent / "pages"
+STYLES = "pages.css", "report.css"
+SCRIPTS = ("data.js", "pens.js", "text.js", "lens.js", "attention.js", "attribution.js",
+           "report.js")
+FIRST_LINE = "<!-- A report of gpt2_np. -->"
+MOST_PATTERN_BYTES = 128 << 20  # what a browser still opens with ease
+ALTERNATIVES = 5
+MOST_NEURONS, LEAST_NEURONS, NEURON_BUDGET = 8, 2, 640  # of each layer; the budget is shared out
+CHUNK = 16  # positions whose logits at every layer are held at a time
+SCORES = "previous_token", "duplicate_token", "induction", "beginning", "entropy", "distance"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page as text. A notebook shows it; `save` writes it to a file."""
+
+    page: str
+
+    def save(self, path: Any) -> None:
+        """Write the page. Raises Error rather than replace a file that is not a report."""
+        try:
+            path = Path(path)
+            if path.exists() and not path.is_dir():
+                with path.open("rb") as file:
+                    if file.read(len(FIRST_LINE)) not in (b"", FIRST_LINE.encode()):
+                        raise Error(f"{path} exists and is not a report: choose another name")
+            path.write_text(self.page, encoding="utf-8", newline="\n")
+        except (OSError, TypeError) as error:
+            raise Error(f"{shown(str(path))} cannot be written: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<Report of {len(self.page) / 1e6:.2f} MB: save(path) writes it>"
+
+    def _repr_html_(self) -> str:
+        return (f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="720" '
+                'sandbox="allow-scripts allow-downloads" title="Report"></iframe>')
+
+
+def report(
+    model: Model,
+    text_or_tokens: PromptsLike,
+    path: Any = None,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    *,
+    title: str = "",
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
+) -> Report:
+    """Return a page about one text, and write it to `path` if there is one.
+
+    With `answer` the page also explains that token's logit at the end of the text, or its
+    difference from that of `wrong`. Other logits are explained as their distance from the mean
+    logit. `title` is the page's heading. Raises Error if the file exists and is not a report.
+    """
+    given = prompts(model, text_or_tokens, bos)
+    command = python_call(model, given, answer, wrong)
+    made = page_of(model, given, answer, wrong, title or "GPT-2", command, edits)
+    if path is not None:
+        made.save(path)
+    return made
+
+
+def python_call(model, given, answer, wrong):
+    """Return the call that makes a report again."""
+    ids = given.tokens[0].tolist()
+    parts = ["model", repr(ids) if len(ids) <= 16 else "tokens", "'report.html'"]
+    parts += [f"{name}={value!r}" for name, value in (("answer", answer), ("wrong", wrong))
+              if value is not None]
+    return f"circuits.report({', '.join(parts)})"
+
+
+def page_of(model, given, answer, wrong, title, command, edits):
+    """Return the Report. `command` is what makes it again, shown on it."""
+    if len(given.tokens) != 1:
+        raise Error(f"a report is about one text, and {len(given.tokens)} were given: make one each")
+    if wrong is not None and answer is None:
+        raise Error("wrong was given without answer: give both, or answer alone")
+    config, n = model.config, given.tokens.shape[1]
+    n_bytes = config.n_layer * config.n_head * n * (n + 1) // 2
+    if n_bytes > MOST_PATTERN_BYTES:
+        raise Error(f"the attention of {config.n_layer * config.n_head} heads on {n} tokens takes "
+                    f"{n_bytes / 1e6:.0f} MB: shorten the text")
+    edits = Edits(model, edits)
+    edits.refuse("report", ("ln_final",), "it reads every layer through the model's own layer norm")
+    started = time.perf_counter()
+    data = data_of(model, given, answer, wrong, edits)
+    about = {
+        "title": title, "version": gpt2_np.__version__, "command": command,
+        "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return Report(assembled(title, {**about, **data}))
+
+
+# --- numbers ---------------------------------------------------------------------------
+
+
+def data_of(model, given, answer, wrong, edits):
+    """Return the numbers of the page, as lists and as arrays in base64."""
+    config, tokens = model.config, given.tokens[0]
+    streams = [activation_name("resid_pre", layer) for layer in range(config.n_layer)]
+    streams.append(activation_name("resid_post", config.n_layer - 1))
+    patterns = [activation_name("pattern", layer) for layer in range(config.n_layer)]
+    seen = run(model, given, [*streams, *patterns, "post"], edits=edits)
+    logits = seen.logits[0, :, : model.n_vocab]
+    check_numbers("the logits", logits, model)
+    target = token_id(model, answer) if answer is not None else int(logits[-1].argmax())
+    targets = np.append(tokens[1:], target)
+    lens = lens_numbers(model, np.stack([seen[name][0] for name in streams]), targets)
+    attention = attention_numbers(model, given, [seen[name][0] for name in patterns], edits)
+    effects = effect_numbers(model, given, seen, targets, answer, wrong, edits)
+    used = {*tokens.tolist(), *targets.tolist(), *lens.pop("ids")}
+    if wrong is not None:
+        used.add(token_id(model, wrong))
+    return {
+        "tokens": tokens.tolist(), "targets": targets.tolist(), "n_layer": config.n_layer,
+        "labels": {str(i): label_of(model, i) for i in sorted(used)},
+        "answer": None if answer is None else target,
+        "wrong": None if wrong is None else token_id(model, wrong),
+        **lens, **attention, **effects,
+    }
+
+
+def label_of(model, token):
+    """Return a token's text, or its bytes as a list if they are part of a character."""
+    if model.tokenizer is None or token >= model.n_vocab:
+        return str(token)
+    raw = model.tokenizer.token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+def lens_numbers(model, streams, targets):
+    """Return the lens [point, position], and every best token of a position at all its points.
+
+    `nats` are 10 times the surprise of a position's candidates [candidate, point]: first its
+    target, then each other token that is best at one point. `best` counts within them.
+    """
+    n_points, n = streams.shape[:2]
+    ids, starts, nats = [], [0], []
+    best = np.zeros((n_points, n), np.uint8)
+    p, ranks, spread = (np.zeros((n_points, n)) for _ in range(3))
+    top = np.zeros((n, min(ALTERNATIVES, model.n_vocab)), int)
+    top_p, surprise = np.zeros(top.shape), np.zeros(n)
+    for first in range(0, n, CHUNK):
+        here = slice(first, min(first + CHUNK, n))
+        logits = stream_logits(model, streams[:, here])  # [point, position, v]
+        _, ranks[:, here], spread[:, here], ahead, ahead_p = read_logits(
+            logits, np.broadcast_to(targets[here], logits.shape[:2]), top.shape[1])
+        p[:, here], top[here], top_p[here] = ahead_p[..., 0], ahead[-1], ahead_p[-1]
+        log_sum = np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1))
+        log_sum += logits.max(axis=-1)
+        for i in range(here.start, here.stop):
+            leaders = ahead[:, i - first, 0].tolist()
+            candidates = list(dict.fromkeys([int(targets[i]), *leaders]))
+            best[:, i] = [candidates.index(leader) for leader in leaders]
+            of_these = (log_sum[:, i - first] - logits[:, i - first, candidates].T)
+            surprise[i] = of_these[0, -1]
+            nats.append(of_these)
+            ids += candidates
+            starts.append(len(ids))
+    nats = np.concatenate(nats) * 10
+    id_type = np.uint16 if model.n_vocab <= 1 << 16 else np.uint32
+    return {
+        "ids": {*ids, *top.ravel().tolist()},
+        "surprise": [round(float(x), 4) for x in surprise],
+        "alternatives": packed(top, id_type), "alternatives_p": packed(top_p * 1e4, np.uint16),
+        "lens": {
+            "best": packed(best, np.uint8), "p": packed(p * 1e4, np.uint16),
+            "entropy": packed(spread * 10, np.uint8), "rank": packed(ranks, id_type),
+            "candidates": packed(np.array(ids), id_type), "starts": starts,
+            "nats": packed(np.minimum(nats, 255), np.uint8),
+        },
+    }
+
+
+def stream_logits(model, stream):
+    """Return the logits on the host of the stream [point, position, d] through the last norm."""
+    xp, params = namespace(model.params["wte"]), model.params
+    with turn(model):
+        normalized = layer_norm(xp.asarray(stream), **params["ln_f"], tap=NO_TAP)
+        return to_host(unembed(normalized, params))[..., : model.n_vocab]
+
+
+def attention_numbers(model, given, patterns, edits):
+    """Return the lower triangle of every head's pattern in bytes of 1/255, and its scores."""
+    rows, columns = np.tril_indices(given.tokens.shape[1])
+    scores = heads(model, given, edits=edits)
+    return {
+        "patterns": [[base64_of(np.rint(head[rows, columns] * 255).astype(np.uint8))
+                      for head in layer] for layer in patterns],
+        "scores": {kind: [[None if math.isnan(x) else round(x, 4) for x in row]
+                          for row in getattr(scores, kind).tolist()] for kind in SCORES},
+    }
+
+
+def effect_numbers(model, given, seen, targets, answer, wrong, edits):
+    """Return the direct effect of each part [part, column] and of each layer's strongest neurons.
+
+    A column is a position, whose target's logit above the mean is explained. With an answer there
+    is one more: its logit at the end, above that of `wrong` if there is one.
+    """
+    wte, norm = on_host(model.params["wte"])[: model.n_vocab], on_host(model.params["ln_f"])
+    n = len(targets)
+    direction, columns = wte[targets] - wte.mean(axis=0), np.arange(n)
+    if answer is not None:
+        rival = wte.mean(axis=0) if wrong is None else wte[token_id(model, wrong)]
+        direction = np.vstack([direction, wte[token_id(model, answer)] - rival])
+        columns = np.append(columns, n - 1)
+    parts = decompose(model, given, edits=edits)
+    stream = centred(parts.values[:, 0].sum(axis=0))[columns]
+    scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
+    readout = centred(norm["g"] * direction) / scale
+    effects = np.stack([np.einsum("qd,qd->q", part[0, columns], readout) for part in parts.values])
+    effects = np.vstack([effects, direction @ norm["b"]])
+    n_kept = min(MOST_NEURONS, max(LEAST_NEURONS, NEURON_BUDGET // n), 4 * model.config.n_embd)
+    ids, values = [], []
+    for layer, block in enumerate(model.params["blocks"]):
+        written = readout @ on_host(block["mlp"]["c_proj"]["w"]).T
+        by_neuron = seen[activation_name("post", layer)][0, columns] * written  # [column, m]
+        order = np.argsort(-np.abs(by_neuron), axis=1, kind="stable")[:, :n_kept]
+        ids.append(order)
+        values.append(np.take_along_axis(by_neuron, order, axis=1))
+    return {
+        "parts": [*parts.labels, "ln_final.b"], "effects": packed_decimals(effects),
+        "totals": [round(float(x), 4) for x in effects.sum(axis=0)],
+        "neurons": packed(np.stack(ids), np.uint16 if model.config.n_embd < 16384 else np.uint32),
+        "neuron_effects": packed_decimals(np.stack(values)),
+    }
+
+
+def packed(array, dtype):
+    """Return an array, rounded, as its type, shape and bytes in base64."""
+    array = np.rint(array).astype(np.dtype(dtype).newbyteorder("<"))
+    return {"type": array.dtype.str[1:], "shape": array.shape, "data": base64_of(array)}
+
+
+def packed_decimals(array):
+    """Return an array as integers of two bytes, with as many decimals as the largest leaves."""
+    most = float(np.abs(array).max(initial=0))
+    decimals = next((d for d in (4, 3, 2, 1) if most * 10**d < 32767), 0)
+    array = np.clip(array * 10**decimals, -32767, 32767)
+    return {**packed(array, np.int16), "decimals": decimals}
+
+
+def base64_of(array):
+    return base64.b64encode(array.tobytes()).decode()
+
+
+# --- the page --------------------------------------------------------------------------
+
+
+def assembled(title, data):
+    """Return the page: its files, the data and a policy that allows these scripts alone."""
+    style = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in STYLES)
+    script = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    page = (PAGES / "report.html").read_text(encoding="utf-8")
+    policy = (f"default-src 'none'; script-src '{hash_of(script)}'; style-src '{hash_of(style)}'; "
+              "img-src data:; base-uri 'none'; form-action 'none'")
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    parts = {"title": html.escape(title), "policy": policy, "style": style, "script": script,
+             "data": text}
+    return re.sub(r"\[\[(\w+)\]\]", lambda found: parts[found[1]], page)
+
+
+def hash_of(text):
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
