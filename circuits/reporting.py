@@ -41,8 +41,8 @@ SCRIPTS = ("data.js", "pens.js", "text.js", "lens.js", "attention.js", "attribut
            "report.js")
 FIRST_LINE = "<!-- A report of gpt2_np. -->"
 MOST_PATTERN_BYTES = 128 << 20  # what a browser still opens with ease
-ALTERNATIVES = 5
-MOST_NEURONS, LEAST_NEURONS, NEURON_BUDGET = 8, 2, 640  # of each layer; the budget is shared out
+ALTERNATIVES, FOLLOWED = 5, 6  # tokens of each position: the likeliest, those of all layers
+MOST_NEURONS, LEAST_NEURONS, NEURON_BUDGET = 8, 1, 400  # of each layer; the budget is shared out
 CHUNK = 16  # positions whose logits at every layer are held at a time
 SCORES = "previous_token", "duplicate_token", "induction", "beginning", "entropy", "distance"
 
@@ -124,7 +124,7 @@ def page_of(model, given, answer, wrong, title, command, edits):
     data = data_of(model, given, answer, wrong, edits)
     about = {
         "title": title, "version": gpt2_np.__version__, "command": command,
-        "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits),
+        "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits), "followed": FOLLOWED,
         "seconds": round(time.perf_counter() - started, 3),
     }
     return Report(assembled(title, {**about, **data}))
@@ -147,12 +147,12 @@ def data_of(model, given, answer, wrong, edits):
     lens = lens_numbers(model, np.stack([seen[name][0] for name in streams]), targets)
     attention = attention_numbers(model, given, [seen[name][0] for name in patterns], edits)
     effects = effect_numbers(model, given, seen, targets, answer, wrong, edits)
-    used = {*tokens.tolist(), *targets.tolist(), *lens.pop("ids")}
+    used = {*tokens.tolist(), target, *lens.pop("ids")}
     if wrong is not None:
         used.add(token_id(model, wrong))
     return {
-        "tokens": tokens.tolist(), "targets": targets.tolist(), "n_layer": config.n_layer,
-        "labels": {str(i): label_of(model, i) for i in sorted(used)},
+        "tokens": tokens.tolist(), "next": target,
+        "ids": packed(np.array(sorted(used)), np.uint32), "labels": [label_of(model, i) for i in sorted(used)],
         "answer": None if answer is None else target,
         "wrong": None if wrong is None else token_id(model, wrong),
         **lens, **attention, **effects,
@@ -173,42 +173,44 @@ def label_of(model, token):
 def lens_numbers(model, streams, targets):
     """Return the lens [point, position], and every best token of a position at all its points.
 
-    `nats` are 10 times the surprise of a position's candidates [candidate, point]: first its
-    target, then each other token that is best at one point. `best` counts within them.
+    A position's candidates are its target, then the tokens that are best at some point, the last
+    layer's first. `best` counts within them. `nats` [candidate, point] are 10 times their surprise,
+    of the first FOLLOWED of each position.
     """
     n_points, n = streams.shape[:2]
-    ids, starts, nats = [], [0], []
-    best = np.zeros((n_points, n), np.uint8)
-    p, ranks, spread = (np.zeros((n_points, n)) for _ in range(3))
+    ids, counts, nats = [], [], []
+    best, p, spread = (np.zeros((n_points, n)) for _ in range(3))
+    ranks = np.zeros(n, int)
     top = np.zeros((n, min(ALTERNATIVES, model.n_vocab)), int)
     top_p, surprise = np.zeros(top.shape), np.zeros(n)
     for first in range(0, n, CHUNK):
         here = slice(first, min(first + CHUNK, n))
         logits = stream_logits(model, streams[:, here])  # [point, position, v]
-        _, ranks[:, here], spread[:, here], ahead, ahead_p = read_logits(
+        _, rank, spread[:, here], ahead, ahead_p = read_logits(
             logits, np.broadcast_to(targets[here], logits.shape[:2]), top.shape[1])
+        ranks[here] = rank[-1]
         p[:, here], top[here], top_p[here] = ahead_p[..., 0], ahead[-1], ahead_p[-1]
         log_sum = np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1))
         log_sum += logits.max(axis=-1)
         for i in range(here.start, here.stop):
             leaders = ahead[:, i - first, 0].tolist()
-            candidates = list(dict.fromkeys([int(targets[i]), *leaders]))
+            candidates = list(dict.fromkeys([int(targets[i]), *reversed(leaders)]))
             best[:, i] = [candidates.index(leader) for leader in leaders]
-            of_these = (log_sum[:, i - first] - logits[:, i - first, candidates].T)
+            of_these = log_sum[:, i - first] - logits[:, i - first, candidates[:FOLLOWED]].T
             surprise[i] = of_these[0, -1]
             nats.append(of_these)
             ids += candidates
-            starts.append(len(ids))
+            counts.append(len(candidates))
     nats = np.concatenate(nats) * 10
     id_type = np.uint16 if model.n_vocab <= 1 << 16 else np.uint32
     return {
         "ids": {*ids, *top.ravel().tolist()},
-        "surprise": [round(float(x), 4) for x in surprise],
+        "surprise": [round(float(x), 2) for x in surprise], "ranks": ranks.tolist(),
         "alternatives": packed(top, id_type), "alternatives_p": packed(top_p * 1e4, np.uint16),
         "lens": {
             "best": packed(best, np.uint8), "p": packed(p * 1e4, np.uint16),
-            "entropy": packed(spread * 10, np.uint8), "rank": packed(ranks, id_type),
-            "candidates": packed(np.array(ids), id_type), "starts": starts,
+            "entropy": packed(spread * 10, np.uint8), "candidates": packed(np.array(ids), id_type),
+            "counts": packed(np.array(counts), np.uint32 if n_points > 254 else np.uint8),
             "nats": packed(np.minimum(nats, 255), np.uint8),
         },
     }
@@ -229,7 +231,7 @@ def attention_numbers(model, given, patterns, edits):
     return {
         "patterns": [[base64_of(np.rint(head[rows, columns] * 255).astype(np.uint8))
                       for head in layer] for layer in patterns],
-        "scores": {kind: [[None if math.isnan(x) else round(x, 4) for x in row]
+        "scores": {kind: [[None if math.isnan(x) else round(x, 3) for x in row]
                           for row in getattr(scores, kind).tolist()] for kind in SCORES},
     }
 
@@ -252,7 +254,9 @@ def effect_numbers(model, given, seen, targets, answer, wrong, edits):
     scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
     readout = centred(norm["g"] * direction) / scale
     effects = np.stack([np.einsum("qd,qd->q", part[0, columns], readout) for part in parts.values])
-    effects = np.vstack([effects, direction @ norm["b"]])
+    is_bias = np.array([label.startswith("b_O") for label in parts.labels])
+    biases = effects[is_bias].sum(axis=0)
+    effects = np.vstack([effects[~is_bias], biases, direction @ norm["b"]])
     n_kept = min(MOST_NEURONS, max(LEAST_NEURONS, NEURON_BUDGET // n), 4 * model.config.n_embd)
     ids, values = [], []
     for layer, block in enumerate(model.params["blocks"]):
@@ -262,8 +266,8 @@ def effect_numbers(model, given, seen, targets, answer, wrong, edits):
         ids.append(order)
         values.append(np.take_along_axis(by_neuron, order, axis=1))
     return {
-        "parts": [*parts.labels, "ln_final.b"], "effects": packed_decimals(effects),
-        "totals": [round(float(x), 4) for x in effects.sum(axis=0)],
+        "parts": [*np.array(parts.labels)[~is_bias].tolist(), "b_O", "ln_final.b"],
+        "effects": packed_decimals(effects), "totals": [round(float(x), 2) for x in effects.sum(axis=0)],
         "neurons": packed(np.stack(ids), np.uint16 if model.config.n_embd < 16384 else np.uint32),
         "neuron_effects": packed_decimals(np.stack(values)),
     }

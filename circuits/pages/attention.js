@@ -1,6 +1,6 @@
 // Attention: small pictures of all heads, one head large, and its tokens.
 
-const THUMBNAIL = 64;
+const THUMBNAIL = nHead > 6 ? 64 : 108;
 const heads = []; // {layer, head, item}, in the present order
 const attentionItems = [];
 const PATTERN = { size: 0, left: 0, top: 0, cell: 0 };
@@ -29,6 +29,7 @@ function startAttention() {
   }
   const place = byId("heads"), items = heads.map(({ item }) => item);
   place.style.setProperty("--columns", nHead);
+  place.style.setProperty("--side", `${THUMBNAIL}px`);
   roving(place, items, {
     columns: () => getComputedStyle(place).gridTemplateColumns.split(" ").length,
     choose: (i) => chooseHead(heads[i].layer, heads[i].head),
@@ -50,7 +51,7 @@ function startAttention() {
     show: showQuery, leave: () => showQuery(chosen.query),
   });
   startPattern();
-  showScale(byId("pattern-scale"), "blue", ["0", "1, darker by its root"]);
+  showScale(byId("pattern-scale"), "blue", ["0", "1 (its square root is the strength)"]);
   pictures.heads = drawHeads;
   pictures.pattern = () => {
     const size = patternSize(900), pen = new SvgPen(size.left + size.size + 8, size.top + size.size + 8);
@@ -76,7 +77,7 @@ function orderHeads() {
 function drawThumbnail(item) {
   const { layer, head } = heads.find((one) => one.item === item);
   const pen = new CanvasPen(item.firstChild, THUMBNAIL, THUMBNAIL);
-  pen.image(0, 0, THUMBNAIL, patternImage(patternOf(layer, head), pen.colours, THUMBNAIL * (window.devicePixelRatio || 1)));
+  pen.image(0, 0, THUMBNAIL, patternImage(patternOf(layer, head), pen.colours, THUMBNAIL * window.devicePixelRatio));
   heads.watcher.unobserve(item);
 }
 
@@ -100,7 +101,7 @@ function chooseHead(layer, head) {
 // Return the places of a large pattern: labels only if there is room for them.
 function patternSize(most) {
   const isLabelled = n <= 72, margin = isLabelled ? 84 : 8;
-  const cell = Math.min(22, (most - margin - 8) / n);
+  const cell = Math.max(0.1, Math.min(22, (most - margin - 8) / n));
   return { isLabelled, cell, size: cell * n, left: margin, top: margin };
 }
 
@@ -151,7 +152,7 @@ function drawPattern(pen, size, query, key = null) {
     for (let q = 0; q < n; q++) {
       for (let k = 0; k <= q; k++) pen.rect(left + k * cell, top + q * cell, cell, cell, "blue", Math.sqrt(weightOf(pattern, q, k)));
     }
-  } else pen.image(left, top, size.size, patternImage(pattern, pen.colours, n * cell * (window.devicePixelRatio || 1)));
+  } else pen.image(left, top, size.size, patternImage(pattern, pen.colours, n * cell * window.devicePixelRatio));
   pen.frame(left, top, size.size, size.size, "line", 1);
   pen.frame(left, top + query * cell, (query + 1) * cell, Math.max(2, cell), "accent", 1.5);
   if (key !== null) pen.frame(left + key * cell, top + query * cell, Math.max(2, cell), Math.max(2, cell), "accent", 2.5);

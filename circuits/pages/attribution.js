@@ -37,19 +37,13 @@ function startAttribution() {
 
 function columnName(column) {
   if (column >= n) return `${label(data.answer)}${data.wrong === null ? "" : ` minus ${label(data.wrong)}`}, at the end`;
-  return `${column + 1 < n ? `${column + 1} ` : "next "}${label(data.targets[column])}`;
+  return `${column + 1 < n ? `${column + 1} ` : "next "}${label(targetOf(column))}`;
 }
 
-// Return the parts of a column as [name, value], attention's biases as one.
-function partsOf(column) {
-  const found = new Map();
-  data.parts.forEach((name, i) => {
-    const one = name.startsWith("b_O") ? "attention biases" : name === "ln_final.b" ? "final bias"
-      : name === "embed" ? "embedding" : name === "pos_embed" ? "position" : name;
-    found.set(one, (found.get(one) ?? 0) + effects.at(i, column));
-  });
-  return found;
-}
+const PART_NAMES = {
+  embed: "embedding", pos_embed: "position", b_O: "attention biases", "ln_final.b": "final bias",
+};
+const partsOf = (column) => new Map(data.parts.map((name, i) => [PART_NAMES[name] ?? name, effects.at(i, column)]));
 
 function showEffects(column) {
   shownEffect.column = column;
@@ -58,7 +52,7 @@ function showEffects(column) {
   const isDifference = column >= n && data.wrong !== null;
   const most = Math.max(...[...parts.values()].map(Math.abs)) || 1;
   byId("attribution-lead").textContent = `After ${label(data.tokens[Math.min(column, n - 1)])} (position ${Math.min(column, n - 1)}) the logit of ` +
-    `${label(column >= n ? data.answer : data.targets[column])} is ${signed(total)} above ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
+    `${label(column >= n ? data.answer : targetOf(column))} is ${signed(total)} above ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
     "With the scale of the final layer norm held fixed, this is the sum of one term a part. Choose a head to see its attention, an MLP to see its neurons.";
   for (const button of byId("effects").querySelectorAll("button")) {
     const value = parts.get(button.dataset.part) ?? 0, name = button.dataset.part;
@@ -70,12 +64,12 @@ function showEffects(column) {
   const rest = order.slice(MOST_BARS).reduce((sum, [, value]) => sum + value, 0);
   const bars = order.slice(0, MOST_BARS).map(([name, value]) => signedBar(name, value, most));
   if (order.length > MOST_BARS) bars.push(signedBar(`${order.length - MOST_BARS} others`, rest, most));
-  byId("effect-bars").replaceChildren(...bars, signedBar("sum", total, most, true));
+  byId("effect-bars").replaceChildren(...bars, element("li", { className: "sum" }, element("code", { text: "sum" }), element("span"), element("span", { className: "number", text: signed(total) })));
   showNeurons(shownEffect.layer);
 }
 
-const signedBar = (name, value, most, isMarked = false) =>
-  bar(name, Math.abs(value) / most, signed(value), value < 0 ? "red" : "blue", isMarked, value < 0 ? -1 : 1);
+const signedBar = (name, value, most) =>
+  bar(name, Math.abs(value) / most, signed(value), value < 0 ? "red" : "blue", false, value < 0 ? -1 : 1);
 
 function showNeurons(layer) {
   shownEffect.layer = layer;

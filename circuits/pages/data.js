@@ -21,10 +21,14 @@ function unpacked(packed) {
 }
 
 const alternatives = unpacked(data.alternatives), alternativesP = unpacked(data.alternatives_p);
-const lens = Object.fromEntries(["best", "p", "entropy", "rank", "candidates", "nats"]
+const lens = Object.fromEntries(["best", "p", "entropy", "counts", "candidates", "nats"]
   .map((name) => [name, unpacked(data.lens[name])]));
+const ids = unpacked(data.ids), labels = new Map(data.labels.map((label, i) => [ids.at(i), label]));
 const effects = unpacked(data.effects);
 const neurons = unpacked(data.neurons), neuronEffects = unpacked(data.neuron_effects);
+
+// Return the token that follows a position: at the end the answer, or the model's best guess.
+const targetOf = (position) => data.tokens[position + 1] ?? data.next;
 
 // --- attention ---------------------------------------------------------------------------
 
@@ -44,13 +48,17 @@ const weightOf = (pattern, query, key) =>
 
 const nPoints = nLayer + 1;
 const pointName = (point) => (point === 0 ? "embedding" : `after layer ${point - 1}`);
-const candidatesOf = (position) => {
-  const [first, end] = data.lens.starts.slice(position, position + 2);
-  return Array.from({ length: end - first }, (_, i) => lens.candidates.at(first + i));
-};
+// A position's candidates lie one after another, and so do the tracks of the first of them.
+const starts = [0], tracks = [0];
+for (let i = 0; i < n; i++) {
+  starts.push(starts[i] + lens.counts.at(i));
+  tracks.push(tracks[i] + Math.min(data.followed, lens.counts.at(i)));
+}
+const candidatesOf = (position) =>
+  Array.from({ length: lens.counts.at(position) }, (_, i) => lens.candidates.at(starts[position] + i));
+const hasTrack = (position, candidate) => candidate < tracks[position + 1] - tracks[position];
 // Return the surprise of a position's candidate at a point, in nats of one decimal.
-const natsOf = (position, candidate, point) =>
-  lens.nats.at(data.lens.starts[position] + candidate, point) / 10;
+const natsOf = (position, candidate, point) => lens.nats.at(tracks[position] + candidate, point) / 10;
 
 // --- words -------------------------------------------------------------------------------
 
@@ -61,7 +69,7 @@ const hex = (bytes) => `⟨${bytes.map((b) => b.toString(16).toUpperCase().padSt
 
 // Return a token as a label on one line: spaces at its ends as dots, line ends as arrows.
 function label(id) {
-  const text = data.labels[id];
+  const text = labels.get(id);
   if (Array.isArray(text)) return hex(text);
   if (text === "") return "⟨empty⟩";
   return text.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length))
@@ -70,7 +78,7 @@ function label(id) {
 
 // Return a token as a part of the text, in which a line ends after its arrow.
 function reading(id) {
-  const text = data.labels[id];
+  const text = labels.get(id);
   if (Array.isArray(text) || text === "") return label(id);
   return text.replace(/[^\n\t]/gu, (c) => c.replace(UNSEEN, escaped)).replaceAll("\n", "⏎\n");
 }
@@ -80,8 +88,8 @@ const signed = (x, decimals = 2) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(
 const grouped = (x) => x.toLocaleString("en");
 const headName = (layer, head) => `L${layer}H${head}`;
 const nextName = (position) => (position + 1 < n ? label(data.tokens[position + 1])
-  : data.answer === null ? `${label(data.targets[position])} (its best guess)`
-    : `${label(data.targets[position])} (the answer)`);
+  : data.answer === null ? `${label(targetOf(position))} (its best guess)`
+    : `${label(targetOf(position))} (the answer)`);
 
 const KINDS = {
   previous_token: "previous token", duplicate_token: "duplicate", induction: "induction",

@@ -5,11 +5,9 @@ const followed = { position: 0, candidate: 0, point: nLayer };
 const gridHeight = CELL.top + nPoints * CELL.height + CELL.bottom;
 
 function startLens() {
-  const place = byId("lens-grid"), canvas = place.firstElementChild;
-  const spacer = element("div");
-  spacer.style.width = `${CELL.left + n * CELL.width + 2}px`;
-  spacer.style.height = "1px";
-  place.append(spacer);
+  const place = byId("lens-grid"), canvas = element("canvas"), whole = element("div", {}, canvas);
+  whole.style.width = `${CELL.left + n * CELL.width + 2}px`;
+  place.append(whole);
   place.addEventListener("scroll", () => requestAnimationFrame(drawLens));
   new ResizeObserver(() => drawLens()).observe(place);
   byId("lens-colour").addEventListener("change", drawLens);
@@ -73,7 +71,7 @@ function drawColumns(pen, first, end, x, width) {
     if (!ids.has(position)) ids.set(position, candidatesOf(position));
     const isChosen = position === chosen.position;
     pen.text(x + CELL.width / 2, 12, String(position), { size: 10, align: "center", ink: "muted" });
-    pen.text(x + CELL.width / 2, 30, label(data.targets[position]),
+    pen.text(x + CELL.width / 2, 30, label(targetOf(position)),
       { size: 11, mono: true, align: "center", most: CELL.width - 4, bold: true });
     for (let point = 0; point < nPoints; point++) {
       const y = CELL.top + (nLayer - point) * CELL.height, [ink, t] = cellInk(position, point);
@@ -82,7 +80,7 @@ function drawColumns(pen, first, end, x, width) {
       pen.textOn(x + CELL.width / 2, y + CELL.height / 2, label(ids.get(position)[best]), ink === "amber" ? 0 : t,
         { size: 11, mono: true, align: "center", most: CELL.width - 6, bold: best === 0 });
       if (ids.get(position)[best] === followedId && position === followed.position) {
-        pen.frame(x + 0.5, y + 0.5, CELL.width - 2, CELL.height - 2, "accent", 2);
+        pen.rect(x + 1, y, 4, CELL.height - 1, "accent");
       }
     }
     pen.text(x + CELL.width / 2, CELL.top + nPoints * CELL.height + 12, label(data.tokens[position]),
@@ -103,7 +101,7 @@ function drawRowNames(pen) {
 function drawLens() {
   const place = byId("lens-grid"), width = place.clientWidth;
   if (!width) return;
-  const pen = new CanvasPen(place.firstElementChild, Math.min(width, CELL.left + n * CELL.width + 2), gridHeight);
+  const pen = new CanvasPen(place.querySelector("canvas"), Math.min(width, CELL.left + n * CELL.width + 2), gridHeight);
   const first = Math.max(0, Math.floor(place.scrollLeft / CELL.width));
   const end = Math.min(n, Math.ceil((place.scrollLeft + width - CELL.left) / CELL.width));
   drawColumns(pen, first, end, CELL.left + first * CELL.width - place.scrollLeft, width);
@@ -126,9 +124,14 @@ function showFollowed() {
   const { position, candidate } = followed, ids = candidatesOf(position);
   const list = element("ol", { className: "bars" });
   for (let point = nLayer; point >= 0; point--) {
+    if (!hasTrack(position, candidate)) {
+      const p = lens.best.at(point, position) === candidate ? lens.p.at(point, position) / 1e4 : 0;
+      list.append(bar(pointName(point), p, p ? percent(p) : "not the best", "blue", point === followed.point));
+      continue;
+    }
     const nats = natsOf(position, candidate, point), p = Math.exp(-nats);
     const words = nats >= 25.5 ? "> 25.4" : nats.toFixed(1);
-    list.append(bar(pointName(point), p, `${words} nats${candidate ? "" : ` · ${grouped(lens.rank.at(point, position) + 1)}.`}`,
+    list.append(bar(pointName(point), p, `${words} nats`,
       "blue", point === followed.point));
   }
   const others = element("p", { className: "choices" });
@@ -140,8 +143,8 @@ function showFollowed() {
   byId("lens-details").replaceChildren(
     element("h3", {}, element("code", { text: label(ids[candidate]) }), " through the layers"),
     element("p", { className: "muted", text: `${cellWords(position, followed.point)}. ` +
-      `Bars are its probability, numbers its surprise${candidate ? "" : " and its rank"}.` }),
-    list, element("h4", { text: "Follow another" }), others);
+      `Bars are its probability, numbers its surprise.` }),
+    list, element("h4", { className: "choices-title", text: "Follow another" }), others);
 }
 
 // Scroll so that a position can be seen.

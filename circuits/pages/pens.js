@@ -134,7 +134,7 @@ const places = (x) => Math.round(x * 100) / 100;
 // Return a pattern as a picture of at most `most` pixels a side. A pixel shows the highest of the
 // weights that it stands for, so that thin lines stay. The picture is an ink of opacity √weight.
 function patternImage(pattern, colours, most = Infinity) {
-  const size = Math.min(n, Math.floor(most)), canvas = document.createElement("canvas");
+  const size = Math.max(1, Math.min(n, Math.floor(most))), canvas = document.createElement("canvas");
   canvas.width = canvas.height = size;
   const peaks = new Uint8Array(size * size);
   const place = Uint32Array.from({ length: n }, (_, i) => Math.floor((i * size) / n));

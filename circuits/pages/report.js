@@ -7,7 +7,7 @@ function startHeader() {
   const losses = data.surprise.slice(0, n - 1), mean = losses.reduce((sum, x) => sum + x, 0) / losses.length;
   byId("title").textContent = data.title;
   const facts = [
-    `${layers} layers of ${perLayer} heads, width ${width}, ${grouped(data.n_vocab)} tokens known`,
+    `${layers} layers of ${perLayer} heads, width ${width}, vocabulary of ${grouped(data.n_vocab)}`,
     `${grouped(n)} ${n > 1 ? "tokens" : "token"} read, ${data.bos ? "with" : "without"} <|endoftext|> before the text`,
     ...(losses.length ? [`mean surprise ${mean.toFixed(2)} nats, perplexity ${Math.exp(mean).toFixed(1)}`] : []),
     `computed in ${data.seconds.toFixed(2)} s`, `gpt2_np ${data.version}`,

@@ -14,8 +14,8 @@ function startText() {
     if (nats !== null) tint(item, "amber", nats / uniform);
     textItems.push(item);
   });
-  textItems.push(element("span", { className: "token coming", text: `${reading(data.targets[n - 1])}`,
-    "aria-label": `what comes next: ${label(data.targets[n - 1])}` }));
+  textItems.push(element("span", { className: "token coming", text: `${reading(data.next)}`,
+    "aria-label": `what comes next: ${label(data.next)}` }));
   place.append(...textItems);
   place.setAttribute("aria-label", "Tokens of the text");
   roving(place, textItems, {
@@ -34,8 +34,8 @@ function showAlternatives(i) {
       element("p", { text: "The first token: the model reads it, but does not predict it." }));
     return;
   }
-  const target = data.targets[position], nats = data.surprise[position];
-  const rank = lens.rank.at(nLayer, position);
+  const target = targetOf(position), nats = data.surprise[position];
+  const rank = data.ranks[position];
   const shown = element("ol", { className: "bars" });
   for (let k = 0; k < alternatives.shape[1]; k++) {
     const id = alternatives.at(position, k), p = alternativesP.at(position, k) / 1e4;
