@@ -24,7 +24,7 @@ import numpy as np
 from .. import gpt2_np
 from ..backend import namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
+from ..gpt2_np import NO_TAP, Error, Model, layer_norm, unembed
 from ..inference.turns import turn
 from .activations import run
 from .attention_patterns import heads
@@ -57,16 +57,20 @@ class Report:
         """Write the page. Raises Error rather than replace a file that is not a report."""
         try:
             path = Path(path)
-            if path.exists() and not path.is_dir():
+            if path.is_file():
                 with path.open("rb") as file:
                     if file.read(len(FIRST_LINE)) not in (b"", FIRST_LINE.encode()):
                         raise Error(f"{path} exists and is not a report: choose another name")
             path.write_text(self.page, encoding="utf-8", newline="\n")
-        except (OSError, TypeError) as error:
-            raise Error(f"{shown(str(path))} cannot be written: {error}") from None
+        except TypeError:
+            raise Error(f"{shown(path)} is not the name of a file: give one, such as "
+                        "'report.html'") from None
+        except OSError as error:
+            raise Error(f"{path} cannot be written: {error.strerror}. Name a file in a folder "
+                        "that exists and can be written to") from None
 
     def __repr__(self) -> str:
-        return f"<Report of {len(self.page) / 1e6:.2f} MB: save(path) writes it>"
+        return f"<Report of {len(self.page) / 1e6:.2f} MB: save(path) writes it to a file>"
 
     def _repr_html_(self) -> str:
         return (f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="720" '
@@ -91,26 +95,22 @@ def report(
     logit. `title` is the page's heading. Raises Error if the file exists and is not a report.
     """
     given = prompts(model, text_or_tokens, bos)
-    command = python_call(model, given, answer, wrong)
-    made = page_of(model, given, answer, wrong, title or "GPT-2", command, edits)
+    is_text = isinstance(text_or_tokens, str)
+    options = {"answer": answer, "wrong": wrong, "bos": bos, "edits": "..." if edits else None}
+    again = ", ".join([repr(text_or_tokens) if is_text else repr(given.tokens[0].tolist()),
+                       *(f"{name}={value if name == 'edits' else repr(value)}"
+                         for name, value in options.items() if value is not None)])
+    made = report_page(model, given, answer, wrong, title or "GPT-2",
+                       f"circuits.report(model, {again})", edits)
     if path is not None:
         made.save(path)
     return made
 
 
-def python_call(model, given, answer, wrong):
-    """Return the call that makes a report again."""
-    ids = given.tokens[0].tolist()
-    parts = ["model", repr(ids) if len(ids) <= 16 else "tokens", "'report.html'"]
-    parts += [f"{name}={value!r}" for name, value in (("answer", answer), ("wrong", wrong))
-              if value is not None]
-    return f"circuits.report({', '.join(parts)})"
-
-
-def page_of(model, given, answer, wrong, title, command, edits):
-    """Return the Report. `command` is what makes it again, shown on it."""
+def report_page(model, given, answer, wrong, title, command, edits=None):
+    """Return the Report of Prompts. `command` is the one that makes it again, shown on it."""
     if len(given.tokens) != 1:
-        raise Error(f"a report is about one text, and {len(given.tokens)} were given: make one each")
+        raise Error(f"a report is about one text, not about {len(given.tokens)}: make one each")
     if wrong is not None and answer is None:
         raise Error("wrong was given without answer: give both, or answer alone")
     config, n = model.config, given.tokens.shape[1]
@@ -124,7 +124,7 @@ def page_of(model, given, answer, wrong, title, command, edits):
     data = data_of(model, given, answer, wrong, edits)
     about = {
         "title": title, "version": gpt2_np.__version__, "command": command,
-        "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits), "followed": FOLLOWED,
+        "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return Report(assembled(title, {**about, **data}))
@@ -151,8 +151,9 @@ def data_of(model, given, answer, wrong, edits):
     if wrong is not None:
         used.add(token_id(model, wrong))
     return {
-        "tokens": tokens.tolist(), "next": target,
-        "ids": packed(np.array(sorted(used)), np.uint32), "labels": [label_of(model, i) for i in sorted(used)],
+        "tokens": tokens.tolist(), "next": target, "followed": FOLLOWED,
+        "ids": packed(np.array(sorted(used)), np.uint32),
+        "labels": [label_of(model, i) for i in sorted(used)],
         "answer": None if answer is None else target,
         "wrong": None if wrong is None else token_id(model, wrong),
         **lens, **attention, **effects,
@@ -267,7 +268,8 @@ def effect_numbers(model, given, seen, targets, answer, wrong, edits):
         values.append(np.take_along_axis(by_neuron, order, axis=1))
     return {
         "parts": [*np.array(parts.labels)[~is_bias].tolist(), "b_O", "ln_final.b"],
-        "effects": packed_decimals(effects), "totals": [round(float(x), 2) for x in effects.sum(axis=0)],
+        "effects": packed_decimals(effects),
+        "totals": [round(float(x), 2) for x in effects.sum(axis=0)],
         "neurons": packed(np.stack(ids), np.uint16 if model.config.n_embd < 16384 else np.uint32),
         "neuron_effects": packed_decimals(np.stack(values)),
     }

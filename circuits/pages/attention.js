@@ -152,10 +152,17 @@ function drawPattern(pen, size, query, key = null) {
     for (let q = 0; q < n; q++) {
       for (let k = 0; k <= q; k++) pen.rect(left + k * cell, top + q * cell, cell, cell, "blue", Math.sqrt(weightOf(pattern, q, k)));
     }
-  } else pen.image(left, top, size.size, patternImage(pattern, pen.colours, n * cell * window.devicePixelRatio));
+  } else pen.image(left, top, size.size, imageOf(chosen.layer, chosen.head, pen.colours, n * cell * window.devicePixelRatio));
   pen.frame(left, top, size.size, size.size, "line", 1);
   pen.frame(left, top + query * cell, (query + 1) * cell, Math.max(2, cell), "accent", 1.5);
   if (key !== null) pen.frame(left + key * cell, top + query * cell, Math.max(2, cell), Math.max(2, cell), "accent", 2.5);
+}
+
+// Return the picture of the pattern, drawn once for all tokens that are pointed at.
+function imageOf(layer, head, colours, most) {
+  const key = [layer, head, colours.paper, Math.round(most)].join();
+  if (imageOf.key !== key) Object.assign(imageOf, { key, image: patternImage(patternOf(layer, head), colours, most) });
+  return imageOf.image;
 }
 
 // Show where a token looks (tokens up to it) and from where it is looked at (tokens after it).

@@ -16,6 +16,7 @@ function startAttribution() {
   layers.value = nLayer - 1;
   layers.addEventListener("change", () => showNeurons(Number(layers.value)));
   const table = byId("effects");
+  table.style.setProperty("--columns", nHead);
   table.append(element("caption", { text: "Heads and MLPs, in logits" }), element("tr", {}, element("th"),
     ...Array.from({ length: nHead }, (_, head) => element("th", { text: `H${head}`, scope: "col" })),
     element("th", { text: "MLP", scope: "col" })));

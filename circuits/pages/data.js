@@ -117,8 +117,11 @@ function element(tag, { text, className, ...attributes } = {}, ...children) {
   return made;
 }
 
-// Give an element an ink of opacity t.
+// Give an element an ink of opacity t. Most of a long text does not change: leave it alone.
 function tint(target, ink, t) {
+  const state = `${ink}${t.toFixed(3)}`;
+  if (target.inked === state) return;
+  target.inked = state;
   target.dataset.ink = ink;
   target.style.setProperty("--t", `${(100 * Math.min(1, t)).toFixed(1)}%`);
   target.classList.toggle("dark-ink", t > 0.55 && ink !== "amber");
@@ -138,6 +141,7 @@ function showScale(place, ink, words, inks = [ink]) {
 
 // Make items of a container one stop of the Tab key, with arrows between them.
 function roving(container, items, { columns = () => 1, choose, show = () => {}, leave = () => {} }) {
+  let stop = items[0];
   const indexOf = (event) => items.indexOf(event.target.closest("[role=option]"));
   container.setAttribute("role", "listbox");
   items.forEach((item, i) => { item.setAttribute("role", "option"); item.tabIndex = i ? -1 : 0; });
@@ -151,7 +155,9 @@ function roving(container, items, { columns = () => 1, choose, show = () => {}, 
   container.addEventListener("focusin", (event) => {
     const i = indexOf(event);
     if (i < 0) return;
-    items.forEach((item, j) => { item.tabIndex = i === j ? 0 : -1; });
+    stop.tabIndex = -1;
+    stop = items[i];
+    stop.tabIndex = 0;
     show(i);
   });
   container.addEventListener("keydown", (event) => {
@@ -166,6 +172,7 @@ function roving(container, items, { columns = () => 1, choose, show = () => {}, 
 
 function markChosen(items, i) {
   items.forEach((item, j) => {
-    if ((item.getAttribute("aria-selected") === "true") !== (i === j)) item.setAttribute("aria-selected", i === j);
+    const isNew = (item.getAttribute("aria-selected") === "true") !== (i === j);
+    if (isNew) item.setAttribute("aria-selected", i === j);
   });
 }

@@ -1,20 +1,22 @@
 // Two pens with the same strokes: one draws on a canvas, one writes SVG. A picture is a function
 // of a pen, so that what is saved is what is seen.
 
+const palettes = new Map(); // emptied when the scheme changes
+
 // Return the colours of the page as numbers [red, green, blue], in its present or a given scheme.
-function coloursOf(scheme) {
-  const probe = element("span"), found = {};
-  if (scheme) probe.style.colorScheme = scheme;
-  // The properties are declared on the body: declare them anew, for the probe's own scheme.
-  probe.className = "gpt2-np";
-  if (scheme) probe.style.setProperty("color-scheme", scheme);
-  document.body.append(probe);
-  for (const name of ["paper", "ink", "muted", "line", "blue", "red", "amber", "accent"]) {
-    probe.style.color = `var(--${name})`;
-    found[name] = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+function coloursOf(scheme = "") {
+  if (!palettes.has(scheme)) {
+    const probe = element("span", { className: "gpt2-np" }), found = {};
+    probe.style.colorScheme = scheme;
+    document.body.append(probe);
+    for (const name of ["paper", "ink", "muted", "line", "blue", "red", "amber", "accent"]) {
+      probe.style.color = `var(--${name})`;
+      found[name] = getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3).map(Number);
+    }
+    probe.remove();
+    palettes.set(scheme, found);
   }
-  probe.remove();
-  return found;
+  return palettes.get(scheme);
 }
 
 const measurer = document.createElement("canvas").getContext("2d");

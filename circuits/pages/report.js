@@ -31,10 +31,12 @@ function choosePosition(position, andFollow = true) {
   showEffects(position);
 }
 
-function redraw() {
+// Draw all canvases anew, in another scheme. Small pictures wait until they are seen, or printed.
+function redraw(isPrint) {
+  palettes.clear();
   drawLens();
   showQuery(chosen.query);
-  heads.items.forEach(drawThumbnail);
+  heads.items.forEach((item) => (isPrint ? drawThumbnail(item) : heads.watcher.observe(item)));
 }
 
 startHeader();
@@ -52,7 +54,7 @@ if (data.answer !== null) showEffects(n);
 for (const button of document.querySelectorAll(".save")) button.addEventListener("click", () => save(button.dataset.picture));
 for (const query of ["(prefers-color-scheme: dark)", "print"]) {
   matchMedia(query).addEventListener("change", (event) => {
+    redraw(query === "print" && event.matches);
     if (query === "print" && event.matches) printLens();
-    redraw();
   });
 }
