@@ -167,7 +167,8 @@ function imageOf(layer, head, colours, most) {
 
 // Show where a token looks (tokens up to it) and from where it is looked at (tokens after it).
 function showQuery(query, key = null) {
-  const pattern = patternOf(chosen.layer, chosen.head), to = [], from = [];
+  const pattern = patternOf(chosen.layer, chosen.head), to = [], from = [], canvas = byId("pattern");
+  Object.assign(PATTERN, patternSize(Math.min(620, canvas.parentElement.clientWidth)));
   attentionItems.forEach((item, i) => {
     const weight = i <= query ? weightOf(pattern, query, i) : weightOf(pattern, i, query);
     tint(item, i <= query ? "blue" : "amber", Math.sqrt(weight));
@@ -175,8 +176,6 @@ function showQuery(query, key = null) {
     (i <= query ? to : from).push([weight, i]);
   });
   markChosen(attentionItems, chosen.query);
-  const canvas = byId("pattern");
-  Object.assign(PATTERN, patternSize(Math.min(620, canvas.parentElement.clientWidth)));
   drawPattern(new CanvasPen(canvas, PATTERN.left + PATTERN.size + 8, PATTERN.top + PATTERN.size + 8), PATTERN, query, key);
   const listed = (found, ink) => {
     const list = element("ol", { className: "bars" });

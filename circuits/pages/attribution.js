@@ -1,6 +1,7 @@
 // Direct logit attribution: a map of heads and MLPs, and bars of the largest terms.
 
 const MOST_BARS = 14;
+const partItems = []; // {name, layer, head, item}; a head of nHead is the MLP
 const shownEffect = { column: n - 1, layer: nLayer - 1 };
 
 function startAttribution() {
@@ -15,24 +16,28 @@ function startAttribution() {
   for (let layer = 0; layer < nLayer; layer++) layers.append(element("option", { value: layer, text: `layer ${layer}` }));
   layers.value = nLayer - 1;
   layers.addEventListener("change", () => showNeurons(Number(layers.value)));
-  const table = byId("effects");
-  table.style.setProperty("--columns", nHead);
-  table.append(element("caption", { text: "Heads and MLPs, in logits" }), element("tr", {}, element("th"),
-    ...Array.from({ length: nHead }, (_, head) => element("th", { text: `H${head}`, scope: "col" })),
-    element("th", { text: "MLP", scope: "col" })));
+  const map = byId("effects"), header = (text) => element("span", { className: "muted", text, "aria-hidden": true });
+  map.style.setProperty("--columns", nHead + 1);
+  map.setAttribute("aria-label", "Terms of heads and MLPs, in logits");
+  map.append(header(""), ...Array.from({ length: nHead }, (_, head) => header(`H${head}`)), header("MLP"));
   for (let layer = nLayer - 1; layer >= 0; layer--) {
-    const row = element("tr", {}, element("th", { text: `L${layer}`, scope: "row" }));
-    for (const part of [...Array.from({ length: nHead }, (_, head) => headName(layer, head)), `MLP${layer}`]) {
-      const button = element("button", { "data-part": part });
-      button.addEventListener("click", () => {
-        if (part.startsWith("MLP")) { layers.value = layer; showNeurons(layer); return; }
-        chooseHead(layer, Number(part.split("H")[1]));
-        byId("head-title").scrollIntoView({ block: "start" });
-      });
-      row.append(element("td", {}, button));
+    map.append(header(`L${layer}`));
+    for (let head = 0; head <= nHead; head++) {
+      const name = head < nHead ? headName(layer, head) : `MLP${layer}`;
+      const item = element("div", { className: "part", text: "0", "data-part": name });
+      partItems.push({ name, layer, head, item });
+      map.append(item);
     }
-    table.append(row);
   }
+  roving(map, partItems.map(({ item }) => item), {
+    columns: () => nHead + 1,
+    choose: (i) => {
+      const { layer, head } = partItems[i];
+      if (head === nHead) { layers.value = layer; showNeurons(layer); return; }
+      chooseHead(layer, head);
+      byId("head-title").scrollIntoView({ block: "start" });
+    },
+  });
   pictures.effects = drawEffects;
 }
 
@@ -55,11 +60,11 @@ function showEffects(column) {
   byId("attribution-lead").textContent = `After ${label(data.tokens[Math.min(column, n - 1)])} (position ${Math.min(column, n - 1)}) the logit of ` +
     `${label(column >= n ? data.answer : targetOf(column))} is ${signed(total)} above ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
     "With the scale of the final layer norm held fixed, this is the sum of one term a part. Choose a head to see its attention, an MLP to see its neurons.";
-  for (const button of byId("effects").querySelectorAll("button")) {
-    const value = parts.get(button.dataset.part) ?? 0, name = button.dataset.part;
-    button.textContent = signed(value);
-    button.setAttribute("aria-label", `${name}: ${signed(value)} logits`);
-    tint(button, value < 0 ? "red" : "blue", Math.abs(value) / most);
+  for (const { name, item } of partItems) {
+    const value = parts.get(name) ?? 0;
+    item.firstChild.data = signed(value);
+    item.setAttribute("aria-label", `${name}: ${signed(value)} logits`);
+    tint(item, value < 0 ? "red" : "blue", Math.abs(value) / most);
   }
   const order = [...parts].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   const rest = order.slice(MOST_BARS).reduce((sum, [, value]) => sum + value, 0);

@@ -119,12 +119,11 @@ function element(tag, { text, className, ...attributes } = {}, ...children) {
 
 // Give an element an ink of opacity t. Most of a long text does not change: leave it alone.
 function tint(target, ink, t) {
-  const state = `${ink}${t.toFixed(3)}`;
+  const share = `${Math.round(100 * Math.min(1, t))}%`, state = ink + share;
   if (target.inked === state) return;
   target.inked = state;
-  target.dataset.ink = ink;
-  target.style.setProperty("--t", `${(100 * Math.min(1, t)).toFixed(1)}%`);
-  target.classList.toggle("dark-ink", t > 0.55 && ink !== "amber");
+  target.style.background = `color-mix(in srgb, var(--${ink}) ${share}, transparent)`;
+  target.style.color = t > 0.55 && ink !== "amber" ? "var(--paper)" : "";
 }
 
 // Show the numbers of a scale.
@@ -147,7 +146,7 @@ function roving(container, items, { columns = () => 1, choose, show = () => {}, 
   items.forEach((item, i) => { item.setAttribute("role", "option"); item.tabIndex = i ? -1 : 0; });
   container.addEventListener("click", (event) => {
     const i = indexOf(event);
-    if (i >= 0) { choose(i); items[i].focus({ preventScroll: true }); }
+    if (i >= 0) { items[i].focus({ preventScroll: true }); choose(i); }
   });
   container.addEventListener("mouseover", (event) => { const i = indexOf(event); if (i >= 0) show(i); });
   container.addEventListener("mouseleave", leave);

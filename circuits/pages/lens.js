@@ -10,7 +10,8 @@ function startLens() {
   place.append(whole);
   place.addEventListener("scroll", () => requestAnimationFrame(drawLens));
   new ResizeObserver(() => drawLens()).observe(place);
-  byId("lens-colour").addEventListener("change", drawLens);
+  byId("lens-colour").addEventListener("change", colourLens);
+  colourLens();
   const cellAt = (event) => {
     const box = canvas.getBoundingClientRect();
     const position = Math.floor((event.clientX - box.left - CELL.left + place.scrollLeft) / CELL.width);
@@ -106,9 +107,13 @@ function drawLens() {
   const end = Math.min(n, Math.ceil((place.scrollLeft + width - CELL.left) / CELL.width));
   drawColumns(pen, first, end, CELL.left + first * CELL.width - place.scrollLeft, width);
   drawRowNames(pen);
+}
+
+function colourLens() {
   const isEntropy = byId("lens-colour").value === "entropy";
   showScale(byId("lens-scale"), isEntropy ? "amber" : "blue",
     isEntropy ? ["0 nats", `${uniform.toFixed(1)} nats`] : ["0 %", "100 %"]);
+  drawLens();
 }
 
 // Return the columns from first to end as SVG.

@@ -21,13 +21,13 @@ function startHeader() {
 function choosePosition(position, andFollow = true) {
   chosen.position = chosen.query = position;
   if (andFollow) Object.assign(followed, { position, candidate: 0, point: nPoints });
+  revealColumn(position); // what asks for widths comes first, so that the page is laid out once
+  drawLens();
+  showQuery(position);
   byId("chosen").textContent = `after ${position} ${label(data.tokens[position])} → ${nextName(position)}`;
   markChosen(textItems, position + 1);
   showAlternatives(position + 1);
-  revealColumn(position);
-  drawLens();
   showFollowed();
-  showQuery(position);
   showEffects(position);
 }
 

@@ -10,7 +10,7 @@ function startText() {
   const place = byId("text-tokens");
   data.tokens.forEach((id, i) => {
     const nats = surpriseOf(i), item = element("span", { className: "token", text: reading(id) });
-    item.setAttribute("aria-label", `${label(id)}, ${nats === null ? "first token" : `${nats.toFixed(1)} nats`}`);
+    item.setAttribute("aria-label", `${label(id)}, ${nats === null ? "first token" : `${nats.toFixed(2)} nats`}`);
     if (nats !== null) tint(item, "amber", nats / uniform);
     textItems.push(item);
   });
@@ -36,16 +36,18 @@ function showAlternatives(i) {
   }
   const target = targetOf(position), nats = data.surprise[position];
   const rank = data.ranks[position];
+  let probability = Math.exp(-nats); // of rounded nats: that of an alternative is nearer
   const shown = element("ol", { className: "bars" });
   for (let k = 0; k < alternatives.shape[1]; k++) {
     const id = alternatives.at(position, k), p = alternativesP.at(position, k) / 1e4;
+    if (id === target) probability = p;
     shown.append(bar(label(id), p, percent(p), "blue", id === target));
   }
   place.replaceChildren(
     element("h3", {}, element("code", { text: label(target) })),
     element("p", { className: "muted", text: i < n ? `token ${i} of ${n - 1}, counted from 0` : data.answer === null ? "what would come next" : "the answer" }),
     element("p", {}, element("b", { text: `${nats.toFixed(2)} nats` }),
-      ` of surprise, probability ${percent(Math.exp(-nats))}, the model's `,
+      ` of surprise, probability ${percent(probability)}, the model's `,
       rank === 0 ? "first choice" : `choice ${grouped(rank + 1)} of ${grouped(data.n_vocab)}`),
     element("h4", { text: "It expected" }), shown);
 }
