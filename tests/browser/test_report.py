@@ -287,8 +287,11 @@ def test_every_control_is_reached_with_the_tab_key_and_has_a_name(page):
         if not name:
             break
         names.append(name)
-    assert len(names) > 30 and any("Logit lens" in name for name in names)
-    assert any("Attention pattern" in name for name in names)
+    expected = ["Text", "first token", "Logit lens.", "Order", "L0H0", "Attention pattern.",
+                "Explain", "L3H0: ", "Strongest neurons of"]
+    for name in expected:
+        assert any(name in found for found in names), name
+    assert len(names) < 40  # each list of tokens and heads is one stop
 
 
 @pytest.mark.parametrize("tokens", [[2047], [5], [7, 7]])
@@ -338,14 +341,17 @@ def test_512_tokens_are_answered_within_100_ms_of_work(open_page, large, long_te
         found = session.send("Performance.getMetrics")["metrics"]
         return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
-    for click in ("textItems[{i}].click()", "heads.items[{i} % 144].click()",
-                  "attentionItems[{i}].click()", "follow({i}, 3)"):
+    clicks = {"a token of the text": "textItems[{i}].click()",
+              "a head": "heads.items[{i} % 144].click()",
+              "a token that looks": "attentionItems[{i}].click()",
+              "a cell of the lens": "follow({i}, 3)"}
+    for name, click in clicks.items():
         took = []
-        for i in (100, 300, 500):
+        for i in (100, 300, 500, 200, 400):
             before = spent()
             page.evaluate("new Promise(done => {" + click.format(i=i) +
                           "; requestAnimationFrame(() => setTimeout(done)); })")
             took.append(1000 * (spent() - before))
-        print(f"{click}: {min(took):.0f} ms")
+        print(f"report of 512 tokens, {name}: {min(took):.0f} ms")
         assert min(took) < 100
     assert page.locator("#text-tokens .token").count() == 513
