@@ -87,12 +87,10 @@ function chooseHead(layer, head) {
   markChosen(heads.items, heads.findIndex((one) => one.layer === layer && one.head === head));
   const kind = kindOf(layer, head);
   byId("head-title").textContent = headName(layer, head) + (kind ? `: ${kind.name}` : "");
-  const words = Object.entries(KINDS).map(([key, name]) => {
-    const score = data.scores[key][layer][head];
-    return `${name} ${score === null ? "–" : score.toFixed(2)}`;
-  });
+  const score = (key, digits) => data.scores[key][layer][head]?.toFixed(digits) ?? "–";
+  const words = Object.entries(KINDS).map(([key, name]) => `${name} ${score(key, 2)}`);
   byId("head-scores").textContent = `Mean attention: ${words.join(" · ")}. ` +
-    `Entropy ${data.scores.entropy[layer][head].toFixed(2)} nats, ${data.scores.distance[layer][head].toFixed(1)} positions back.`;
+    `Entropy ${score("entropy", 2)} nats, ${score("distance", 1)} positions back.`;
   showQuery(chosen.query);
 }
 

@@ -58,7 +58,7 @@ function showEffects(column) {
   const isDifference = column >= n && data.wrong !== null;
   const most = Math.max(...[...parts.values()].map(Math.abs)) || 1;
   byId("attribution-lead").textContent = `After ${label(data.tokens[Math.min(column, n - 1)])} (position ${Math.min(column, n - 1)}) the logit of ` +
-    `${label(column >= n ? data.answer : targetOf(column))} is ${signed(total)} above ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
+    `${label(column >= n ? data.answer : targetOf(column))} is ${Math.abs(total).toFixed(2)} ${total < 0 ? "below" : "above"} ${isDifference ? `that of ${label(data.wrong)}` : "the mean of all logits"}. ` +
     "With the scale of the final layer norm held fixed, this is the sum of one term a part. Choose a head to see its attention, an MLP to see its neurons.";
   for (const { name, item } of partItems) {
     const value = parts.get(name) ?? 0;

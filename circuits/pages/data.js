@@ -83,7 +83,8 @@ function reading(id) {
   return text.replace(/[^\n\t]/gu, (c) => c.replace(UNSEEN, escaped)).replaceAll("\n", "⏎\n");
 }
 
-const percent = (p) => (p >= 0.9995 ? "100 %" : p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
+const percent = (p) => // with a space at which no line breaks
+  (p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * p).toFixed(1)}\u00a0%`);
 const signed = (x, decimals = 2) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(decimals);
 const grouped = (x) => x.toLocaleString("en");
 const headName = (layer, head) => `L${layer}H${head}`;

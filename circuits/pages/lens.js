@@ -152,11 +152,12 @@ function showFollowed() {
     list, element("h4", { className: "choices-title", text: "Follow another" }), others);
 }
 
-// Scroll so that a position can be seen.
+// Scroll a position that cannot be seen into the middle.
 function revealColumn(position) {
   const place = byId("lens-grid"), left = position * CELL.width, room = place.clientWidth - CELL.left;
-  if (left < place.scrollLeft) place.scrollLeft = left;
-  else if (left + CELL.width > place.scrollLeft + room) place.scrollLeft = left + CELL.width - room;
+  if (left < place.scrollLeft || left + CELL.width > place.scrollLeft + room) {
+    place.scrollLeft = left - (room - CELL.width) / 2;
+  }
 }
 
 // On paper nothing scrolls: print the grid in bands.

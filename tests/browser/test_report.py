@@ -65,7 +65,7 @@ def test_the_text_is_shown_with_surprise_and_alternatives(page, model, seen):
         assert details.locator("b").inner_text() == f"{nats:.2f} nats"
         shown = details.locator(".number").all_inner_texts()
         for words, p in zip(shown, lens.top_probability[-1, 0, i - 1], strict=True):
-            assert words == ("< 0.1 %" if p < 0.0005 else f"{100 * p:.1f} %")
+            assert words == ("<\u00a00.1\u00a0%" if p < 0.0005 else f"{100 * p:.1f}\u00a0%")
 
 
 def test_a_token_is_chosen_by_mouse_and_by_keys(page):
@@ -95,7 +95,7 @@ def test_the_lens_follows_a_token_through_the_layers(page, model):
     best = lens.top[points[2], 0, 5, 0]
     assert f"position 5, after layer 1: {model.tokenizer.decode([best]).strip()}" in words.replace(
         "·", "")
-    assert f"{100 * lens.top_probability[points[2], 0, 5, 0]:.1f} %" in words
+    assert f"{100 * lens.top_probability[points[2], 0, 5, 0]:.1f}\u00a0%" in words
     logits = lens.logits[points, 0, 5].astype(float)
     nats = np.log(np.exp(logits).sum(axis=-1)) - logits[:, best]
     shown = page.locator("#lens-details .number").all_inner_texts()
@@ -117,7 +117,7 @@ def test_every_head_has_a_picture_of_its_own(page, seen):
     assert heads.count() == 16
     page.locator("#heads").scroll_into_view_if_needed()
     page.wait_for_timeout(200)
-    pictures = page.evaluate("[...document.querySelectorAll('.head canvas')].map(c => c.toDataURL())")
+    pictures = heads.locator("canvas").evaluate_all("all => all.map(one => one.toDataURL())")
     assert len(set(pictures)) == 16
 
 
@@ -282,8 +282,11 @@ def test_every_control_is_reached_with_the_tab_key_and_has_a_name(page):
     names = []
     for _ in range(80):
         page.keyboard.press("Tab")
-        name = page.evaluate("""() => { const one = document.activeElement;
-          return one === document.body ? '' : (one.ariaLabel || one.labels?.[0]?.innerText || one.innerText); }""")
+        name = page.evaluate("""() => {
+          const one = document.activeElement;
+          if (one === document.body) return "";
+          return one.ariaLabel || one.labels?.[0]?.innerText || one.innerText;
+        }""")
         if not name:
             break
         names.append(name)
