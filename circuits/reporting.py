@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import itertools
 import json
 import math
 import re
@@ -22,18 +23,16 @@ from typing import Any
 import numpy as np
 
 from .. import gpt2_np
-from ..backend import namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import NO_TAP, Error, Model, layer_norm, unembed
-from ..inference.turns import turn
+from ..gpt2_np import Error, Model
 from .activations import run
 from .attention_patterns import heads
-from .decomposition import decompose
 from .inputs import PromptsLike, check_numbers, prompts, token_id
 from .interventions import Edits, EditsLike
+from .logit_attribution import attribution
 from .logit_lens import read_logits
 from .names import activation_name
-from .weights import centred, on_host
+from .weights import on_host, unembed
 
 PAGES = Path(__file__).parent / "pages"
 STYLES = "pages.css", "report.css"
@@ -139,14 +138,14 @@ def data_of(model, given, answer, wrong, edits):
     streams = [activation_name("resid_pre", layer) for layer in range(config.n_layer)]
     streams.append(activation_name("resid_post", config.n_layer - 1))
     patterns = [activation_name("pattern", layer) for layer in range(config.n_layer)]
-    seen = run(model, given, [*streams, *patterns, "post"], edits=edits)
+    seen = run(model, given, [*streams, *patterns], edits=edits)
     logits = seen.logits[0, :, : model.n_vocab]
     check_numbers("the logits", logits, model)
     target = token_id(model, answer) if answer is not None else int(logits[-1].argmax())
     targets = np.append(tokens[1:], target)
     lens = lens_numbers(model, np.stack([seen[name][0] for name in streams]), targets)
     attention = attention_numbers(model, given, [seen[name][0] for name in patterns], edits)
-    effects = effect_numbers(model, given, seen, targets, answer, wrong, edits)
+    effects = effect_numbers(model, given, targets, answer, wrong, edits)
     used = {*tokens.tolist(), target, *lens.pop("ids")}
     if wrong is not None:
         used.add(token_id(model, wrong))
@@ -186,7 +185,7 @@ def lens_numbers(model, streams, targets):
     top_p, surprise = np.zeros(top.shape), np.zeros(n)
     for first in range(0, n, CHUNK):
         here = slice(first, min(first + CHUNK, n))
-        logits = stream_logits(model, streams[:, here])  # [point, position, v]
+        logits = unembed(model, streams[:, here], layer_norm=True)  # [point, position, v]
         _, rank, spread[:, here], ahead, ahead_p = read_logits(
             logits, np.broadcast_to(targets[here], logits.shape[:2]), top.shape[1])
         ranks[here] = rank[-1]
@@ -217,14 +216,6 @@ def lens_numbers(model, streams, targets):
     }
 
 
-def stream_logits(model, stream):
-    """Return the logits on the host of the stream [point, position, d] through the last norm."""
-    xp, params = namespace(model.params["wte"]), model.params
-    with turn(model):
-        normalized = layer_norm(xp.asarray(stream), **params["ln_f"], tap=NO_TAP)
-        return to_host(unembed(normalized, params))[..., : model.n_vocab]
-
-
 def attention_numbers(model, given, patterns, edits):
     """Return the lower triangle of every head's pattern in bytes of 1/255, and its scores."""
     rows, columns = np.tril_indices(given.tokens.shape[1])
@@ -237,42 +228,48 @@ def attention_numbers(model, given, patterns, edits):
     }
 
 
-def effect_numbers(model, given, seen, targets, answer, wrong, edits):
+def effect_numbers(model, given, targets, answer, wrong, edits):
     """Return the direct effect of each part [part, column] and of each layer's strongest neurons.
 
     A column is a position, whose target's logit above the mean is explained. With an answer there
     is one more: its logit at the end, above that of `wrong` if there is one.
     """
-    wte, norm = on_host(model.params["wte"])[: model.n_vocab], on_host(model.params["ln_f"])
-    n = len(targets)
-    direction, columns = wte[targets] - wte.mean(axis=0), np.arange(n)
+    config, wte = model.config, on_host(model.params["wte"])[: model.n_vocab]
+    mean = wte.mean(axis=0)
+    asked = [(wte[targets] - mean, None)]
     if answer is not None:
-        rival = wte.mean(axis=0) if wrong is None else wte[token_id(model, wrong)]
-        direction = np.vstack([direction, wte[token_id(model, answer)] - rival])
-        columns = np.append(columns, n - 1)
-    parts = decompose(model, given, edits=edits)
-    stream = centred(parts.values[:, 0].sum(axis=0))[columns]
-    scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + gpt2_np.LAYER_NORM_EPSILON)
-    readout = centred(norm["g"] * direction) / scale
-    effects = np.stack([np.einsum("qd,qd->q", part[0, columns], readout) for part in parts.values])
-    is_bias = np.array([label.startswith("b_O") for label in parts.labels])
-    biases = effects[is_bias].sum(axis=0)
-    effects = np.vstack([effects[~is_bias], biases, direction @ norm["b"]])
-    n_kept = min(MOST_NEURONS, max(LEAST_NEURONS, NEURON_BUDGET // n), 4 * model.config.n_embd)
-    ids, values = [], []
-    for layer, block in enumerate(model.params["blocks"]):
-        written = readout @ on_host(block["mlp"]["c_proj"]["w"]).T
-        by_neuron = seen[activation_name("post", layer)][0, columns] * written  # [column, m]
-        order = np.argsort(-np.abs(by_neuron), axis=1, kind="stable")[:, :n_kept]
-        ids.append(order)
-        values.append(np.take_along_axis(by_neuron, order, axis=1))
+        rival = mean if wrong is None else wte[token_id(model, wrong)]
+        asked.append((wte[[token_id(model, answer)]] - rival, -1))
+    found = [attribution(model, given, direction=direction[None] if position is None else direction,
+                         position=position, neurons="all", edits=edits)
+             for direction, position in asked]
+    labels = found[0].labels
+    values = np.hstack([one.values.reshape(len(labels), -1) for one in found])  # [part, column]
+    sums, first = {}, 0
+    for part, group in itertools.groupby(labels, whole_part):
+        end = first + len(list(group))
+        sums[part] = sums.get(part, 0) + values[first:end].sum(axis=0)
+        first = end
+    effects = np.stack(list(sums.values()))
+    n_kept = min(MOST_NEURONS, max(LEAST_NEURONS, NEURON_BUDGET // len(targets)), 4 * config.n_embd)
+    ids, strongest = [], []
+    for layer in range(config.n_layer):
+        first = labels.index(f"L{layer}N0")
+        by_neuron = values[first : first + 4 * config.n_embd].T  # [column, neuron]
+        ids.append(np.argsort(-np.abs(by_neuron), axis=1, kind="stable")[:, :n_kept])
+        strongest.append(np.take_along_axis(by_neuron, ids[-1], axis=1))
     return {
-        "parts": [*np.array(parts.labels)[~is_bias].tolist(), "b_O", "ln_final.b"],
-        "effects": packed_decimals(effects),
+        "parts": list(sums), "effects": packed_decimals(effects),
         "totals": [round(float(x), 2) for x in effects.sum(axis=0)],
-        "neurons": packed(np.stack(ids), np.uint16 if model.config.n_embd < 16384 else np.uint32),
-        "neuron_effects": packed_decimals(np.stack(values)),
+        "neurons": packed(np.stack(ids), np.uint16 if config.n_embd < 16384 else np.uint32),
+        "neuron_effects": packed_decimals(np.stack(strongest)),
     }
+
+
+def whole_part(label):
+    """Return the MLP for one of its neurons or their bias, "b_O" for any layer's "b_O5"."""
+    of_mlp = re.fullmatch(r"L(\d+)N\d+|b_out(\d+)", label)
+    return f"MLP{of_mlp[1] or of_mlp[2]}" if of_mlp else re.sub(r"^b_O\d+$", "b_O", label)
 
 
 def packed(array, dtype):
