@@ -236,13 +236,12 @@ def effect_numbers(model, given, targets, answer, wrong, edits):
     """
     config, wte = model.config, on_host(model.params["wte"])[: model.n_vocab]
     mean = wte.mean(axis=0)
-    asked = [(wte[targets] - mean, None)]
+    asked: list[tuple[Any, int | None]] = [((wte[targets] - mean)[None], None)]
     if answer is not None:
         rival = mean if wrong is None else wte[token_id(model, wrong)]
         asked.append((wte[[token_id(model, answer)]] - rival, -1))
-    found = [attribution(model, given, direction=direction[None] if position is None else direction,
-                         position=position, neurons="all", edits=edits)
-             for direction, position in asked]
+    found = [attribution(model, given, direction=direction, position=position, neurons="all",
+                         edits=edits) for direction, position in asked]
     labels = found[0].labels
     values = np.hstack([one.values.reshape(len(labels), -1) for one in found])  # [part, column]
     sums, first = {}, 0

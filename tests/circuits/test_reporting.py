@@ -194,3 +194,16 @@ def test_what_the_command_cannot_do_is_one_sentence(folder, argv, status, messag
     assert main(["report", *argv, "-m", folder]) == status
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_edits_are_seen_in_all_sections(speaking):
+    text, edits = "the cat and the dog", {"z": circuits.zero(1), "resid_mid": lambda _, x: 1.1 * x}
+    plain, edited = (data_of(circuits.report(speaking, text, answer=" the", edits=one).page)
+                     for one in (None, edits))
+    assert edited["edited"] and not plain["edited"]
+    parts, effects = edited["parts"], numbers(edited["effects"])
+    assert not effects[parts.index("L0H1")].any() and "edit_resid_mid1" in parts
+    logits = circuits.run(speaking, text, edits=edits).logits[0, -1, : speaking.n_vocab]
+    expected = logits[edited["answer"]] - logits.mean()
+    assert abs(edited["totals"][-1] - expected) < 0.006
+    assert edited["surprise"] != plain["surprise"] and edited["scores"] != plain["scores"]
