@@ -27,7 +27,7 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .attention_patterns import heads
-from .inputs import PromptsLike, check_numbers, prompts, token_id
+from .inputs import OnePrompt, Prompts, check_numbers, prompts, token_id
 from .interventions import Edits, EditsLike
 from .logit_attribution import attribution
 from .logit_lens import read_logits
@@ -43,7 +43,8 @@ MOST_PATTERN_BYTES = 128 << 20  # what a browser still opens with ease
 ALTERNATIVES, FOLLOWED = 5, 6  # tokens of each position: the likeliest, those of all layers
 MOST_NEURONS, LEAST_NEURONS, NEURON_BUDGET = 8, 1, 400  # of each layer; the budget is shared out
 CHUNK = 16  # positions whose logits at every layer are held at a time
-SCORES = "previous_token", "duplicate_token", "induction", "beginning", "entropy", "distance"
+SCORES = ("previous_token", "current_token", "duplicate_token", "induction", "beginning",
+          "entropy", "distance")
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Report:
 
 def report(
     model: Model,
-    text_or_tokens: PromptsLike,
+    text_or_tokens: Prompts | OnePrompt,
     path: Any = None,
     answer: str | int | None = None,
     wrong: str | int | None = None,

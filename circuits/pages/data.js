@@ -2,10 +2,13 @@
 // The numbers of the page and the words for them. Everything else in the page reads them from here.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const n = data.tokens.length, nLayer = data.config.n_layer, nHead = data.config.n_head;
+const n = data.tokens.length,
+  nLayer = data.config.n_layer,
+  nHead = data.config.n_head;
 
 function bytesOf(base64) {
-  const text = atob(base64), bytes = new Uint8Array(text.length);
+  const text = atob(base64),
+    bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return bytes;
 }
@@ -20,12 +23,19 @@ function unpacked(packed) {
   return { at, shape: packed.shape, decimals: packed.decimals ?? 0 };
 }
 
-const alternatives = unpacked(data.alternatives), alternativesP = unpacked(data.alternatives_p);
-const lens = Object.fromEntries(["best", "p", "entropy", "counts", "candidates", "nats"]
-  .map((name) => [name, unpacked(data.lens[name])]));
-const ids = unpacked(data.ids), labels = new Map(data.labels.map((label, i) => [ids.at(i), label]));
+const alternatives = unpacked(data.alternatives),
+  alternativesP = unpacked(data.alternatives_p);
+const lens = Object.fromEntries(
+  ["best", "p", "entropy", "counts", "candidates", "nats"].map((name) => [
+    name,
+    unpacked(data.lens[name]),
+  ]),
+);
+const ids = unpacked(data.ids),
+  labels = new Map(data.labels.map((label, i) => [ids.at(i), label]));
 const effects = unpacked(data.effects);
-const neurons = unpacked(data.neurons), neuronEffects = unpacked(data.neuron_effects);
+const neurons = unpacked(data.neurons),
+  neuronEffects = unpacked(data.neuron_effects);
 
 // Return the token that follows a position: at the end the answer, or the model's best guess.
 const targetOf = (position) => data.tokens[position + 1] ?? data.next;
@@ -49,31 +59,39 @@ const weightOf = (pattern, query, key) =>
 const nPoints = nLayer + 1;
 const pointName = (point) => (point === 0 ? "embedding" : `after layer ${point - 1}`);
 // A position's candidates lie one after another, and so do the tracks of the first of them.
-const starts = [0], tracks = [0];
+const starts = [0],
+  tracks = [0];
 for (let i = 0; i < n; i++) {
   starts.push(starts[i] + lens.counts.at(i));
   tracks.push(tracks[i] + Math.min(data.followed, lens.counts.at(i)));
 }
 const candidatesOf = (position) =>
-  Array.from({ length: lens.counts.at(position) }, (_, i) => lens.candidates.at(starts[position] + i));
+  Array.from({ length: lens.counts.at(position) }, (_, i) =>
+    lens.candidates.at(starts[position] + i),
+  );
 const hasTrack = (position, candidate) => candidate < tracks[position + 1] - tracks[position];
 // Return the surprise of a position's candidate at a point, in nats of one decimal.
-const natsOf = (position, candidate, point) => lens.nats.at(tracks[position] + candidate, point) / 10;
+const natsOf = (position, candidate, point) =>
+  lens.nats.at(tracks[position] + candidate, point) / 10;
 
 // --- words -------------------------------------------------------------------------------
 
 const UNSEEN = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Cn}\p{Cs}]/gu;
 const escaped = (character) =>
   `⟨U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
-const hex = (bytes) => `⟨${bytes.map((b) => b.toString(16).toUpperCase().padStart(2, "0")).join(" ")}⟩`;
+const hex = (bytes) =>
+  `⟨${bytes.map((b) => b.toString(16).toUpperCase().padStart(2, "0")).join(" ")}⟩`;
 
 // Return a token as a label on one line: spaces at its ends as dots, line ends as arrows.
 function label(id) {
   const text = labels.get(id);
   if (Array.isArray(text)) return hex(text);
   if (text === "") return "⟨empty⟩";
-  return text.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length))
-    .replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(UNSEEN, escaped);
+  return text
+    .replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length))
+    .replaceAll("\n", "⏎")
+    .replaceAll("\t", "⇥")
+    .replace(UNSEEN, escaped);
 }
 
 // Return a token as a part of the text, in which a line ends after its arrow.
@@ -83,17 +101,24 @@ function reading(id) {
   return text.replace(/[^\n\t]/gu, (c) => c.replace(UNSEEN, escaped)).replaceAll("\n", "⏎\n");
 }
 
-const percent = (p) => // with a space at which no line breaks
-  (p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * p).toFixed(1)}\u00a0%`);
+const percent = (p) =>
+  // with a space at which no line breaks
+  p >= 0.9995 ? "100\u00a0%" : p < 0.0005 ? "<\u00a00.1\u00a0%" : `${(100 * p).toFixed(1)}\u00a0%`;
 const signed = (x, decimals = 2) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(decimals);
 const grouped = (x) => x.toLocaleString("en");
 const headName = (layer, head) => `L${layer}H${head}`;
-const nextName = (position) => (position + 1 < n ? label(data.tokens[position + 1])
-  : data.answer === null ? `${label(targetOf(position))} (its best guess)`
-    : `${label(targetOf(position))} (the answer)`);
+const nextName = (position) =>
+  position + 1 < n
+    ? label(data.tokens[position + 1])
+    : data.answer === null
+      ? `${label(targetOf(position))} (its best guess)`
+      : `${label(targetOf(position))} (the answer)`;
 
 const KINDS = {
-  previous_token: "previous token", duplicate_token: "duplicate", induction: "induction",
+  previous_token: "previous token",
+  current_token: "current token",
+  duplicate_token: "duplicate",
+  induction: "induction",
   beginning: "beginning",
 };
 
@@ -120,7 +145,8 @@ function element(tag, { text, className, ...attributes } = {}, ...children) {
 
 // Give an element an ink of opacity t. Most of a long text does not change: leave it alone.
 function tint(target, ink, t) {
-  const share = `${Math.round(100 * Math.min(1, t))}%`, state = ink + share;
+  const share = `${Math.round(100 * Math.min(1, t))}%`,
+    state = ink + share;
   if (target.inked === state) return;
   target.inked = state;
   target.style.background = `color-mix(in srgb, var(--${ink}) ${share}, transparent)`;
@@ -129,27 +155,57 @@ function tint(target, ink, t) {
 
 // Show the numbers of a scale.
 function showScale(place, ink, words, inks = [ink]) {
-  const swatches = (inks.length > 1 ? [[inks[1], 1], [inks[1], 0.5], [ink, 0]] : [[ink, 0], [ink, 0.25]])
-    .concat([[ink, 0.5], [ink, 1]]);
+  const swatches = (
+    inks.length > 1
+      ? [
+          [inks[1], 1],
+          [inks[1], 0.5],
+          [ink, 0],
+        ]
+      : [
+          [ink, 0],
+          [ink, 0.25],
+        ]
+  ).concat([
+    [ink, 0.5],
+    [ink, 1],
+  ]);
   place.className = "scale";
-  place.replaceChildren(element("span", { text: words[0] }), ...swatches.map(([name, t]) => {
-    const swatch = element("i");
-    tint(swatch, name, t);
-    return swatch;
-  }), element("span", { text: words[1] }));
+  place.replaceChildren(
+    element("span", { text: words[0] }),
+    ...swatches.map(([name, t]) => {
+      const swatch = element("i");
+      tint(swatch, name, t);
+      return swatch;
+    }),
+    element("span", { text: words[1] }),
+  );
 }
 
 // Make items of a container one stop of the Tab key, with arrows between them.
-function roving(container, items, { columns = () => 1, choose, show = () => {}, leave = () => {} }) {
+function roving(
+  container,
+  items,
+  { columns = () => 1, choose, show = () => {}, leave = () => {} },
+) {
   let stop = items[0];
   const indexOf = (event) => items.indexOf(event.target.closest("[role=option]"));
   container.setAttribute("role", "listbox");
-  items.forEach((item, i) => { item.setAttribute("role", "option"); item.tabIndex = i ? -1 : 0; });
+  items.forEach((item, i) => {
+    item.setAttribute("role", "option");
+    item.tabIndex = i ? -1 : 0;
+  });
   container.addEventListener("click", (event) => {
     const i = indexOf(event);
-    if (i >= 0) { items[i].focus({ preventScroll: true }); choose(i); }
+    if (i >= 0) {
+      items[i].focus({ preventScroll: true });
+      choose(i);
+    }
   });
-  container.addEventListener("mouseover", (event) => { const i = indexOf(event); if (i >= 0) show(i); });
+  container.addEventListener("mouseover", (event) => {
+    const i = indexOf(event);
+    if (i >= 0) show(i);
+  });
   container.addEventListener("mouseleave", leave);
   container.addEventListener("focusout", leave);
   container.addEventListener("focusin", (event) => {
@@ -161,10 +217,19 @@ function roving(container, items, { columns = () => 1, choose, show = () => {}, 
     show(i);
   });
   container.addEventListener("keydown", (event) => {
-    const i = indexOf(event), row = columns();
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -row, ArrowDown: row, Home: -i, End: items.length - 1 - i };
+    const i = indexOf(event),
+      row = columns();
+    const steps = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -row,
+      ArrowDown: row,
+      Home: -i,
+      End: items.length - 1 - i,
+    };
     if (event.key === "Enter" || event.key === " ") choose(i);
-    else if (event.key in steps) items[Math.max(0, Math.min(items.length - 1, i + steps[event.key]))].focus();
+    else if (event.key in steps)
+      items[Math.max(0, Math.min(items.length - 1, i + steps[event.key]))].focus();
     else return;
     event.preventDefault();
   });

@@ -297,6 +297,19 @@ def test_every_control_is_reached_with_the_tab_key_and_has_a_name(page):
     assert len(names) < 40  # each list of tokens and heads is one stop
 
 
+def test_a_notebook_shows_reports_side_by_side_in_frames(open_page, model, tmp_path):
+    path = tmp_path / "notebook.html"
+    reports = [circuits.report(model, text) for text in ("ROMEO:", "But soft", "<b>&quot;</b>")]
+    path.write_text("".join(report._repr_html_() for report in reports), encoding="utf-8")
+    page = open_page(path)
+    for i, last in enumerate(("ROMEO:", "But soft", "<b>&quot;</b>")):
+        frame = page.frame_locator("iframe").nth(i)
+        frame.locator("#text-tokens .token").last.click()
+        shown = frame.locator("#text-tokens .token").all_inner_texts()
+        assert "".join(shown[1:-1]) == last
+        assert frame.locator("#heads .head").count() == 16
+
+
 @pytest.mark.parametrize("tokens", [[2047], [5], [7, 7]])
 def test_the_shortest_texts_have_a_page(open_page, model, tmp_path, tokens):
     path = tmp_path / "short.html"
