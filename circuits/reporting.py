@@ -152,7 +152,7 @@ def data_of(model, given, answer, wrong, edits):
         used.add(token_id(model, wrong))
     return {
         "tokens": tokens.tolist(), "next": target, "followed": FOLLOWED,
-        "ids": packed(np.array(sorted(used)), np.uint32),
+        "ids": packed(np.array(sorted(used)), id_type_of(model)),
         "labels": [label_of(model, i) for i in sorted(used)],
         "answer": None if answer is None else target,
         "wrong": None if wrong is None else token_id(model, wrong),
@@ -203,7 +203,7 @@ def lens_numbers(model, streams, targets):
             ids += candidates
             counts.append(len(candidates))
     nats = np.concatenate(nats) * 10
-    id_type = np.uint16 if model.n_vocab <= 1 << 16 else np.uint32
+    id_type = id_type_of(model)
     return {
         "ids": {*ids, *top.ravel().tolist()},
         "surprise": [round(float(x), 2) for x in surprise], "ranks": ranks.tolist(),
@@ -215,6 +215,10 @@ def lens_numbers(model, streams, targets):
             "nats": packed(np.minimum(nats, 255), np.uint8),
         },
     }
+
+
+def id_type_of(model):
+    return np.uint16 if model.config.n_vocab <= 1 << 16 else np.uint32
 
 
 def attention_numbers(model, given, patterns, edits):

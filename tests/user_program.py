@@ -78,8 +78,8 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
-    page: str = circuits.report(model, "But soft", answer=" what", title="soft").page
-    print(page, circuits.report(model, ids).save("report.html"))
+    print(circuits.report(model, "But soft", answer=" what", title="soft").page)
+    circuits.report(model, ids).save("report.html")
     table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
     scores = circuits.heads(model, ["But soft", "What light through yonder"])
     for one in scores if isinstance(scores, list) else [scores]:
