@@ -1,4 +1,5 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons.
+"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons,
+trace.
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -30,8 +31,10 @@ from ..command_line import (
 from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map
+from .short_reprs import table_lines
 from .sweeps import PATCHABLE
 from .tasks import MOST_PROMPTS, TASKS
+from .tracing import HEADER
 
 KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
 
@@ -53,7 +56,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise Error(f"linear algebra fails on the weights of {args.model}: {error}") from error
     if args.plot:
         report.draw(args.plot)
-    (print_json if args.json else print_table)(args, report)
+    if getattr(args, "markdown", False):
+        print(report.given.markdown(args.all))
+    else:
+        (print_json if args.json else print_table)(args, report)
 
 
 # --- arguments -------------------------------------------------------------------------
@@ -68,14 +74,16 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, about, top=None, default=10):
+    def command(name, about, top=None, default=10, plot=True):
         added = commands.add_parser(name, help=about, description=about)
         add = added.add_argument
         add_model_options(add)
         added.set_defaults(dtype="float32")
         add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
         add("--json", action="store_true", help="machine-readable result")
-        add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
+        added.set_defaults(plot=None)
+        if plot:
+            add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
         if top:
             add("--top", type=int, default=default, metavar="N",
                 help=f"{top} to show (default {default})")
@@ -129,6 +137,11 @@ def command_line() -> argparse.ArgumentParser:
     answers(add, required=False)
     add("--layer", type=int, metavar="L", help="this layer only")
     add("--neuron", type=int, metavar="N", help="show the tokens of this neuron of --layer")
+    add = command("trace", "Shape, bytes and work of every activation of a real run, with the "
+                  "einsum that made it.", plot=False)
+    add("text")
+    add("--all", action="store_true", help="every layer's rows, not repeated layers once")
+    add("--markdown", action="store_true", help="the table in Markdown")
     return parser
 
 
@@ -205,23 +218,6 @@ def print_table(_, report):
         print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
               f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
-
-
-def table_lines(header, rows):
-    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
-    cells = [list(header)]
-    for row in rows:
-        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
-                      for x in row])
-    number, lines = re.compile(r"-?[\d.]+|-"), []
-    columns = list(zip(*cells, strict=True))
-    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
-    widths = [max(map(len, column)) for column in columns]
-    for row in cells:
-        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
-                               for text, width, right in zip(row, widths, to_right, strict=True)
-                               ).rstrip())
-    return lines
 
 
 def bos_of(args):
@@ -435,6 +431,15 @@ def neurons(model, args):
                   lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
 
 
+def trace(model, args):
+    found = circuits.trace(model, args.text, bos=bos_of(args))
+    totals = {name: getattr(found, name) for name in (
+        "n_layer", "bytes", "cache_bytes", "multiply_adds", "norm_multiply_adds",
+        "flops_per_token")}
+    data = {**totals, "activations": [row._asdict() for row in found.rows]}
+    return Report(found, data, HEADER, found.cells(args.all), found.notes(args.all), lambda _: None)
+
+
 def one_neuron(model, args):
     found = circuits.neuron_tokens(model, args.layer, args.neuron, args.top)
     ends = {end: ([word(model, t) for t in ids], scores.tolist())
@@ -451,7 +456,7 @@ def one_neuron(model, args):
 
 
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons}
+            "neurons": neurons, "trace": trace}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Short reprs: a result shows names, sizes and shapes, so that a notebook's cell may end in it."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -48,3 +49,26 @@ def listed(items, brackets):
     if len(items) > FEW and len(text) > WIDTH:
         text = f"{len(items)} items: {items[0]}, {items[1]}, ..., {items[-1]}"
     return brackets[0] + text + brackets[1]
+
+
+def table_lines(header, rows):
+    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
+    cells = [list(header)]
+    for row in rows:
+        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
+                      for x in row])
+    number, lines = re.compile(r"-?[\d.,]+|-|"), []
+    columns = list(zip(*cells, strict=True))
+    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
+    for row in cells:
+        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
+                               for text, width, right in zip(row, widths, to_right, strict=True)
+                               ).rstrip())
+    return lines
+
+
+def markdown_lines(header, rows, numbers=()):
+    """Return the lines of a table in Markdown, with the columns of numbers to the right."""
+    rule = ["---:" if title in numbers else "---" for title in header]
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
