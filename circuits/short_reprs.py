@@ -72,3 +72,8 @@ def markdown_lines(header, rows, numbers=()):
     """Return the lines of a table in Markdown, with the columns of numbers to the right."""
     rule = ["---:" if title in numbers else "---" for title in header]
     return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+
+
+def visible(text: str) -> str:
+    """Return a text on one line: line ends and other characters that print nothing as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
