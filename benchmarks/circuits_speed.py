@@ -119,7 +119,8 @@ own_passes(corrupt(2)), peer_passes(corrupt(2))
 for _ in range(args.rounds):
     for where, position in CORRUPTIONS.items():
         tokens = corrupt(position)
-        elapsed, sweep = seconds(lambda t=tokens: circuits.patching(model, t, clean, metric, "z"))
+        elapsed, sweep = seconds(lambda t=tokens: circuits.patching(model, "z", base=t,
+                                                                    source=clean, metric=metric))
         times[where].append(elapsed)
     elapsed, ours = seconds(lambda t=tokens: own_passes(t))
     times["own"].append(elapsed * n_cells / len(sample))

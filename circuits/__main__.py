@@ -332,7 +332,7 @@ def prompt_pair(model, args):
 
 def patch(model, args):
     clean, corrupted, metric = prompt_pair(model, args)
-    sweep = circuits.patching(model, corrupted, clean, metric, args.what,
+    sweep = circuits.patching(model, args.what, base=corrupted, source=clean, metric=metric,
                               by_position=True if args.by_position else None,
                               progress=sys.stderr.isatty())
     shares, last = sweep.normalized, sweep.axes[-1]
@@ -360,12 +360,13 @@ def patch(model, args):
 
 def find(model, args):
     clean, corrupted, metric = prompt_pair(model, args)
-    common: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
+    common: dict[str, Any] = {"base": clean, "source": corrupted, "metric": metric,
+                              "seed": args.seed, "progress": sys.stderr.isatty()}
     if args.edges:
-        found = circuits.find_edges(model, clean, corrupted, metric, args.keep, **common)
+        found = circuits.find_edges(model, args.keep, **common)
         parts, header = "edges", ["sender", "receiver", "attribution"]
     else:
-        found = circuits.find(model, clean, corrupted, metric, args.keep, mode=args.mode, **common)
+        found = circuits.find(model, args.keep, mode=args.mode, **common)
         parts, header = "heads and MLPs", ["node"]
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []

@@ -37,31 +37,32 @@ WRITERS = ("hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out")
 
 def find_edges(
     model: Model,
-    clean: PromptsLike,
-    corrupted: PromptsLike,
-    metric: Metric,
     keep: float = 0.9,
     *,
+    base: PromptsLike,
+    source: PromptsLike,
+    metric: Metric,
     checks: int = 200,
     subsets: int = 8,
     seed: int = 0,
     progress: bool = False,
     bos: bool | None = None,
 ) -> Circuit:
-    """Prune edges to a small set that keeps the share `keep` of the effect.
+    """Prune edges to a small set that keeps the share `keep` of the effect on the `base` prompts.
 
-    `edge_attribution` ranks the edges once. Bisection finds the fewest of the strongest that
-    suffice. Then ever smaller blocks of the weakest are left out if an exact run allows it, with
-    at most `checks` runs. The metric must know its gradient.
+    A pruned edge carries its sender's output from `source`. `edge_attribution` ranks the edges
+    once. Bisection finds the fewest of the strongest that suffice. Then ever smaller blocks of the
+    weakest are left out if an exact run allows it, with at most `checks` runs. The metric must know
+    its gradient.
 
     Of E ≈ 1.5 (layers · heads)² edges it costs at most log₂ E + `checks` + 2 `subsets` + 4 passes
     of `patch_edges`, and one for each edge kept. Such a pass takes about as long as two plain ones.
     """
-    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
-    check_same_length(clean, corrupted, "corrupted")
-    scores = edge_attribution(model, clean, corrupted, metric).mean(axis=-1)
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
+    check_same_length(base, source, "source")
+    scores = edge_attribution(model, base=base, source=source, metric=metric).mean(axis=-1)
     senders, receivers, exist = edge_names(model.config)
-    written = written_by_senders(model, run(model, corrupted, WRITERS, last_only=True))
+    written = written_by_senders(model, run(model, source, WRITERS, last_only=True))
     pairs = np.argwhere(exist)
     strongest = [tuple(pair) for pair in
                  pairs[np.argsort(-np.abs(scores[exist]), kind="stable")].tolist()]
@@ -73,14 +74,14 @@ def find_edges(
             patched = np.zeros_like(exist)
             patched[tuple(np.array(removed, int).reshape(-1, 2).T)] = True
             bar.update(1)
-            return checked_values(metric(edge_patched_logits(model, clean, written, patched)),
-                                  len(clean.tokens))
+            return checked_values(metric(edge_patched_logits(model, base, written, patched)),
+                                  len(base.tokens))
 
         def all_but(edges):
             edges = set(edges)
             return [edge for edge in strongest if edge not in edges]
 
-        pruning = Pruning(measure, strongest, keep, clean)
+        pruning = Pruning(measure, strongest, keep, base)
         kept = strongest[: len(strongest) - pruning.most_removable([], strongest[::-1])]
         kept = without_blocks(without_unread(kept, names),
                               lambda edges: pruning.suffices(measure(all_but(edges))), checks)
@@ -148,7 +149,7 @@ def written_by_senders(model, seen):
 
 
 def patch_edges(
-    model: Model, base: PromptsLike, source: PromptsLike, patched: np.ndarray, *,
+    model: Model, patched: np.ndarray, *, base: PromptsLike, source: PromptsLike,
     bos: bool | None = None,
 ) -> np.ndarray:
     """Return logits [b, 1, v] of `base` if the patched edges carry the outputs from `source`.
@@ -221,7 +222,7 @@ def normalized(streams, norm):
 
 
 def edge_attribution(
-    model: Model, base: PromptsLike, source: PromptsLike, metric: Metric, *,
+    model: Model, *, base: PromptsLike, source: PromptsLike, metric: Metric,
     bos: bool | None = None,
 ) -> np.ndarray:
     """Return the estimated change of the metric from patching single edges, [sender, receiver, b].

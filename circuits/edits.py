@@ -101,19 +101,19 @@ class KnockOut(PlacedEdit):
 
 
 def ablated(
-    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: PromptsLike | None = None
+    model: Model, nodes: Iterable[Any], mode: str = "zero", *, source: PromptsLike | None = None
 ) -> dict[str, PlacedEdit]:
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
-    "zero"; "mean" puts in the mean over the `reference` prompts, position by position; "resample"
-    their activations, prompt by prompt. Reference prompts must be as long as those of the run;
+    "zero"; "mean" puts in the mean over the `source` prompts, position by position; "resample"
+    their activations, prompt by prompt. Source prompts must be as long as those of the run;
     `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
     """
     if not isinstance(nodes, Iterable) or isinstance(nodes, str) or is_node(nodes):
         nodes = [nodes]
     units = units_by_name(parse_node(model.config, node) for node in nodes)
-    source, _ = replacements(model, reference, mode, reference, sorted(units))
-    return replacing_edits(units, source)
+    new, _ = replacements(model, source, mode, source, sorted(units))
+    return replacing_edits(units, new)
 
 
 def is_node(nodes):
@@ -134,13 +134,13 @@ def units_by_name(nodes):
     return found
 
 
-def replacing_edits(units, source):
-    """Return edits that put `source` (None: zeros) in at those heads, neurons and MLPs."""
-    return {name: patch(0.0 if source is None else source[name], **chosen)
+def replacing_edits(units, new):
+    """Return edits that put `new` activations (None: zeros) in at those heads, neurons and MLPs."""
+    return {name: patch(0.0 if new is None else new[name], **chosen)
             for name, chosen in units.items()}
 
 
-def replacements(model, given, mode, reference, names, edits=None):
+def replacements(model, base, mode, source, names, edits=None):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
     The second result counts the first positions at which they do not differ from the prompts'.
@@ -149,11 +149,11 @@ def replacements(model, given, mode, reference, names, edits=None):
         raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
     if mode == "zero":
         return None, 0
-    if reference is None:
-        raise Error(f"{mode}-ablation needs reference prompts: give reference=")
-    given, reference = prompts(model, given), prompts(model, reference)
-    check_same_length(given, reference, "reference", any_number=mode == "mean")
-    seen = run(model, reference, names, edits=edits, last_only=True).activations
+    if source is None:
+        raise Error(f"{mode}-ablation needs source prompts: give source=")
+    base, source = prompts(model, base), prompts(model, source)
+    check_same_length(base, source, "source", any_number=mode == "mean")
+    seen = run(model, source, names, edits=edits, last_only=True).activations
     if mode == "mean":
         return {name: array.mean(axis=0, keepdims=True) for name, array in seen.items()}, 0
-    return seen, shared_positions(given, reference)
+    return seen, shared_positions(base, source)

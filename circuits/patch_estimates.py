@@ -29,11 +29,11 @@ from .sweeps import Sweep, cell_name, patched_kind, sweep_axes, widened
 
 def attribution_patching(
     model: Model,
-    metric: Metric,
     what: str = "z",
     *,
     base: PromptsLike,
     source: PromptsLike,
+    metric: Metric,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
     steps: int = 1,

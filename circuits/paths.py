@@ -26,11 +26,12 @@ from .sweeps import BaseRun, Sweep, progress_bar
 
 def path_patching(
     model: Model,
+    senders: str = "heads",
+    receivers: str | Sequence[tuple[int, int, str]] = "logits",
+    *,
     base: PromptsLike,
     source: PromptsLike,
     metric: Metric,
-    receivers: str | Sequence[tuple[int, int, str]] = "logits",
-    *,
     through_mlps: bool = True,
     position: int | None = None,
     last_only: bool = True,
@@ -62,12 +63,12 @@ def path_patching(
     first = stored.first_changed(max(n_shared, position or 0))  # nothing differs before
     at_once = stored.copies_at_once(first)
     ends = {layer for layer, _, _ in receivers} or {n_layer}
-    senders = [] if first == stored.length else [
+    batches = [] if first == stored.length else [
         (layer, range(head, min(head + at_once, n_head)))
         for layer in range(max(ends)) for head in range(0, n_head, at_once)
     ]
-    with progress_bar(len(senders), progress) as bar:
-        for layer, chosen in senders:
+    with progress_bar(len(batches), progress) as bar:
+        for layer, chosen in batches:
             sent = np.concatenate([
                 stored.change(seen.activations, "z", n_shared, layer, head, position)[:, first:]
                 for head in chosen

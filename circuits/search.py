@@ -54,11 +54,11 @@ class Circuit(Result):
 
 def find(
     model: Model,
-    clean: PromptsLike,
-    corrupted: PromptsLike,
-    metric: Metric,
     keep: float = 0.9,
     *,
+    base: PromptsLike,
+    source: PromptsLike,
+    metric: Metric,
     mode: str = "resample",
     subsets: int = 8,
     seed: int = 0,
@@ -68,32 +68,33 @@ def find(
 ) -> Circuit:
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
 
-    A pruned node gets its activation from `corrupted` ("resample"), or its mean there ("mean").
+    The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
+    ("resample"), or its mean there ("mean").
     Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
     leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
     overshoots. The result is a local minimum, from which no single node can go, and every step is
     exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
     """
-    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
     if mode not in ("resample", "mean"):
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
-    check_same_length(clean, corrupted, "corrupted", any_number=mode == "mean")
+    check_same_length(base, source, "source", any_number=mode == "mean")
     names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
     edits = Edits(model, edits)
-    source, n_shared = replacements(model, clean, mode, corrupted, names, edits)
+    new, n_shared = replacements(model, base, mode, source, names, edits)
 
     def measure(removed):
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        seen = run(model, clean, edits=replaced, last_only=True)
-        return checked_values(metric(seen.logits), len(clean.tokens))
+        replaced = [edits, replacing_edits(units_by_name(removed), new)]
+        seen = run(model, base, edits=replaced, last_only=True)
+        return checked_values(metric(seen.logits), len(base.tokens))
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
-    pruning, removed = Pruning(measure, list(nodes), keep, clean), []
+    pruning, removed = Pruning(measure, list(nodes), keep, base), []
     while True:
         left = [node for node in nodes if node not in removed]
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        stored = BaseRun(model, clean, metric, ("z", "mlp_out"), replaced)
-        alone = removed_alone(stored, source, n_shared, left, progress)
+        replaced = [edits, replacing_edits(units_by_name(removed), new)]
+        stored = BaseRun(model, base, metric, ("z", "mlp_out"), replaced)
+        alone = removed_alone(stored, new, n_shared, left, progress)
         ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
         count = pruning.most_removable(removed, ranked)
         if not count:
@@ -105,13 +106,13 @@ def find(
         removed += ranked[:count]
 
 
-def removed_alone(stored, source, n_shared, left, progress):
+def removed_alone(stored, new, n_shared, left, progress):
     """Return {node: metric [b]} of the run with one more node replaced."""
     alone = {}
     for what in ("z", "mlp_out"):
         index = {node: node[:1] if what == "mlp_out" else node
                  for node in left if (node[1] is None) == (what == "mlp_out")}
-        sweep = stored.sweep(source, what, False, None, n_shared, progress and bool(index),
+        sweep = stored.sweep(new, what, False, None, n_shared, progress and bool(index),
                              set(index.values()))
         alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
     return alone

@@ -126,11 +126,11 @@ class Sweep(Result):
 
 def patching(
     model: Model,
+    what: str = "z",
+    *,
     base: PromptsLike,
     source: PromptsLike,
     metric: Metric,
-    what: str = "z",
-    *,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
     last_only: bool = True,
@@ -158,12 +158,12 @@ def patching(
 
 def ablation(
     model: Model,
-    text_or_tokens: PromptsLike,
-    metric: Metric,
     what: str = "z",
-    mode: str = "zero",
-    reference: PromptsLike | None = None,
     *,
+    base: PromptsLike,
+    metric: Metric,
+    mode: str = "zero",
+    source: PromptsLike | None = None,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
     last_only: bool = True,
@@ -173,15 +173,15 @@ def ablation(
 ) -> Sweep:
     """Ablate one head (or MLP, neuron, ...) at a time; the options are those of `patching`.
 
-    `mode` "zero" puts in zeros, "mean" the mean over the `reference` prompts, position by
+    `mode` "zero" puts in zeros, "mean" the mean over the `source` prompts, position by
     position, and "resample" their activations, prompt by prompt.
     """
-    given = prompts(model, text_or_tokens, bos)
+    base = prompts(model, base, bos)
     what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, given, metric, needed_kinds(what), edits, last_only)
+    stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
     names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
-    source, n_shared = replacements(model, given, mode, reference, names, edits)
-    return stored.sweep(source, what, by_position, layers, n_shared, progress)
+    new, n_shared = replacements(model, base, mode, source, names, edits)
+    return stored.sweep(new, what, by_position, layers, n_shared, progress)
 
 
 def patched_kind(what, layers, config):

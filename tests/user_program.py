@@ -54,9 +54,10 @@ def right(name: str | Path) -> None:
     print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     task = circuits.repeated_tokens(model, 5, 2)
-    sweep = circuits.patching(model, task.corrupted, task.clean, task.metric(model), "z")
-    estimate = circuits.attribution_patching(
-        model, task.metric(model), base=task.corrupted, source=task.clean)
+    sweep = circuits.patching(model, "z", base=task.corrupted, source=task.clean,
+                              metric=task.metric(model))
+    estimate = circuits.attribution_patching(model, base=task.corrupted, source=task.clean,
+                                             metric=task.metric(model))
     best: tuple[str, float] = sweep.top(3)[0]
     print(circuits.compare(estimate, sweep).rank_correlation, best)
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):

@@ -1,7 +1,7 @@
 """Running a model: the activations that are kept, under which names, and edits on the way."""
 import numpy as np
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, close
+from prompt_pair import CLEAN, CORRUPTED, MODEL, NOISING, close
 from random_model import TINY
 
 import gpt2_np
@@ -62,7 +62,7 @@ def test_an_activation_may_be_named_short_long_or_by_a_pattern_everywhere():
     by_edit = circuits.run(MODEL, CLEAN, edits={"z": circuits.zero()})
     close(by_edit.logits, circuits.run(
         MODEL, CLEAN, edits={"blocks.*.attn.hook_z": circuits.zero()}).logits)
-    short, long, one = (circuits.patching(MODEL, CLEAN, CORRUPTED, METRIC, name).per_prompt
+    short, long, one = (circuits.patching(MODEL, name, **NOISING).per_prompt
                         for name in ("v", "blocks.*.attn.hook_v", "blocks.1.attn.hook_v"))
     np.testing.assert_array_equal(short, long)
     np.testing.assert_array_equal(one[1], short[1])

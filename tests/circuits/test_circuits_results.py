@@ -3,7 +3,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, TEXT, close
+from prompt_pair import CLEAN, METRIC, MODEL, NOISING, TEXT, close
 
 from gpt2_np import Error, circuits
 
@@ -11,8 +11,8 @@ RESULTS = [
     lambda: circuits.prompts(MODEL, CLEAN), lambda: circuits.run(MODEL, CLEAN, "z"),
     lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
     lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
-    lambda: circuits.ablation(MODEL, CLEAN, METRIC), lambda: circuits.ov(MODEL, 0, 0),
-    lambda: circuits.find(MODEL, CLEAN, CORRUPTED, METRIC, 0.5),
+    lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, 0, 0),
+    lambda: circuits.find(MODEL, **NOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
     lambda: circuits.repeated_tokens(MODEL, 5),
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Path patching equals its definition, one whole pass after another."""
 import numpy as np
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, close
+from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, NOISING, close
 
 from gpt2_np import Error, circuits
 
@@ -36,8 +36,7 @@ def frozen_path(sender, receivers, through_mlps, position=slice(None)):
 @pytest.mark.parametrize("through_mlps", [True, False])
 @pytest.mark.parametrize("receivers", ["logits", [(2, 1, "q"), (1, 3, "k"), (2, 0, "v")]])
 def test_path_patching_equals_its_definition(receivers, through_mlps):
-    sweep = circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, receivers,
-                                   through_mlps=through_mlps)
+    sweep = circuits.path_patching(MODEL, **NOISING, receivers=receivers, through_mlps=through_mlps)
     for index in np.ndindex(3, 4):
         close(sweep.per_prompt[index], frozen_path(index, receivers, through_mlps))
     assert np.ptp(sweep.values) > 0.01
@@ -45,14 +44,13 @@ def test_path_patching_equals_its_definition(receivers, through_mlps):
 
 def test_path_patching_of_one_position_equals_its_definition():
     for position, receivers in ((7, [(2, 1, "k")]), (-1, "logits")):
-        sweep = circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, receivers,
-                                       position=position)
+        sweep = circuits.path_patching(MODEL, **NOISING, receivers=receivers, position=position)
         for index in np.ndindex(3, 4):
             close(sweep.per_prompt[index], frozen_path(index, receivers, True, position))
     with pytest.raises(Error, match="position 12 does not exist"):
-        circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, position=12)
+        circuits.path_patching(MODEL, **NOISING, position=12)
 
 
 def test_a_later_sender_reaches_no_receiver():
-    sweep = circuits.path_patching(MODEL, CLEAN, CORRUPTED, METRIC, [(1, 0, "q")])
+    sweep = circuits.path_patching(MODEL, **NOISING, receivers=[(1, 0, "q")])
     close(sweep.effect[1:], np.zeros((2, 4)))

@@ -247,8 +247,8 @@ def test_patching_sweeps_agree(pair, what):
     sweep, by_position = SWEEPS[what]
     _, cache = pair.peer_cache(pair.clean)
     theirs = sweep(pair.peer, torch.tensor(pair.corrupted), cache, pair.peer_metric).numpy()
-    ours = circuits.patching(pair.model, pair.corrupted, pair.clean, pair.metric,
-                             what.partition(" ")[0], by_position=by_position)
+    ours = circuits.patching(pair.model, what.partition(" ")[0], base=pair.corrupted,
+                             source=pair.clean, metric=pair.metric, by_position=by_position)
     values = ours.values
     if by_position:
         values = values.transpose(0, 2, 1)  # there: layer, position, head
@@ -260,7 +260,7 @@ def test_patching_sweeps_agree(pair, what):
 
 
 def test_zero_ablation_agrees(pair):
-    ours = circuits.ablation(pair.model, pair.clean, pair.metric)
+    ours = circuits.ablation(pair.model, base=pair.clean, metric=pair.metric)
 
     def zero(z, hook, head):
         z[:, :, head] = 0
@@ -323,7 +323,8 @@ def test_124m_shape_agrees_and_how_long_it_takes():
     assert error(ours.logits, logits) < 1e-4
     corrupted = torch.tensor(pair.corrupted)
     here, sweep = seconds(
-        lambda: circuits.patching(pair.model, pair.corrupted, pair.clean, pair.metric, "z"))
+        lambda: circuits.patching(pair.model, "z", base=pair.corrupted, source=pair.clean,
+                                  metric=pair.metric))
     there, theirs = seconds(lambda: peer_patching.get_act_patch_attn_head_out_all_pos(
         pair.peer, corrupted, cache, pair.peer_metric))
     print(f"parity: 124M, patching 144 heads: {here:.1f} s here, {there:.1f} s there")
