@@ -31,7 +31,7 @@ from ..command_line import (
 from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map
-from .short_reprs import table_lines
+from .short_reprs import prompts_in, table_lines
 from .sweeps import PATCHABLE
 from .tasks import MOST_PROMPTS, TASKS
 from .tracing import HEADER
@@ -214,8 +214,7 @@ def plain(value):
 
 def print_table(_, report):
     if report.given is not None:
-        n, length = report.given.tokens.shape
-        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
+        print(f"{prompts_in(report.given.tokens)}, "
               f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..backend import to_host
-from ..bpe import shown
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import Error, Model, forward
 from ..inference.turns import turn
+from .drawings import patterns_picture
 from .inputs import PromptsLike, prompts
 from .interventions import Edits, EditsLike, Place
-from .names import as_glob, matching_names, nearest
+from .names import as_glob, kind_of, layer_of, matching_names, nearest
 from .short_reprs import Result
 
 
@@ -29,6 +30,7 @@ class Run(Result):
     activations: dict[str, np.ndarray]
     tokens: np.ndarray
     bos: bool
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Return an activation by its full name, or by a short one that means only one."""
@@ -40,6 +42,13 @@ class Run(Result):
         if len(found) > 1:
             raise Error(f"{shown(name)} is in {len(found)} layers: name one, as {found[0]}")
         return self.activations[found[0]]
+
+    def _repr_html_(self) -> str | None:
+        """Return a picture of the patterns of the first prompt, if any were kept."""
+        n = self.tokens.shape[1]
+        patterns = {layer_of(name): array[0] for name, array in self.activations.items()
+                    if kind_of(name) == "pattern" and array.shape[2:] == (n, n)}
+        return patterns_picture(self, patterns) if patterns else None
 
 
 class Recorder:
@@ -86,7 +95,8 @@ def run(
     given = prompts(model, text_or_tokens, bos)
     logits, recorder = recorded(model, given, matching_names(names, model.config),
                               Edits(model, edits), last_only)
-    return Run(to_host(logits), recorder.kept, given.tokens, given.bos)
+    return Run(to_host(logits), recorder.kept, given.tokens, given.bos,
+               tokenizer=model.tokenizer)
 
 
 def recorded(model, given, names, edits, last_only=False, change_names=(), place=None):

@@ -14,11 +14,15 @@ import numpy as np
 from ..backend import to_host
 from ..gpt2_np import Model, forward
 from ..inference.turns import turn
+from .drawings import attention_picture
 from .inputs import PromptsLike, check_numbers, prompts
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
-from .short_reprs import Result
+from .short_reprs import Result, prompts_in, table
 from .tasks import repeated_tokens
+
+# The arrays of an Attention that are shares of attention.
+SHARES = ("previous_token", "duplicate_token", "induction", "beginning")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +42,20 @@ class Attention(Result):
     distance: np.ndarray
     tokens: np.ndarray
     bos: bool
+
+    def __repr__(self) -> str:
+        rows = []
+        for kind in SHARES:
+            values = getattr(self, kind)
+            order = np.argsort(-np.nan_to_num(values), axis=None, kind="stable")[:4]
+            best = zip(*np.unravel_index(order, values.shape), strict=True)
+            rows.append([kind.replace("_", " "), *(f"L{n}H{h} {values[n, h]:.2f}" for n, h in best
+                                                   if values[n, h] == values[n, h])])
+        return table(f"Attention of {self.induction.shape[0]} layers of {self.induction.shape[1]} "
+                     f"heads in {prompts_in(self.tokens)}: the highest of each kind", rows)
+
+    def _repr_html_(self) -> str:
+        return attention_picture(self, SHARES)
 
 
 def heads(

@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .inputs import labels_of
+from .names import cell_name
 from .short_reprs import visible
 
 LETTER, LINE = 6.63, 15  # width of a letter of the labels, height of a line, in pixels
-MOST_CELLS = 4096  # of a map that tells its values
+MOST_CELLS, WIDEST = 2048, 200  # of a sweep's map and of its rows; larger ones become bars
 MOST_COLUMNS, MOST_BARS, LONGEST = 16, 16, 14  # positions, bars, letters of a label
 MOST_PATTERN_CELLS = 1 << 20
 ON_INK = 0.55  # from this opacity on text is paper
@@ -99,10 +100,11 @@ class Drawing:
         svg = (f'<svg xmlns="http://www.w3.org/2000/svg" class="gpt2-np" width="{width}" '
                f'height="{height}" viewBox="0 0 {width} {height}"><style>{colours()}{STYLE}</style>'
                f'<rect width="100%" height="100%" class="sheet"/>{"".join(self.pieces)}</svg>')
+        encoded = base64.b64encode(svg.encode()).decode()
         cells = escape(json.dumps([area._asdict() for area in self.areas], ensure_ascii=False))
         return (f'<div class="gpt2-np gpt2-np-picture" data-areas="{cells}">'
-                f'<img width="{width}" height="{height}" alt="{escape(about)}" '
-                f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+                f'<img width="{width}" height="{height}" style="max-width:100%;height:auto" '
+                f'alt="{escape(about)}" src="data:image/svg+xml;base64,{encoded}">'
                 f"<style>{colours()}</style><script>{page_file('picture.js')}</script></div>")
 
 
@@ -211,7 +213,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, about: str,
     drawing, x, y, row = Drawing(), 8.0, 4.0, 18
     values = np.asarray(values, float)
     ends = np.append(values, [0, *np.ravel(intervals)] if intervals is not None else 0)
-    low, high = float(ends.min()), float(ends.max())
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
     scale = 260 / ((high - low) or 1)
     names = [label(text, 30) for text in labels]
     left = x + max(map(text_width, names), default=0) + 8
@@ -224,7 +226,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, about: str,
         drawing.text(left - 5, middle + 4, name, "end")
         drawing.add(f'<rect x="{start:.1f}" y="{middle - 6:.1f}" width="{abs(value) * scale:.1f}" '
                     f'height="12" class="{ink}"/>')
-        if intervals is not None:
+        if intervals is not None and intervals[i][0] == intervals[i][0]:
             start, end = (zero + one * scale for one in intervals[i])
             drawing.add(f'<path class="whisker" d="M{start:.1f} {middle:.1f}H{end:.1f}"/>')
         drawing.text(left + 268, middle + 4, f"{value:+.4g}" if low < 0 else number(value))
@@ -233,7 +235,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, about: str,
     drawing.reach(left + 268 + 8 * LETTER, top + height)
     said = [f"{visible(name)}: {number(value)}" for name, value in zip(labels, values, strict=True)]
     if intervals is not None:
-        said = [f"{text}, from {number(low)} to {number(high)}"
+        said = [f"{text}, from {number(low)} to {number(high)}" if low == low else text
                 for text, (low, high) in zip(said, intervals, strict=True)]
     drawing.areas.append(Area(x, top, (left + 260 - x, row), (len(names), 1), said))
     return drawing.html(about)
@@ -279,6 +281,61 @@ def part(shown: int, n: int, things: str = "positions") -> str:
     return f" (the last {shown} of {n} {things})" if shown < n else ""
 
 
+class Grid(NamedTuple):
+    """A Sweep as a map: values [row, column] and the labels."""
+
+    values: np.ndarray
+    title: str
+    rows: list[str]
+    columns: list[str]
+    axes: tuple[str, str]
+    label: str
+
+
+def sweep_grid(sweep: Any, model: Any = None) -> Grid:
+    """Return a Sweep of one, two or three axes as a Grid."""
+    values, label = sweep.effect, "change of the metric"
+    title = f"{sweep.what} ablated"
+    if sweep.source is not None:
+        title = "direct paths from source" if sweep.what == "path" else f"{sweep.what} from source"
+        if abs(sweep.source.mean() - sweep.base.mean()) > 1e-6 * max(1, abs(sweep.base.mean())):
+            values, label = sweep.normalized, "share of the way to source"
+    if values.ndim == 1:
+        values = values[:, None]
+    *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
+    rows = [str(i) for i in range(len(values))]
+    if len(outer) > 1:
+        rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
+        values = values.reshape(-1, values.shape[-1])
+    columns = [str(i) if last else "" for i in range(values.shape[1])]
+    if last == "position" and model:
+        columns = labels_of(model, sweep.tokens[0])
+    return Grid(values, title, rows, columns, (outer[-1], last), label)
+
+
+def sweep_picture(sweep: Any) -> str:
+    """Return the effects of a sweep as a map, those of very many cells as the largest in bars."""
+    effect, shares = sweep.effect, np.array(np.nan)
+    if effect.size > MOST_CELLS or effect.shape[-1] > WIDEST:
+        names, values = zip(*sweep.top(MOST_BARS), strict=True)
+        return bars(names, values, f"{sweep.what}: the largest changes of the metric", repr(sweep))
+    grid = sweep_grid(sweep, sweep if sweep.tokenizer else None)
+    if grid.label.startswith("share"):
+        shares = sweep.normalized
+    shares, said = np.broadcast_to(shares, effect.shape), []
+    has_tokens = grid.axes[1] == "position" and sweep.tokenizer is not None
+    for index in np.ndindex(effect.shape):
+        token = f" {quoted(grid.columns[index[-1]])}" if has_tokens else ""
+        share = "" if np.isnan(shares[index]) else f", {shares[index]:.1%} of the way"
+        said.append(f"{cell_name(sweep.axes, index)}{token}: metric {number(sweep.values[index])}, "
+                    f"changed by {number(effect[index])}{share}")
+    drawing, values = Drawing(), grid.values
+    heat_map(drawing, values, 8, 4, f"{grid.title}: {grid.label}", grid.rows,
+             [label(column) for column in grid.columns], grid.axes, said,
+             cell=(cell_size(values.shape[1]), cell_size(2 * len(values))))
+    return drawing.html(repr(sweep))
+
+
 def attention_picture(attention: Any, kinds: Sequence[str]) -> str:
     """Return a map [layer, head] for each kind of head, with its strongest head named."""
     drawing, x = Drawing(), 8.0
@@ -289,9 +346,10 @@ def attention_picture(attention: Any, kinds: Sequence[str]) -> str:
         layer, head = np.unravel_index(np.nanargmax(values), values.shape)
         cell = cell_size(4 * values.shape[1])
         said = [f"L{i}H{j}, {name}: {number(value)}" for (i, j), value in np.ndenumerate(values)]
-        x = 20 + heat_map(drawing, values, x, 4, f"{name}: L{layer}H{head} {values[layer, head]:.2f}",
-                          digits(len(values)), digits(values.shape[1]), ("layer", "head"), said,
-                          cell=(cell, cell), t=np.sqrt(values))[0]
+        title = f"{name}: L{layer}H{head} {values[layer, head]:.2f}"
+        x = 20 + heat_map(drawing, values, x, 4, title, digits(len(values)),
+                          digits(values.shape[1]), ("layer", "head"), said, cell=(cell, cell),
+                          t=np.sqrt(values))[0]
     return drawing.html(repr(attention))
 
 

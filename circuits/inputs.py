@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -126,9 +127,13 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model, tokens: Tokens) -> list[str]:
-    """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
-    tokenizer, n = model.tokenizer, model.n_vocab
+def labels_of(model: Model | Result, tokens: Tokens) -> list[str]:
+    """Return the text of each token, for tables and plots; its id if the vocabulary has none.
+
+    In place of the model a result will do that has its `tokenizer`.
+    """
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    n = getattr(model, "n_vocab", getattr(tokenizer, "n_vocab", 0))
     return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 
 

@@ -16,10 +16,11 @@ import numpy as np
 from ..backend import einsum
 from ..gpt2_np import LAYER_NORM_EPSILON, Config, Error, Model
 from .decomposition import decompose, labelled
+from .drawings import attribution_picture
 from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
 from .interventions import Edits, EditsLike
 from .names import head_names, stream_points
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, prompts_in, table
 from .weights import centred, on_host
 
 
@@ -37,6 +38,18 @@ class Attribution(Result):
     position: int
     tokens: np.ndarray
     bos: bool
+
+    def __repr__(self) -> str:
+        if self.values.ndim != 2:
+            return super().__repr__()
+        values = self.values.mean(axis=1)
+        order = np.argsort(-np.abs(values), kind="stable")[:MOST_LINES]
+        return table(f"Attribution in {prompts_in(self.tokens)}: {self.total.mean():.4g}, of which "
+                     f"the largest of {len(values)} parts:",
+                     [[self.labels[i], f"{values[i]:+.4g}"] for i in order])
+
+    def _repr_html_(self) -> str | None:
+        return attribution_picture(self) if self.values.ndim == 2 else None
 
     def __getitem__(self, label: str) -> np.ndarray:
         return labelled(self, label)

@@ -6,19 +6,22 @@ too. It shows the layer at which an answer appears, and its rivals before that l
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..backend import namespace, to_host
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import NO_TAP, Error, Model, layer_norm, softmax, unembed
 from ..inference.turns import turn
 from .activations import run
+from .drawings import lens_picture
 from .inputs import (
     Answers,
     PromptsLike,
     answer_ids,
     check_numbers,
+    labels_of,
     one_each,
     position_slice,
     prompts,
@@ -26,7 +29,7 @@ from .inputs import (
 from .interventions import Edits, EditsLike
 from .metrics import entropy
 from .names import activation_name, stream_points
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, prompts_in, table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,6 +51,19 @@ class Lens(Result):
     targets: np.ndarray
     tokens: np.ndarray
     bos: bool
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        rows = []
+        for i in np.linspace(0, len(self.points) - 1, MOST_LINES).round().astype(int):
+            words = labels_of(self, self.top[i, 0, -1, :4])
+            best = zip(map(shown, words), self.top_probability[i, 0, -1], strict=False)
+            rows.append([self.points[i], *(f"{word} {p:.3f}" for word, p in best)])
+        return table(f"Lens of {prompts_in(self.tokens)}: the best tokens after the last, "
+                     "were each layer the last:", rows)
+
+    def _repr_html_(self) -> str:
+        return lens_picture(self)
 
 
 def lens(
@@ -96,7 +112,7 @@ def lens(
     probability, rank, spread, best, best_probability = map(np.stack, columns[:5])
     logits = np.stack(columns[5]) if keep_logits else None
     return Lens(stream_points(config), probability, rank, spread, best, best_probability, logits,
-                targets, given.tokens, given.bos)
+                targets, given.tokens, given.bos, tokenizer=model.tokenizer)
 
 
 class FixedScale:

@@ -67,7 +67,8 @@ def attribution_patching(
             slopes = {name: mean_gradient(model, base, metric, name, old, change, steps, edits)}
         per_prompt[layer] = measured + cell_sums(change * slopes[name], what, axes)
     arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
-    return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos)
+    return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos,
+                 tokenizer=model.tokenizer)
 
 
 def mean_gradient(model, base, metric, name, old, change, steps, edits):

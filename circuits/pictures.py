@@ -15,22 +15,22 @@ import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
-from .attention_patterns import Attention
+from .attention_patterns import SHARES, Attention
 from .distributions import Histogram
+from .drawings import sweep_grid
 from .inputs import labels_of
 from .logit_attribution import Attribution
 from .logit_lens import Lens
-from .sweeps import Sweep, cell_name
+from .sweeps import Sweep
 
 __all__ = ["plot_attention", "plot_bars", "plot_lens", "plot_map"]
 
-SHARES = ("previous_token", "duplicate_token", "induction", "beginning")  # of an Attention
 MOST_INCHES, MOST_LABELS, MOST_BARS = 24, 60, 20
 
 
@@ -81,38 +81,6 @@ def plot_map(
     drawn.set_ylabel(axes[0], fontsize=8)
     drawn.set_xlabel(axes[1], fontsize=8)
     return saved(figure, path)
-
-
-class Grid(NamedTuple):
-    """A Sweep as a map: values [row, column] and the labels."""
-
-    values: np.ndarray
-    title: str
-    rows: list[str]
-    columns: list[str]
-    axes: tuple[str, str]
-    label: str
-
-
-def sweep_grid(sweep, model=None):
-    """Return a Sweep of one, two or three axes as a Grid."""
-    values, label = sweep.effect, "change of the metric"
-    title = f"{sweep.what} ablated"
-    if sweep.source is not None:
-        title = "direct paths from source" if sweep.what == "path" else f"{sweep.what} from source"
-        if abs(sweep.source.mean() - sweep.base.mean()) > 1e-6 * max(1, abs(sweep.base.mean())):
-            values, label = sweep.normalized, "share of the way to source"
-    if values.ndim == 1:
-        values = values[:, None]
-    *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
-    rows = [str(i) for i in range(len(values))]
-    if len(outer) > 1:
-        rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
-        values = values.reshape(-1, values.shape[-1])
-    columns = [str(i) if last else "" for i in range(values.shape[1])]
-    if last == "position" and model:
-        columns = labels_of(model, sweep.tokens[0])
-    return Grid(values, title, rows, columns, (outer[-1], last), label)
 
 
 def plot_shares(attention, path, title):

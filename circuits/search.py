@@ -16,12 +16,13 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .bootstrapping import Estimate, bootstrap
+from .drawings import circuit_picture
 from .edits import replacements, replacing_edits, units_by_name
 from .inputs import PromptsLike, check_count, check_same_length, prompts
 from .interventions import Edits, EditsLike
 from .metrics import Metric, checked_values
 from .names import activation_name, node_names, parse_node
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, table
 from .sweeps import BaseRun
 
 
@@ -50,6 +51,17 @@ class Circuit(Result):
     keep: float
     tokens: np.ndarray
     bos: bool
+
+    def __repr__(self) -> str:
+        lost = sorted(self.minimality.items(), key=lambda part: -part[1].value)[: MOST_LINES - 1]
+        return table(f"Circuit of {len(self.kept)} of {self.n_all} parts, which keeps {self.share} "
+                     f"of the effect\n(metric {self.whole:.4g} with all, {self.none:.4g} with "
+                     "none); the share lost without each:",
+                     [[name if isinstance(name, str) else " → ".join(name), str(share)]
+                      for name, share in lost])
+
+    def _repr_html_(self) -> str:
+        return circuit_picture(self)
 
 
 def find(

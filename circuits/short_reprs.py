@@ -11,6 +11,7 @@ import numpy as np
 from ..bpe import shown
 
 FEW, WIDTH = 4, 100  # items that are shown one by one; characters of a line
+MOST_LINES = 8  # of a table, below a line or two
 
 
 class Result:
@@ -21,7 +22,7 @@ class Result:
 
         own: Any = self
         text = ", ".join(f"{field.name}={short(getattr(self, field.name))}"
-                         for field in fields(own))
+                         for field in fields(own) if field.repr)
         return fill(f"{type(self).__name__}({text})", WIDTH, subsequent_indent="    ",
                     break_long_words=False, break_on_hyphens=False)
 
@@ -49,6 +50,19 @@ def listed(items, brackets):
     if len(items) > FEW and len(text) > WIDTH:
         text = f"{len(items)} items: {items[0]}, {items[1]}, ..., {items[-1]}"
     return brackets[0] + text + brackets[1]
+
+
+def prompts_in(tokens: np.ndarray) -> str:
+    """Return "3 prompts of 12 tokens" for tokens [b, q]."""
+    n, length = tokens.shape
+    return f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}"
+
+
+def table(title: str, rows: list[list[str]]) -> str:
+    """Return a title and rows, which may differ in length, in columns below it."""
+    most = max(map(len, rows), default=0)
+    lines = table_lines([""] * most, [[*row, *[""] * (most - len(row))] for row in rows])[1:]
+    return "\n".join([title, *(f"    {line}"[:WIDTH] for line in lines)])
 
 
 def table_lines(header, rows):

@@ -8,7 +8,7 @@ value, a click or Enter chooses a head. Each copy of this script wakes the pictu
     box.style.position = "relative";
     said.className = "said";
     said.setAttribute("role", "status");
-    said.style.cssText = "min-height:1.5em;font:13px var(--sans)";
+    said.style.cssText = "min-height:1.5em;padding:2px 8px;font:13px/1.5 var(--sans)";
     said.textContent = "Point at a cell, or use the arrow keys.";
     mark.style.cssText = "position:absolute;box-sizing:border-box;pointer-events:none;" +
       "outline:2px solid var(--accent);display:none";
