@@ -351,9 +351,10 @@ def patch(model, args):
     assert sweep.base is not None and sweep.source is not None, "a patching sweep has both"
     before, after = float(sweep.base.mean()), float(sweep.source.mean())
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
-            "corrupted": before, "clean": after}
-    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
-            "corrupted" + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
+            "corrupted": before, "clean": after, "kind": sweep.kind}
+    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {sweep.kind}, {args.what} of "
+            "clean put into corrupted"
+            + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
     return Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
 
 
@@ -373,16 +374,18 @@ def find(model, args):
         about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
         records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
+    whole, none = float(found.base.mean()), float(found.none.mean())
     intervals = "intervals are 95%, over prompts"
     if len(found.tokens) == 1:
         intervals = "there are no intervals: they are over prompts, and this is one"
     notes = [
         f"{len(found.kept)} of {found.n_all} {parts} keep {found.share} of the effect "
-        f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)",
+        f"(metric {whole:.4f} with all, {none:.4f} with none)",
         f"incompleteness {found.incompleteness}; {intervals}",
     ]
     data = {"kept": records, "n_all": found.n_all, "share": found.share,
-            "incompleteness": found.incompleteness, "whole": found.whole, "none": found.none}
+            "incompleteness": found.incompleteness, "whole": whole, "none": none,
+            "kind": found.kind}
     return Report(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
                   lambda path: plot_circuit(model, found, path))
 
@@ -406,21 +409,17 @@ def plot_circuit(model, found, path):
 def neurons(model, args):
     if args.neuron is not None:
         return one_neuron(model, args)
-    layers = range(model.config.n_layer) if args.layer is None else [args.layer]
-    found = []
-    for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
-        result = circuits.attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
-                                      bos=bos_of(args))
-        found += [(float(value), label)
-                  for label, value in zip(result.labels, result.values[:, 0], strict=True)
-                  if re.fullmatch(r"L\d+N\d+", label)]
+    result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=bos_of(args),
+                                  neurons="all" if args.layer is None else [args.layer])
+    found = [(float(value), label)
+             for label, value in zip(result.labels, result.values[:, 0], strict=True)
+             if re.fullmatch(r"L\d+N\d+", label)]
     found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []
     for value, label in found:
-        layer, neuron = map(int, label[1:].split("N"))
         ends = {end: [word(model, t) for t in ids]
-                for end, (ids, _) in circuits.neuron_tokens(model, layer, neuron, 4).items()}
+                for end, (ids, _) in circuits.neuron_tokens(model, label, 4).items()}
         rows.append([label, value, *(" ".join(words) for words in ends.values())])
         records.append({"neuron": label, "value": value, **ends})
     title = logit_title(args)
@@ -441,7 +440,7 @@ def trace(model, args):
 
 
 def one_neuron(model, args):
-    found = circuits.neuron_tokens(model, args.layer, args.neuron, args.top)
+    found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
     ends = {end: ([word(model, t) for t in ids], scores.tolist())
             for end, (ids, scores) in found.items()}
     title = f"neuron {args.neuron} of layer {args.layer}"

@@ -303,7 +303,7 @@ def sweep_grid(sweep: Any, model: Any = None) -> Grid:
     if values.ndim == 1:
         values = values[:, None]
     *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
-    rows = [str(i) for i in range(len(values))]
+    rows = [*sweep.senders] or digits(len(values))
     if len(outer) > 1:
         rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
         values = values.reshape(-1, values.shape[-1])
@@ -327,7 +327,7 @@ def sweep_picture(sweep: Any) -> str:
     for index in np.ndindex(effect.shape):
         token = f" {quoted(grid.columns[index[-1]])}" if has_tokens else ""
         share = "" if np.isnan(shares[index]) else f", {shares[index]:.1%} of the way"
-        said.append(f"{cell_name(sweep.axes, index)}{token}: metric {number(sweep.values[index])}, "
+        said.append(f"{sweep.cell(index)}{token}: metric {number(sweep.values[index])}, "
                     f"changed by {number(effect[index])}{share}")
     drawing, values = Drawing(), grid.values
     heat_map(drawing, values, 8, 4, f"{grid.title}: {grid.label}", grid.rows,

@@ -15,14 +15,16 @@ MOST_LINES = 8  # of a table, below a line or two
 
 
 class Result:
-    """The base class of results, dataclasses that hold arrays."""
+    """The base class of results, dataclasses that hold arrays. `properties` are shown too."""
+
+    properties: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         from textwrap import fill
 
         own: Any = self
-        text = ", ".join(f"{field.name}={short(getattr(self, field.name))}"
-                         for field in fields(own) if field.repr)
+        names = [*(field.name for field in fields(own) if field.repr), *self.properties]
+        text = ", ".join(f"{name}={short(getattr(self, name))}" for name in names)
         return fill(f"{type(self).__name__}({text})", WIDTH, subsequent_indent="    ",
                     break_long_words=False, break_on_hyphens=False)
 
@@ -52,10 +54,11 @@ def listed(items, brackets):
     return brackets[0] + text + brackets[1]
 
 
-def prompts_in(tokens: np.ndarray) -> str:
-    """Return "3 prompts of 12 tokens" for tokens [b, q]."""
-    n, length = tokens.shape
-    return f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}"
+def prompts_in(tokens: np.ndarray | list[np.ndarray]) -> str:
+    """Return "3 prompts of 12 tokens" for tokens [b, q], or "of 9 to 12" for rows that differ."""
+    n, lengths = len(tokens), sorted({len(row) for row in tokens})
+    length = str(lengths[0]) + f" to {lengths[-1]}" * (len(lengths) > 1)
+    return f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (lengths[-1] > 1)}"
 
 
 def table(title: str, rows: list[list[str]]) -> str:

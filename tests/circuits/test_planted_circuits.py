@@ -36,7 +36,7 @@ def test_head_scores_find_each_planted_head():
     assert scores.duplicate_token[NEGATIVE] == pytest.approx(0.5, abs=0.02)  # the rest on itself
     assert others(scores.induction, INDUCTION) < 0.2
     assert scores.entropy[PREVIOUS] < 0.05 < scores.entropy[0, 0]
-    assert scores.distance[PREVIOUS] == pytest.approx(17 / 18, abs=0.01)
+    assert scores.distance[PREVIOUS] == pytest.approx(1, abs=0.01)
 
 
 def test_weights_show_who_copies_who_suppresses_and_who_composes():
@@ -52,22 +52,22 @@ def test_weights_show_who_copies_who_suppresses_and_who_composes():
 
 
 def test_full_circuits_hold_the_planted_entries():
-    ov = circuits.full_ov(MODEL, *INDUCTION).full()
+    ov = circuits.full_ov(MODEL, INDUCTION).full()
     assert (ov.argmax(axis=1) == np.arange(CONFIG.n_vocab)).all()
-    assert (circuits.full_ov(MODEL, *NEGATIVE).full().argmin(axis=1) == np.arange(20)).all()
+    assert (circuits.full_ov(MODEL, NEGATIVE).full().argmin(axis=1) == np.arange(20)).all()
     token, before, _ = subspaces()
-    lookup = (token @ circuits.qk(MODEL, *INDUCTION) @ before.T).full()
+    lookup = (token @ circuits.qk(MODEL, INDUCTION) @ before.T).full()
     assert (lookup.argmax(axis=1) == np.arange(CONFIG.n_vocab)).all()
-    singular = circuits.singular_tokens(MODEL, *INDUCTION, n=19, top=1)
+    singular = circuits.singular_tokens(MODEL, INDUCTION, n=19, top=1)
     assert all(found["reads"][0][0] == found["writes"][0][0] for found in singular)
 
 
 def test_attribution_and_the_lens_name_the_induction_head():
     result = circuits.attribution(MODEL, TASK.clean, TASK.answers, TASK.wrong)
-    by_head = result.heads(CONFIG).mean(axis=-1)
+    by_head = result.heads().mean(axis=-1)
     assert strongest(by_head) == INDUCTION
     assert by_head[INDUCTION] > 0.95 * result.total.mean()
-    itself = circuits.attribution(MODEL, TASK.clean, TASK.clean.tokens[:, -1]).heads(CONFIG)
+    itself = circuits.attribution(MODEL, TASK.clean, TASK.clean.tokens[:, -1]).heads()
     assert strongest(-itself.mean(axis=-1)) == NEGATIVE
     lens = circuits.lens(MODEL, TASK.clean, TASK.answers, position=-1)
     assert lens.points[3] == "1_mid"
