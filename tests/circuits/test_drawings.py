@@ -15,6 +15,7 @@ from gpt2_np import Model, bpe, circuits
 from gpt2_np.circuits import drawings
 
 PAIR = {"base": CLEAN, "source": CORRUPTED, "metric": METRIC}
+BACK = {**PAIR, "base": CORRUPTED, "source": CLEAN}  # the metric is higher on CORRUPTED
 RESULTS = {
     "lens": lambda: circuits.lens(MODEL, CLEAN),
     "lens of a position": lambda: circuits.lens(MODEL, CLEAN, position=3, top=1),
@@ -27,8 +28,8 @@ RESULTS = {
     "sweep of neurons": lambda: circuits.attribution_patching(MODEL, "post", **PAIR),
     "some layers": lambda: circuits.patching(MODEL, "z", layers=[1], **PAIR),
     "ablation": lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC),
-    "circuit": lambda: circuits.find(MODEL, 0.5, **PAIR),
-    "circuit of edges": lambda: circuits.find_edges(MODEL, 0.5, **PAIR),
+    "circuit": lambda: circuits.find(MODEL, 0.5, **BACK),
+    "circuit of edges": lambda: circuits.find_edges(MODEL, 0.5, **BACK),
     "patterns": lambda: circuits.run(MODEL, CLEAN, "pattern"),
     "histogram": lambda: circuits.histogram(MODEL, list(CLEAN), "L1N3"),
 }  # fmt: skip
