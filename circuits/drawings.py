@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .inputs import labels_of
+from .inputs import token_texts
 from .names import cell_name
 from .short_reprs import visible
 
@@ -251,7 +251,7 @@ def cell_size(n: int, most: int = 18) -> float:
 
 def lens_picture(lens: Any) -> str:
     """Return the best token at every point and position of the first prompt, the end on top."""
-    n, words = lens.top.shape[2], functools.partial(labels_of, lens)
+    n, words = lens.top.shape[2], functools.partial(token_texts, lens.tokenizer)
     here = range(max(0, n - MOST_COLUMNS), n)
     p = lens.top_probability[::-1, 0, here, 0]
     tokens = words(lens.tokens[0, -n:]) if n == lens.tokens.shape[1] else [""] * n
@@ -292,7 +292,7 @@ class Grid(NamedTuple):
     label: str
 
 
-def sweep_grid(sweep: Any, model: Any = None) -> Grid:
+def sweep_grid(sweep: Any, tokenizer: Any = None) -> Grid:
     """Return a Sweep of one, two or three axes as a Grid."""
     values, label = sweep.effect, "change of the metric"
     title = f"{sweep.what} ablated"
@@ -308,8 +308,8 @@ def sweep_grid(sweep: Any, model: Any = None) -> Grid:
         rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
         values = values.reshape(-1, values.shape[-1])
     columns = [str(i) if last else "" for i in range(values.shape[1])]
-    if last == "position" and model:
-        columns = labels_of(model, sweep.tokens[0])
+    if last == "position" and tokenizer:
+        columns = token_texts(tokenizer, sweep.tokens[0])
     return Grid(values, title, rows, columns, (outer[-1], last), label)
 
 
@@ -319,7 +319,7 @@ def sweep_picture(sweep: Any) -> str:
     if effect.size > MOST_CELLS or effect.shape[-1] > WIDEST:
         names, values = zip(*sweep.top(MOST_BARS), strict=True)
         return bars(names, values, f"{sweep.what}: the largest changes of the metric", repr(sweep))
-    grid = sweep_grid(sweep, sweep if sweep.tokenizer else None)
+    grid = sweep_grid(sweep, sweep.tokenizer)
     if grid.label.startswith("share"):
         shares = sweep.normalized
     shares, said = np.broadcast_to(shares, effect.shape), []
@@ -359,12 +359,11 @@ def digits(n: int) -> list[str]:
 
 def attribution_picture(attribution: Any) -> str:
     """Return the largest parts of a logit as bars, averaged over prompts."""
-    values = attribution.values.mean(axis=1)
-    order = np.argsort(-np.abs(values), kind="stable")[:MOST_BARS]
-    labels, shown = [attribution.labels[i] for i in order], values[order]
-    if len(order) < len(values):
-        labels, shown = [*labels, "all others"], np.append(shown, values.sum() - shown.sum())
-    return bars(labels, shown, f"logits: {attribution.total.mean():.4g} in all", repr(attribution))
+    parts, total = attribution.top(MOST_BARS), float(attribution.total.mean())
+    if len(parts) < len(attribution.labels):
+        parts.append(("all others", total - sum(value for _, value in parts)))
+    labels, values = zip(*parts, strict=True)
+    return bars(labels, values, f"logits: {total:.4g} in all", repr(attribution))
 
 
 def circuit_picture(circuit: Any) -> str:
@@ -384,7 +383,7 @@ def patterns_picture(run: Any, patterns: dict[int, np.ndarray]) -> str:
     heads = [f"L{layer}H{head}" for layer in layers for head in range(n_head)]
     grid = np.stack([patterns[layer] for layer in layers])  # [l, h, q, k]
     mosaic = np.sqrt(grid.transpose(0, 2, 1, 3).reshape(len(layers) * n, n_head * n))
-    tokens = labels_of(run, run.tokens[0])
+    tokens = token_texts(run.tokenizer, run.tokens[0])
     drawing, cell = Drawing(), min(18, max(2, 320 // n))
     names = [label(token) for token in tokens] if cell >= LINE - 4 else digits(n)
     x, y, size = 8 + max(map(text_width, names)) + 8, 4.0 + LINE + 8, cell * n

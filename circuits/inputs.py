@@ -129,23 +129,32 @@ class Batched(Result):
 
     def of_prompt(self: Batch, row: int) -> Batch:
         """Return the result of one prompt, an array in which that axis has length 1."""
-        arrays = {name: getattr(self, name) for name in self.prompt_axes}
         own: Any = self
-        return replace(own, **{name: array.take([row], self.prompt_axes[name])
-                               for name, array in arrays.items() if array is not None})
+        arrays = {name: getattr(self, name) for name in self.prompt_axes}
+        return replace(own, **{
+            name: array.of_prompt(row) if isinstance(array, Batched)
+            else array.take([row], self.prompt_axes[name])
+            for name, array in arrays.items() if array is not None})
 
 
 Batch = TypeVar("Batch", bound=Batched)
 
 
-def one_each_in_order(model, groups, results):
-    """Return the results of groups as a list of single prompts' results, in the order given."""
-    found = {}
-    for group, result in zip(groups, results, strict=True):
-        for i, row in enumerate(group.rows.tolist()):
+def for_each_length(model, text_or_tokens, bos, work, long=False):
+    """Return work(prompts, rows, n), a Batched of the prompts `rows` of n.
+
+    For prompts of several lengths it is a list of single prompts' results, in the order given.
+    """
+    groups, found = by_length(model, text_or_tokens, bos, long=long), {}
+    n = sum(len(rows) for rows, _ in groups)
+    for rows, given in groups:
+        result = work(given, rows, n)
+        if len(groups) == 1:
+            return result
+        for i, row in enumerate(rows.tolist()):
             own = result.of_prompt(i)
             found[row] = replace(own, bos=begins_with_end(model, own.tokens))
-    return [found[row] for row in sorted(found)]
+    return [found[row] for row in range(n)]
 
 
 def pairs_by_length(
@@ -264,18 +273,23 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model | Result, tokens: Tokens) -> list[str]:
+def labels_of(model: Model, tokens: Tokens | str) -> list[str]:
     """Return the text of each token, for tables and plots; its id if the vocabulary has none.
 
-    In place of the model a result will do that has its `tokenizer`.
+    Of a text it returns those of its tokens as tools see them, <|endoftext|> first.
     """
+    if isinstance(tokens, str):
+        tokens = prompts(model, tokens).tokens[0]
     if (not isinstance(tokens, list | tuple | np.ndarray)
             or not all(isinstance(i, int | np.integer) for i in tokens)):
-        raise Error(f"labels_of takes the ids of one prompt, not {shown(tokens)}: give a list of "
-                    "ids, such as result.tokens[0]")
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    n = getattr(model, "n_vocab", getattr(tokenizer, "n_vocab", 0))
-    return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
+        raise Error(f"labels_of takes a text or the ids of one prompt, not {shown(tokens)}: give a "
+                    "list of ids, such as result.tokens[0]")
+    return token_texts(model.tokenizer, tokens)
+
+
+def token_texts(tokenizer, ids):
+    n = getattr(tokenizer, "n_vocab", 0)
+    return [tokenizer.decode([i]) if i < n else str(i) for i in map(int, ids)]
 
 
 def check_same_length(given, other, kind, any_number=False):

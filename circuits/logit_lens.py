@@ -25,12 +25,11 @@ from .inputs import (
     Prompts,
     PromptsLike,
     answer_ids,
-    by_length,
     check_numbers,
-    labels_of,
+    for_each_length,
     one_each,
-    one_each_in_order,
     position_slice,
+    token_texts,
     windows_of,
 )
 from .interventions import Edits, EditsLike
@@ -69,7 +68,7 @@ class Lens(Batched):
     def __repr__(self) -> str:
         rows = []
         for i in np.linspace(0, len(self.points) - 1, MOST_LINES).round().astype(int):
-            words = labels_of(self, self.top[i, 0, -1, :4])
+            words = token_texts(self.tokenizer, self.top[i, 0, -1, :4])
             best = zip(map(shown, words), self.top_probability[i, 0, -1], strict=False)
             rows.append([self.points[i], *(f"{word} {p:.3f}" for word, p in best)])
         return table(f"Lens of {prompts_in(self.tokens)}: the best tokens after the last, "
@@ -133,12 +132,12 @@ def lens(
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {model.n_vocab}")
     edits = Edits(model, edits)
     edits.refuse("lens", ("ln_final",), "it reads every layer through the model's own layer norm")
-    groups = by_length(model, text_or_tokens, bos, long=True)
-    if answer is not None:
-        answer = one_each(answer_ids(model, answer), sum(len(rows) for rows, _ in groups))
-    results = [lens_of_group(model, given, None if answer is None else answer[rows], position, top,
-                             frozen, keep_logits, edits) for rows, given in groups]
-    return results[0] if len(groups) == 1 else one_each_in_order(model, groups, results)
+
+    def lens_of(given, rows, n):
+        answers = None if answer is None else one_each(answer_ids(model, answer), n)[rows]
+        return lens_of_group(model, given, answers, position, top, frozen, keep_logits, edits)
+
+    return for_each_length(model, text_or_tokens, bos, lens_of, long=True)
 
 
 def lens_of_group(model, given, answers, position, top, frozen, keep_logits, edits):

@@ -24,7 +24,7 @@ from ..gpt2_np import Error, Model
 from .attention_patterns import SHARES, Attention
 from .distributions import Histogram
 from .drawings import sweep_grid
-from .inputs import labels_of
+from .inputs import token_texts
 from .logit_attribution import Attribution
 from .logit_lens import Lens
 from .sweeps import Sweep
@@ -50,8 +50,8 @@ def plot_map(
 
     An array is [layer, head], [layer, position] or any [row, column]; one of three dimensions has a
     row for each pair of the first two. A Sweep from a source shows shares of the way to the source,
-    one without a source the change of the metric. With a `model` positions are labelled by the
-    tokens of the first prompt. `rows` and `columns` are labels, by default numbers from 0; `axes`
+    one without a source the change of the metric. Positions are labelled by the tokens of the first
+    prompt, by the vocabulary of the `model` or of the one that was run. `rows` and `columns` are labels, by default numbers from 0; `axes`
     names the two axes and `label` the colours. A `signed` map has 0 at white. NaN is left blank.
     Raises Error if the file cannot be written or matplotlib is not installed.
     """
@@ -60,7 +60,7 @@ def plot_map(
     if isinstance(values, Attention):
         return plot_shares(values, path, title)
     if isinstance(values, Sweep):
-        grid = sweep_grid(values, model)
+        grid = sweep_grid(values, (model or values).tokenizer)
         values, title, label = grid.values, title or grid.title, label or grid.label
         rows, columns, axes = rows or grid.rows, columns or grid.columns, axes or grid.axes
     values, first = as_array("plot_map", values, "a Sweep, an Attention, a Lens or"), "layer"
@@ -134,7 +134,7 @@ def plot_attention(
 def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: int = 0) -> Any:
     """Draw the lens of one prompt, the best token at every point and position; return the figure.
 
-    Without a `model` tokens are shown by their ids.
+    Tokens are shown by the vocabulary of the `model`, by default the one that was run.
     """
     if not isinstance(result, Lens):
         raise Error(f"plot_lens takes the result of circuits.lens, not {described(result)}: draw "
@@ -142,7 +142,7 @@ def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: i
     top, p = result.top[:, row, :, 0][::-1], result.top_probability[:, row, :, 0][::-1]
 
     def words(tokens):
-        return labels_of(model, tokens) if model else [str(token) for token in tokens]
+        return token_texts((model or result).tokenizer, tokens)
 
     figure = new_figure(1.8 + inches(0.55 * p.shape[1], most=60), 1.3 + inches(0.24 * len(p)))
     axes = figure.subplots()
