@@ -17,7 +17,7 @@ from ..gpt2_np import Model, einsum, forward
 from ..inference.turns import turn
 from .inputs import PromptsLike, prompts
 from .names import BY_HEAD, BY_NEURON, BY_QUERY, kind_of
-from .short_reprs import Result, markdown_lines, table_lines
+from .short_reprs import Result, markdown_lines, prompts_in, table_lines
 
 HEADER = ("name", "axes", "shape", "type", "bytes", "multiply-adds", "einsum")
 
@@ -99,6 +99,11 @@ class Trace(Result):
         code = [[cell and f"`{cell}`" if title in ("name", "einsum") else cell
                  for title, cell in zip(HEADER, cells, strict=True)] for cells in self.cells(every)]
         return "\n".join([*markdown_lines(HEADER, code, HEADER[4:6]), "", *self.notes(every)])
+
+    def __repr__(self) -> str:
+        lines = [f"Trace of {prompts_in(self.tokens)}: {len(self.rows)} activations",
+                 *self.notes(every=True)]
+        return "\n    ".join(lines)
 
     def __str__(self) -> str:
         return self.text()
