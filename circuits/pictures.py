@@ -53,7 +53,8 @@ def plot_map(
     one without a source the change of the metric. Positions are labelled by the tokens of the first
     prompt, by the vocabulary of the `model` or of the one that was run. `rows` and `columns` are
     labels, by default numbers from 0; `axes` names the two axes and `label` the colours. A `signed`
-    map has 0 at white. NaN is left blank. Raises Error if the file cannot be written or matplotlib is not installed.
+    map has 0 at white. NaN is left blank. Raises Error if the file cannot be written or matplotlib
+    is not installed.
     """
     if isinstance(values, Lens):
         return plot_lens(values, model, path)
