@@ -57,7 +57,7 @@ class Histogram:
     def _repr_html_(self) -> str:
         labels = [f"{low:.4g} to {high:.4g}" for low, high in
                   zip(self.edges, self.edges[1:], strict=False)]
-        return bars(labels, self.counts, f"{self.name}: number of values", repr(self))
+        return bars(labels, self.counts.tolist(), f"{self.name}: number of values", repr(self))
 
     def __str__(self) -> str:
         rows = [(f"{low:.4g} to {high:.4g}", int(count)) for low, high, count in

@@ -241,7 +241,7 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, about: str,
     return drawing.html(about)
 
 
-def cell_size(n: int, most: int = 18) -> float:
+def cell_size(n: int, most: int = 26) -> float:
     """Return the width of one of n cells."""
     return min(most, max(4, 720 // n))
 
@@ -332,7 +332,7 @@ def sweep_picture(sweep: Any) -> str:
     drawing, values = Drawing(), grid.values
     heat_map(drawing, values, 8, 4, f"{grid.title}: {grid.label}", grid.rows,
              [label(column) for column in grid.columns], grid.axes, said,
-             cell=(cell_size(values.shape[1]), cell_size(2 * len(values))))
+             cell=(cell_size(values.shape[1]), cell_size(2 * len(values), 18)))
     return drawing.html(repr(sweep))
 
 
@@ -344,7 +344,7 @@ def attention_picture(attention: Any, kinds: Sequence[str]) -> str:
         if np.isnan(values).all():
             continue
         layer, head = np.unravel_index(np.nanargmax(values), values.shape)
-        cell = cell_size(4 * values.shape[1])
+        cell = cell_size(len(kinds) * values.shape[1])
         said = [f"L{i}H{j}, {name}: {number(value)}" for (i, j), value in np.ndenumerate(values)]
         title = f"{name}: L{layer}H{head} {values[layer, head]:.2f}"
         x = 20 + heat_map(drawing, values, x, 4, title, digits(len(values)),
