@@ -118,6 +118,11 @@ class Run(Activations):
 
     logits: np.ndarray
 
+    def __repr__(self) -> str:
+        nothing = "the logits alone: names='z', or '*' for all, keeps activations too"
+        text = Activations.__repr__(self)
+        return text if self.activations else text.replace("activations={}", nothing, 1)
+
     def _repr_html_(self) -> str | None:
         """Return a picture of the patterns of the first prompt, if any were kept."""
         n = self.tokens.shape[1]

@@ -126,7 +126,8 @@ def lens(
 
     Prompts of several lengths give a list, one Lens a prompt. A text longer than n_ctx is read in
     windows that overlap by half, each position in the first window that has it; edits see one
-    window after another.
+    window after another. Text gets <|endoftext|> put before it, unlike in `complete` and `score`;
+    `bos=False` leaves it out.
     """
     if not 1 <= top <= model.n_vocab:
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {model.n_vocab}")

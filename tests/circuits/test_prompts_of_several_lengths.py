@@ -275,7 +275,7 @@ def test_a_wrong_number_of_answers_is_a_clear_error():
     for tool in (circuits.lens, circuits.attribution):
         with pytest.raises(Error, match="2 answers were given for 3 prompts"):
             tool(MODEL, [[1, 2], [3], [4, 5]], [6, 7])
-    with pytest.raises(Error, match=r"has shape \(2, 20\): .* each of 3 prompts, \[3, 20\]"):
+    with pytest.raises(Error, match=r"shape \(2, 20\): .* each of 3 prompts, \[3, 20\]"):
         circuits.attribution(MODEL, [[1, 2], [3], [4, 5]], direction=np.ones((2, 20)))
 
 
