@@ -148,7 +148,8 @@ class Watcher:
 
     def __call__(self, name: str, array: Any) -> None:
         specification, multiply_adds = self.products.pop(0) if self.products else ("", 0)
-        self.rows.append(TraceRow(name, axes_of(name), array.shape, str(array.dtype), array.nbytes,
+        n_bytes = math.prod(array.shape) * array.dtype.itemsize
+        self.rows.append(TraceRow(name, axes_of(name), array.shape, str(array.dtype), n_bytes,
                                   multiply_adds, specification))
 
 
