@@ -66,6 +66,8 @@ def right(name: str | Path) -> None:
     estimate = circuits.attribution_patching(model, base=task.corrupted, source=task.clean,
                                              metric=task.metric(model))
     best: tuple[str, float] = sweep.top(3)[0]
+    traced: list[circuits.TraceRow] = circuits.trace(model, "But soft").rows
+    print(traced[-1].einsum, circuits.trace(model, ids).markdown(every=True))
     print(circuits.compare(estimate, sweep).rank_correlation, best)
     pair: dict[str, Any] = {"base": task.clean, "source": task.corrupted}
     paths = circuits.path_patching(model, "mlps", "L1H1.k", metric=task.metric(model), **pair)

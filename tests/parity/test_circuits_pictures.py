@@ -113,13 +113,13 @@ def test_the_colours_of_a_map_are_the_values_of_the_sweep():
     np.testing.assert_allclose(drawn.get_array(), ablation.effect)
 
 
-def test_positions_are_labelled_by_tokens_if_the_model_is_given(folder):
+def test_positions_are_labelled_by_tokens(folder):
     model = gpt2_np.load(folder, "cpu")
     clean, corrupted = ("The café at", "The naïve at")
     metric = circuits.log_probability(model, " the")
     sweep = circuits.patching(model, "resid_pre", base=corrupted, source=clean, metric=metric)
+    assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep))
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
-    assert "<|endoftext|>" not in texts_of(pictures.plot_map(sweep))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
