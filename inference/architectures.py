@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..bpe import shown
 from ..gpt2_np import SIZES, Config, Error
@@ -87,7 +87,7 @@ class Decoder:
         """Return the sizes of a GPT-2 as those of any decoder."""
         if isinstance(config, Decoder):
             return config
-        sizes = {name: int(value) for name, value in vars(config).items()}
+        sizes: dict[str, Any] = {name: int(value) for name, value in vars(config).items()}
         return cls(**sizes, mlp="gelu", positions="learned", norm="layer", biases="all",
                    tied=True)
 
@@ -228,8 +228,17 @@ def impossible(decoder: Decoder) -> str:
 
 # --- published models --------------------------------------------------------------------
 
-# Sizes are those of each model's config.json on the hub.
-DECODERS = {f"GPT-2 {size}": Decoder.of(config) for size, config in SIZES.items()} | {
+
+
+def _gpt2(size: str) -> Decoder:
+    return Decoder.of(SIZES[size])
+
+
+DECODERS = {  # as in each model's config.json on the hub
+    "GPT-2 124M": _gpt2("124M"),
+    "GPT-2 355M": _gpt2("355M"),
+    "GPT-2 774M": _gpt2("774M"),
+    "GPT-2 1558M": _gpt2("1558M"),
     "Llama-3-8B": Decoder(n_vocab=128256, n_ctx=8192, n_embd=4096, n_layer=32, n_head=32,
                           n_kv_head=8, n_hidden=14336),
     "Mistral-7B-v0.2": Decoder(n_vocab=32000, n_ctx=32768, n_embd=4096, n_layer=32, n_head=32,
