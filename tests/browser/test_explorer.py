@@ -177,7 +177,8 @@ def test_the_address_holds_the_state(page, open_page):
 
 
 @pytest.mark.parametrize("text", [
-    "<img src=x onerror=alert(1)>", "</script><script>document.title=1</script>", "1e400", "", "-0.5",
+    "<img src=x onerror=alert(1)>", "</script><script>document.title=1</script>", "1e400",
+    "", "-0.5",
 ])  # fmt: skip
 def test_an_address_is_data(page, text):
     go(page, model=text, n_layer=text, attention=text, toString=text, __proto__=text)
