@@ -92,6 +92,13 @@ def test_the_page_has_the_decoders_of_python(page):
                                          for name, decoder in DECODERS.items()}
 
 
+def test_the_page_is_one_file_that_forbids_itself_the_network(page):
+    text = PAGE.read_text()
+    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'" in text
+    assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(src|href)=|@import|url\(|innerHTML|\beval\(", text)
+
+
 def test_numbers_of_random_decoders_are_those_of_python(page):
     rng, counted = np.random.default_rng(0), 0
     sizes = [dataclasses.asdict(d) for d in DECODERS.values()]
@@ -238,13 +245,37 @@ def test_a_pasted_config_json_is_read_or_refused_in_a_sentence(page):
     assert tile(page, "parameters") == "8.03 billion"
     for text, said in [("{", "Not read:"), ('{"model_type": "falcon"}', "model_type is falcon:"),
                        ('{"model_type": "llama", "attention_bias": true}', "must be equal"),
-                       ("null", "Not read:")]:
+                       ("null", "model_type is undefined:"),
+                       ('{"model_type": "toString"}', "model_type is toString:")]:
         config.fill(text)
         page.get_by_role("button", name="Read what").click()
         assert said in note.inner_text()
     config.fill('{"model_type": "llama", "vocab_size": "<b>"}')
     page.get_by_role("button", name="Read what").click()
     page.get_by_role("alert").wait_for()
+
+
+def test_a_window_of_attention_is_said_not_to_be_counted(page):
+    config = page.evaluate("toConfig(DECODERS['Mistral-7B-v0.2'], 'mistral').config")
+    page.get_by_role("textbox", name="config.json").fill(json.dumps(config | {"sliding_window": 9}))
+    page.get_by_role("button", name="Read what").click()
+    until(page, "state.n_vocab === 32000")
+    assert page.locator("#config-note").inner_text().startswith("Read. sliding_window is not")
+
+
+def test_config_json_is_copied(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy as config.json").click()
+    until(page, "document.querySelector('#config-note').innerText === 'Copied.'")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+    assert (copied["model_type"], copied["n_embd"]) == ("gpt2", 768)
+
+
+def test_again_goes_back_to_the_model_one_started_from(page):
+    go(page, model="Qwen3-8B", n_layer=7, batch=4)
+    page.get_by_role("button", name="Again").click()
+    until(page, "location.hash === '#model=Qwen3-8B&batch=4'")
+    assert tile(page, "parameters") == "8.19 billion"
 
 
 def test_a_router_fills_experts_up_to_their_capacity_and_drops_the_rest(page):
