@@ -1,7 +1,26 @@
-"""Random sizes of decoders: of every kind, and some that do not fit together."""
+"""Random sizes of decoders, of every kind, and sizes that do not fit together."""
 from gpt2_np.inference.architectures import CHOICES
 
 FLAGS = "qk_norm", "router_bias", "tied"
+# How each sentence begins, and the change to GPT-2 124M that it is about.
+IMPOSSIBLE = {
+    "13 heads do not divide n_embd = 768": {"n_head": 13},
+    "5 key/value heads do not divide 12 heads": {"n_kv_head": 5},
+    "d_head = 63: rotary": {"d_head": 63, "positions": "rotary"},
+    "d_rope = 0: rotary": {"attention": "latent", "kv_rank": 1, "d_nope": 1, "d_value": 1,
+                           "positions": "rotary"},
+    "kv_rank = 0: latent attention": {"attention": "latent"},
+    "a token cannot use 9 of 8 experts": {"n_expert": 8, "n_active": 9, "n_expert_hidden": 1},
+    "a token cannot use 0 of 8 experts": {"n_expert": 8, "n_expert_hidden": 1},
+    "n_expert_hidden = 0": {"n_expert": 8, "n_active": 1},
+    "13 dense layers do not fit into 12": {"n_expert": 8, "n_active": 1, "n_expert_hidden": 1,
+                                           "n_dense": 13},
+    "n_layer = 0: choose a whole number from 1 to 16,777,216": {"n_layer": 0},
+    "n_layer = 1.5: choose": {"n_layer": 1.5},
+    "n_layer = True: choose": {"n_layer": True},
+    "n_vocab = 10000000000000000: choose": {"n_vocab": 10**16},
+    "norm = 'batch': choose layer or rms": {"norm": "batch"},
+}  # fmt: skip
 
 
 def random_sizes(rng):
@@ -9,7 +28,7 @@ def random_sizes(rng):
     def number(low, high):
         return int(rng.integers(low, high + 1))
 
-    n_kv_head, d_head = number(0, 4), number(0, 1) * number(1, 40) * (1 + number(0, 3) // 1)
+    n_kv_head, d_head = number(0, 4), number(0, 1) * number(1, 80)
     n_head = max(n_kv_head, 1) * number(1, 8)
     n_embd = n_head * 2 * number(1, 40) if rng.random() < 0.9 else number(1, 2000)
     if rng.random() < 0.1:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from copies import ROOT
-from random_decoder import random_sizes
+from random_decoder import IMPOSSIBLE, random_sizes
 
 import gpt2_np
 from gpt2_np import DECODERS, Decoder
@@ -115,6 +115,16 @@ def test_numbers_of_random_decoders_are_those_of_python(page):
             counted += 1
             assert_equal(result, one, setting["batch"])
     assert 100 < counted < 200
+
+
+def test_sizes_that_do_not_fit_get_the_sentence_of_python(page):
+    for change in IMPOSSIBLE.values():
+        if any(value is True for value in change.values()):
+            continue  # it is "true" in JavaScript
+        with pytest.raises(gpt2_np.Error) as raised:
+            dataclasses.replace(DECODERS["GPT-2 124M"], **change)
+        said = page.evaluate("change => impossible({ ...SERVING, ...GPT2, ...change })", change)
+        assert said == str(raised.value)
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from random_decoder import random_sizes
+from random_decoder import IMPOSSIBLE, random_sizes
 from random_model import TINY
 
 import gpt2_np
@@ -162,26 +162,6 @@ def test_a_batch_reads_the_experts_that_even_choices_are_expected_to_reach():
     expert, router = 3 * 4096 * 14336, 4096 * 4
     rest = PUBLISHED["Mixtral-8x7B"] - 32000 * 4096 - 32 * (8 * expert + 4096 * 8 - router)
     assert numbers_read(c, 0, 2) == pytest.approx((rest + 32 * reached * expert) / 2 + 4096)
-
-
-IMPOSSIBLE = {
-    "13 heads do not divide n_embd = 768": {"n_head": 13},
-    "5 key/value heads do not divide 12 heads": {"n_kv_head": 5},
-    "d_head = 63: rotary": {"d_head": 63, "positions": "rotary"},
-    "d_rope = 0: rotary": {"attention": "latent", "kv_rank": 1, "d_nope": 1, "d_value": 1,
-                           "positions": "rotary"},
-    "kv_rank = 0: latent attention": {"attention": "latent"},
-    "a token cannot use 9 of 8 experts": {"n_expert": 8, "n_active": 9, "n_expert_hidden": 1},
-    "a token cannot use 0 of 8 experts": {"n_expert": 8, "n_expert_hidden": 1},
-    "n_expert_hidden = 0": {"n_expert": 8, "n_active": 1},
-    "13 dense layers do not fit into 12": {"n_expert": 8, "n_active": 1, "n_expert_hidden": 1,
-                                           "n_dense": 13},
-    "n_layer = 0: choose a whole number from 1 to 16,777,216": {"n_layer": 0},
-    "n_layer = 1.5: choose": {"n_layer": 1.5},
-    "n_layer = True: choose": {"n_layer": True},
-    "n_vocab = 10000000000000000: choose": {"n_vocab": 10**16},
-    "norm = 'batch': choose layer or rms": {"norm": "batch"},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("sentence", IMPOSSIBLE)
