@@ -28,6 +28,7 @@ from .gpt2_np import (
     parameter_shapes,
     sample,
 )
+from .inference.architectures import DECODERS, Decoder
 from .inference.costs import describe
 from .inference.generation import (
     ContextWarning,
@@ -41,9 +42,9 @@ from .inference.options import GenerationOptions
 from .inference.scoring import score, score_batch
 
 __all__ = [
-    "SIZES", "CheckpointError", "CheckpointWarning", "Config", "ContextWarning", "Continuations",
-    "DownloadError", "Error", "GenerationOptions", "KVCache", "Model", "Sampling", "TapFunction",
-    "Tokens", "__version__", "backend", "bpe", "checkpoint", "complete", "describe", "forward",
-    "generate", "generate_batch", "load", "main", "parameter_shapes", "sample", "save", "score",
-    "score_batch", "stream",
+    "DECODERS", "SIZES", "CheckpointError", "CheckpointWarning", "Config", "ContextWarning",
+    "Continuations", "Decoder", "DownloadError", "Error", "GenerationOptions", "KVCache", "Model",
+    "Sampling", "TapFunction", "Tokens", "__version__", "backend", "bpe", "checkpoint", "complete",
+    "describe", "forward", "generate", "generate_batch", "load", "main", "parameter_shapes",
+    "sample", "save", "score", "score_batch", "stream",
 ]  # fmt: skip

@@ -498,6 +498,7 @@ def print_info(args):
         (f"weights in {args.dtype}", "bytes", "bytes"),
         ("key/value cache, a token", "cache_bytes_per_token", "bytes"),
         ("key/value cache at n_ctx", "cache_bytes_at_n_ctx", "bytes"),
+        ("read to decode a token at n_ctx", "bytes_read_per_token", "bytes"),
         ("operations, the first token", "flops_per_token_first", "FLOP"),
         ("operations, a token at n_ctx", "flops_per_token_at_n_ctx", "FLOP"),
     ):
