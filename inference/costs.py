@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from ..gpt2_np import Config, map_leaves, parameter_shapes
+from ..backend import total_memory
+from ..gpt2_np import Config, Error, Model, map_leaves, namespace, parameter_shapes
 
 PARTS = {
     "wte": "token embedding (and unembedding)", "wpe": "position embedding", "attn": "attention",
@@ -44,3 +45,15 @@ def describe(config: Config, bytes_per_number: int = 4) -> dict[str, Any]:
         "flops_per_token_first": products + 4 * layers * d,
         "flops_per_token_at_n_ctx": products + 4 * layers * d * config.n_ctx,
     }
+
+
+def check_rows(name: str, n_rows: int, model: Model, n_positions: int, n_texts: int = 1) -> None:
+    """Raise Error if the keys and values of so many rows a text would fill over half the memory."""
+    wte = model.params["wte"]
+    one = describe(model.config, wte.dtype.itemsize)["cache_bytes_per_token"]
+    one *= n_positions * n_texts
+    memory = total_memory(namespace(wte))
+    most = max(1, memory // 2 // one)  # half is for weights and activations
+    if n_rows > most:
+        raise Error(f"{name} is {n_rows}: their keys and values would take {n_rows * one >> 30:,} "
+                    f"GiB, over half of all memory ({memory >> 30:,} GiB); choose at most {most}")
