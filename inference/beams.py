@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -184,8 +184,10 @@ class Search:
         return Beam(tokens, log_p, self.rules.score(log_p, n), ended_by)
 
 
-def search(model: Model, prompts: Any, n_tokens: int, rules: Rules, stop: Any, tap: Any,
-           ) -> list[list[Beam]]:
+def search(
+    model: Model, prompts: Sequence[Tokens] | np.ndarray, n_tokens: int, rules: Rules,
+    stop: Stop = (), tap: TapFunction | None = None,
+) -> list[list[Beam]]:  # fmt: skip
     """Return the best beams of each prompt, without the warning at n_ctx."""
     generation = Generation(model, prompts, n_tokens, stop, [0] * len(prompts), Sampling(), tap=tap)
     searches = [Search(text, rules) for text in generation.texts]
