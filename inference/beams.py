@@ -194,7 +194,7 @@ def search(
     going = [search for search in searches if not search.is_over]
     if going:
         most = max(search.prompt.n_prompt + search.most for search in going)
-        check_rows("n_beams", rules.n_beams, model, min(most, model.config.n_ctx), len(going))
+        check_rows("n_beams", int(rules.n_beams), model, min(most, model.config.n_ctx), len(going))
         with turn(model, has_tap=generation.tap.function is not None):
             cache, logits = generation.read_prompts()
     while going:
