@@ -22,7 +22,7 @@ import numpy as np
 
 from . import backend, checkpoint
 from .gpt2_np import SIZES, Error, Model, Sampling, __version__, namespace
-from .inference.beams import Rules, search
+from .inference.beams import Rules, search_all
 from .inference.costs import check_rows, describe
 from .inference.generation import run_batch, stream
 from .inference.scoring import score
@@ -375,7 +375,7 @@ def print_text(model, text, args):
     echo = "" if args.no_echo else text
     if args.beams:
         rules = Rules(args.beams, n_results=args.samples)
-        [beams] = search(model, [tokens], args.tokens, rules, options["stop"])
+        [beams] = search_all(model, [tokens], args.tokens, rules, options["stop"])
         rows, reasons = [beam.tokens for beam in beams], [beam.ended_by for beam in beams]
         choice = {"beams": args.beams}
         numbers = [{"log_p": beam.log_p, "score": beam.score} for beam in beams]

@@ -65,17 +65,17 @@ def beam_search(
     stop: Stop = (),
     tap: TapFunction | None = None,
 ) -> list[Beam]:
-    """Return the best continuations of `tokens`, of up to `n_tokens`: `n_results`, the best first.
+    """Return the `n_results` best texts of up to `n_tokens` that continue `tokens`, best first.
 
-    There are fewer if the search did not find as many. Above 0, `length_penalty` favours long
-    texts, below 0 short ones. Once `n_beams` texts have ended, `early_stopping` tells when to stop:
-    True at once; False when the best growing one could not be among them if it ended now; "never"
-    when it could not be if it grew to the end, at no further cost. `no_repeat_ngram` forbids to
-    repeat that many tokens in a row, those of the prompt too. `stop` and `tap` are those of
-    `generate`, and a text at n_ctx ends likewise. A tap sees the prompt, then a token of each beam.
+    There are fewer if fewer were found. A `length_penalty` above 0 favours long texts, one below 0
+    short ones. Once `n_beams` texts have ended, the search goes on until none that grows can be
+    among the best. It ends then at once if `early_stopping` is True. If False, the most probable
+    one counts as if it ended now; if "never", as if it grew to its full length at no cost.
+    `no_repeat_ngram` bans tokens that would repeat so many in a row, of the prompt too. `stop` and
+    n_ctx end a text as in `generate`. A `tap` sees the prompt, then one token of every beam.
     """
     rules = Rules(n_beams, n_results, length_penalty, early_stopping, no_repeat_ngram)
-    [beams] = search(model, [tokens], n_tokens, rules, stop, tap)
+    [beams] = search_all(model, [tokens], n_tokens, rules, stop, tap)
     warn_if_full(model, [beam.ended_by for beam in beams], beams)
     return beams
 
@@ -89,7 +89,7 @@ def beam_search_batch(
     The options are those of `beam_search`.
     """
     stop, tap = options.pop("stop", ()), options.pop("tap", None)
-    found = search(model, prompts, n_tokens, Rules(**options), stop, tap)  # type: ignore[misc]
+    found = search_all(model, prompts, n_tokens, Rules(**options), stop, tap)  # type: ignore[misc]
     warn_if_full(model, [beam.ended_by for beams in found for beam in beams], found)
     return found
 
@@ -184,7 +184,7 @@ class Search:
         return Beam(tokens, log_p, self.rules.score(log_p, n), ended_by)
 
 
-def search(
+def search_all(
     model: Model, prompts: Sequence[Tokens] | np.ndarray, n_tokens: int, rules: Rules,
     stop: Stop = (), tap: TapFunction | None = None,
 ) -> list[list[Beam]]:  # fmt: skip
@@ -198,7 +198,7 @@ def search(
         with turn(model, has_tap=generation.tap.function is not None):
             cache, logits = generation.read_prompts()
     while going:
-        rows, n_before, prompts_before = [], 0, [s.prompt.row for s in going for _ in s.parents]
+        rows, n_before, prompts_before = [], 0, [s.prompt.row for s in going for _ in s.growing]
         log_p = log_softmax(to_host(logits))
         for search in going:
             first, n_before = n_before, n_before + len(search.growing)

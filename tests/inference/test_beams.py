@@ -4,6 +4,7 @@ import math
 import typing
 import warnings
 from inspect import signature
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,6 +181,13 @@ def test_stop_strings_end_a_beam_with_the_token_that_completes_them():
     for beam in found:
         assert any(stop in decode(beam.tokens) for stop in ("e,", "\n"))
         assert not any(stop in decode(beam.tokens[:-1]) for stop in ("e,", "\n"))
+
+
+def test_the_example_of_the_page_prints_what_stands_there(capsys):
+    page = (Path(beams.__file__).parent / "README.md").read_text(encoding="utf-8")
+    _, program, _, printed, _ = page.partition("## Beam search")[2].split("```", 4)
+    exec(program.removeprefix("python"), {})
+    assert capsys.readouterr().out == printed.removeprefix("\n")
 
 
 def test_padding_ids_are_never_drawn():
