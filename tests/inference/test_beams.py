@@ -122,7 +122,7 @@ def test_log_p_is_the_score_of_the_tokens():
 
 @pytest.mark.parametrize(
     ("early_stopping", "length_penalty", "n_steps"),
-    [(True, 1.0, 2), (False, 1.0, 3), ("never", 1.0, 6), ("never", 0.0, 3)],
+    [(True, 1.0, 2), (False, 1.0, 3), ("never", 1.0, 6), ("never", -1.0, 3)],
 )
 def test_the_search_ends_by_its_rule(early_stopping, length_penalty, n_steps):
     """Two texts have ended after 2 steps, and the worse one scores log(0.18) / 2 = -0.86.
