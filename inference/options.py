@@ -1,13 +1,22 @@
 """Types of the options of generation and scoring, and the check of the token ids of one text."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error, TapFunction, Tokens, is_number, token_batch
+from ..gpt2_np import (
+    Config,
+    Error,
+    Model,
+    Sampling,
+    TapFunction,
+    Tokens,
+    is_number,
+    token_batch,
+)
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -55,8 +64,30 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     """Check the token ids of one text and return them as an array [position] on the host."""
+    if isinstance(tokens, str):
+        raise Error(f"tokens are the text {shown(tokens)}: give its ids, as "
+                    "model.tokenizer.encode(text) does")
     ids = token_batch(tokens, config)
     if len(ids) > 1 or ids.size != len(tokens):
         raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
                     "generate_batch and score_batch take several")
     return ids[0]
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Return options of `sample`, checked. Raises TypeError for others."""
+    known = GenerationOptions.__optional_keys__
+    for name in options.keys() - known:
+        hint = "tap=circuits.as_tap(model, edits)" if name == "edits" else ", ".join(sorted(known))
+        raise TypeError(f"there is no option {name!r}: give {hint}")
+    return Sampling(**options)
+
+
+def start_of_text(model: Model, bos: bool) -> list[int]:
+    """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list."""
+    end: int | None = getattr(model.tokenizer, "end_of_text", None)
+    if not bos:
+        return []
+    if end is None:
+        raise Error("bos=True needs a vocabulary that has <|endoftext|>: leave it out")
+    return [end]
