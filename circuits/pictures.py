@@ -105,7 +105,7 @@ def sweep_grid(sweep, model=None):
     if values.ndim == 1:
         values = values[:, None]
     *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
-    rows = [str(i) for i in range(len(values))]
+    rows = list(sweep.senders) or [str(i) for i in range(len(values))]
     if len(outer) > 1:
         rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
         values = values.reshape(-1, values.shape[-1])

@@ -81,6 +81,8 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
+    print(circuits.report(model, "But soft", answer=" what", title="soft").page)
+    circuits.report(model, ids).save("report.html")
     table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
     scores = circuits.heads(model, ["But soft", "What light through yonder"])
     for one in scores if isinstance(scores, list) else [scores]:
@@ -112,6 +114,7 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     circuits.patching(model, "z", base=ids, source=ids)  # error
     circuits.ablation(model, base=ids, metric=len, by_positions=True)  # error
     circuits.lens(model, 0.5)  # error
+    circuits.report(model, ["But soft", "What light"])  # error
     print(circuits.lens(model, [ids, ids]).probability)  # error
     circuits.heads(model, "ROMEO.", seeed=1)  # error
     circuits.logit_difference(model, 5, 6, kind="odds")  # error

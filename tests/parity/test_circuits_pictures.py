@@ -82,6 +82,8 @@ RESULTS = {
     "ablation": (lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC),
                  ["ablated", "change of the"]),
     "paths": (lambda: circuits.path_patching(MODEL, **DENOISING), ["direct paths"]),
+    "paths of named senders": (lambda: circuits.path_patching(MODEL, ["MLP0", "L1H1"], **DENOISING),
+                               ["direct paths", "sender", "MLP0", "L1H1"]),
     "no difference": (lambda: circuits.patching(MODEL, base=CLEAN, source=CLEAN, metric=METRIC),
                       ["change of the"]),
     "attention": (lambda: circuits.heads(MODEL, CLEAN), ["induction", "beginning", "layer"]),
