@@ -1,0 +1,673 @@
+"""Forty everyday tasks of a researcher who looks inside a model, each in a few lines, and checked.
+
+    python examples/forty_tasks.py [model]
+
+Each function is one task: its name says which, its first lines do it, and the rest checks the
+result, by hand in plain NumPy and float64 where there is a calculation by hand (`agree`), or by a
+fact that must hold (`holds`). Copy the one you need. Default model: shakespeare; some facts are
+those of that model. Task 40 needs matplotlib.
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that is not installed
+
+import gpt2_np
+from gpt2_np import circuits
+
+TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?"
+TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpeak, speak.")
+TASKS = []
+
+
+def task(function):
+    TASKS.append(function)
+    return function
+
+
+# --- reading one run -------------------------------------------------------------------
+
+
+@task
+def see_which_words_may_come_next(model):
+    seen = circuits.run(model, TEXT, "resid_post")
+    likely = circuits.top_tokens(model, seen["resid_post", -1][0, -1], 3, layer_norm=True)
+    agree(likely.logits, np.sort(by_hand(model, seen.tokens[0])[0][-1])[:-4:-1])
+    return likely.texts
+
+
+@task
+def read_the_attention_patterns_of_a_layer(model):
+    seen = circuits.run(model, TEXT, "pattern")
+    pattern = seen["pattern", 1]  # [batch, head, query, key]
+    agree(pattern[0], by_hand(model, seen.tokens[0])[1]["blocks.1.attn.hook_pattern"])
+    holds(("resid_pre", 1) not in seen and len(seen) == model.config.n_layer)
+    return list(seen)
+
+
+@task
+def follow_the_size_of_the_stream_through_the_layers(model):
+    seen = circuits.run(model, TEXT, "resid_post")
+    sizes = np.linalg.norm(seen.stack("resid_post")[:, 0, -1], axis=-1)
+    _, hand = by_hand(model, seen.tokens[0])
+    agree(sizes, [np.linalg.norm(hand[name][-1]) for name in seen])
+    return sizes
+
+
+@task
+def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
+    lenses = circuits.lens(model, ["MENENIUS", "First Citizen", "KING RICHARD III"], ":", position=-1)
+    first = [lens.points[int((lens.rank[:, 0, 0] == 0).argmax())] for lens in lenses]
+    _, hand = by_hand(model, lenses[1].tokens[0])
+    agree(lenses[1].probability[4, 0, 0], softmax(read(model, hand["blocks.2.hook_resid_pre"][-1]))[
+        circuits.token_id(model, ":")])
+    return first
+
+
+@task
+def see_which_parts_speak_for_an_answer(model):
+    names = circuits.name_repetition(model, 8)
+    parts = circuits.attribution(model, names.clean, names.answers, names.wrong)
+    agree(parts.total, names.metric(model)(circuits.run(model, names.clean).logits))
+    tokens, w_o = names.clean.tokens[0], head_output(model, 1, 1)
+    _, hand = by_hand(model, tokens)
+    written = hand["blocks.1.attn.hook_z"][-1, 1] @ w_o
+    agree(parts["L1H1"][0], written @ reading_direction(model, hand, names))
+    return parts.top(3)
+
+
+@task
+def follow_the_difference_of_two_logits_as_the_stream_grows(model):
+    names = circuits.name_repetition(model, 8)
+    points, logits = circuits.attribution(
+        model, names.clean, names.answers, names.wrong, position=None).accumulated()
+    _, hand = by_hand(model, names.clean.tokens[0])
+    stream = hand["blocks.2.hook_resid_pre"][-1]
+    agree(logits[points.index("2_pre")][0, -1], stream @ reading_direction(model, hand, names))
+    return [f"{point} {value:.1f}" for point, value in zip(points, logits[:, :, -1].mean(axis=1))]
+
+
+@task
+def see_which_neurons_of_all_layers_speak_for_an_answer(model):
+    names = circuits.name_repetition(model, 8)
+    parts = circuits.attribution(model, names.clean, names.answers, names.wrong, neurons="all")
+    _, hand = by_hand(model, names.clean.tokens[0])
+    w = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])
+    agree(parts["L2N17"][0], hand["blocks.2.mlp.hook_post"][-1, 17] * w[17]
+          @ reading_direction(model, hand, names))
+    return [cell for cell in parts.top(20) if "N" in cell[0]][:3]
+
+
+@task
+def see_from_which_token_a_head_brought_the_answer(model):
+    names = circuits.name_repetition(model, 1)
+    parts = circuits.attribution(model, names.clean, names.answers, names.wrong, by_source=True)
+    moved = parts.by_source["L1H1"]  # [batch, key]
+    tokens = names.clean.tokens[0]
+    _, hand = by_hand(model, tokens)
+    weighted = hand["blocks.1.attn.hook_pattern"][1, -1][:, None] * hand["blocks.1.attn.hook_v"][:, 1]
+    agree(moved[0], weighted @ head_output(model, 1, 1) @ reading_direction(model, hand, names))
+    holds(tokens[moved[0].argmax()] == names.answers[0])
+    return circuits.labels_of(model, tokens[[moved[0].argmax()]])
+
+
+@task
+def project_what_each_part_writes_onto_a_direction(model):
+    name = "blocks.3.hook_resid_pre"
+    questions = circuits.steering_vector(model, [("Is it so?\n", "It is so.\n")], name)
+    parts = circuits.decompose(model, TEXT, name, position=-1)
+    asked = parts.project(questions)
+    _, hand = by_hand(model, parts.tokens[0])
+    agree(asked.sum(axis=0)[0, 0], hand[name][-1] @ questions)
+    return sorted(zip(asked[:, 0, 0].round(2), parts.labels), reverse=True)[:3]
+
+
+@task
+def weigh_one_set_of_answers_against_another(model):
+    vowels, others = [[" a", " I", " o"]], [[" t", " th"]]
+    metric = circuits.logit_difference(model, vowels, others, kind="probability")
+    seen = circuits.run(model, "What is this but")
+    p = softmax(by_hand(model, seen.tokens[0])[0][-1])
+    ids = [[circuits.token_id(model, word) for word in words] for words in (*vowels, *others)]
+    agree(metric(seen.logits)[0], p[ids[0]].sum() - p[ids[1]].sum())
+    return metric(seen.logits)
+
+
+# --- attention -------------------------------------------------------------------------
+
+
+@task
+def find_the_induction_heads(model):
+    found = circuits.heads(model).induction  # [layer, head]
+    repeated = circuits.repeated_tokens(model, 50, 4).clean.tokens
+    shares = []
+    for tokens in repeated:
+        pattern = by_hand(model, tokens)[1]["blocks.1.attn.hook_pattern"][1]
+        shares.append(np.mean([pattern[q, q - 49] for q in range(51, 101)]))
+    agree(found[1, 1], np.mean(shares))
+    return best(found, model)
+
+
+@task
+def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
+    each = circuits.heads(model, TEXTS)
+    found = np.mean([attention.previous_token for attention in each], axis=0)
+    patterns = [by_hand(model, one.tokens[0])[1]["blocks.0.attn.hook_pattern"][0] for one in each]
+    agree(found[0, 0], np.mean([np.diag(pattern, -1).mean() for pattern in patterns]))
+    return best(found, model)
+
+
+@task
+def cut_single_edges_of_attention(model):
+    words = circuits.labels_of(model, TEXT)
+    light, window = words.index(" light"), words.index(" window")
+    cut = circuits.knock_out([(window, light), (window + 1, light)], head=1)
+    seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_attn_scores": cut})
+
+    def by_me(scores):
+        scores[1, [window, window + 1], light] = -np.inf
+
+    agree(seen.logits[0], by_hand(model, seen.tokens[0],
+                                  {"blocks.1.attn.hook_attn_scores": by_me})[0])
+    return repr(cut)
+
+
+@task
+def run_a_prompt_with_the_attention_of_another(model):
+    names = circuits.name_repetition(model, 1)
+    patterns = circuits.run(model, names.corrupted, "pattern")
+    seen = circuits.run(model, names.clean, edits=patterns)
+    logits, _ = by_hand(model, names.clean.tokens[0], {
+        name: lambda _, new=array[0]: new for name, array in patterns.items()})
+    agree(seen.logits[0], logits)
+    return names.metric(model)(seen.logits)
+
+
+# --- changing a run --------------------------------------------------------------------
+
+
+@task
+def measure_the_loss_without_the_induction_heads(model):
+    repeated = circuits.repeated_tokens(model, 20, 4)
+    loss = circuits.repeat_loss(repeated.clean.tokens, 19)  # of the second halves
+    without = circuits.ablated(model, ["L1H1", "1.2", (1, 3)])
+    before, after = (loss(circuits.run(model, repeated.clean, edits=edits).logits).mean()
+                     for edits in (None, without))
+
+    def cut(z):
+        z[:, 1:4] = 0
+
+    logits = [by_hand(model, row, {"blocks.1.attn.hook_z": cut})[0]
+              for row in repeated.clean.tokens]
+    agree(after, loss(np.stack(logits)).mean())
+    holds(after > before + 1)
+    return before, after
+
+
+@task
+def see_who_takes_over_when_the_strongest_heads_are_gone(model):
+    names = circuits.name_repetition(model, 8)
+    gone = circuits.ablated(model, ["L1H1", "L1H2"])
+    whole, without = (circuits.attribution(model, names.clean, names.answers, names.wrong, edits=edits)
+                      for edits in (None, gone))
+    rise = (without.heads() - whole.heads()).mean(axis=-1)
+    holds(np.allclose(without["L1H1"], 0))
+    agree(without.total, names.metric(model)(circuits.run(model, names.clean, edits=gone).logits))
+    return best(rise, model)
+
+
+@task
+def put_in_a_heads_mean_over_many_texts(model):
+    mean = circuits.mean_activation(model, TEXTS, "blocks.1.attn.hook_z")  # [head, d_head]
+    seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_z": circuits.patch(mean, head=1)})
+    rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
+    z = np.concatenate([by_hand(model, row)[1]["blocks.1.attn.hook_z"][1:] for row in rows])
+    agree(mean, z.mean(axis=0))
+
+    def put_in(z):
+        z[:, 1] = mean[1]
+
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], {"blocks.1.attn.hook_z": put_in})[0])
+    return mean.shape
+
+
+@task
+def switch_off_one_neuron(model):
+    off = circuits.ablated(model, "L2N17")
+    seen = circuits.run(model, TEXT, edits=off)
+
+    def switch(post):
+        post[:, 17] = 0
+
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], {"blocks.2.mlp.hook_post": switch})[0])
+    return np.abs(seen.logits - circuits.run(model, TEXT).logits).max()
+
+
+@task
+def patch_one_head_at_one_position(model):
+    names = circuits.name_repetition(model, 1)
+    name = "blocks.1.attn.hook_z"
+    source = circuits.run(model, names.clean, name)
+    patch = circuits.patch(source[name], head=1, position=-1)
+    seen = circuits.run(model, names.corrupted, edits={name: patch})
+
+    def put_in(z):
+        z[-1, 1] = source[name][0, -1, 1]
+
+    agree(seen.logits[0], by_hand(model, names.corrupted.tokens[0], {name: put_in})[0])
+    return names.metric(model)(seen.logits)
+
+
+@task
+def make_several_edits_of_one_activation_in_order(model):
+    name = "blocks.2.hook_resid_pre"
+    edits = {name: [circuits.zero(position=2), circuits.add(0.5, position=[2, 3]), doubling]}
+    seen = circuits.run(model, TEXT, edits=edits)
+
+    def by_me(stream):
+        stream[2] = 0
+        stream[2:4] += 0.5
+        return 2 * stream
+
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], {name: by_me})[0])
+    return edits[name][:2]
+
+
+def doubling(name, array):
+    return 2 * array
+
+
+@task
+def generate_a_batch_with_a_hook_of_my_own(model):
+    tap = circuits.as_tap(model, {"blocks.2.hook_resid_pre": doubling})
+    prompts = [model.tokenizer.encode(text) for text in TEXTS]
+    rows = gpt2_np.generate_batch(model, prompts, 8, tap=tap)
+    tokens = list(prompts[1])
+    for _ in range(8):
+        logits, _ = by_hand(model, tokens, {"blocks.2.hook_resid_pre": lambda x: 2 * x})
+        tokens.append(int(logits[-1].argmax()))
+    holds(rows[1] == tokens[-8:])
+    return model.tokenizer.decode(rows[1])
+
+
+@task
+def steer_what_the_model_writes(model):
+    name = "blocks.3.hook_resid_pre"
+    pairs = [("Who comes here? Where is he? How?\n", "He comes here. There he is. So.\n"),
+             ("Is it so? Art thou well? Why?\n", "It is so. Thou art well. Then.\n")]
+    ask = circuits.add(circuits.steering_vector(model, pairs, name), 2, position=slice(-1, None))
+    tap = circuits.as_tap(model, {name: ask})
+    texts = [gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed, tap=tap)
+             for seed in range(3)]
+    plain = [gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed)
+             for seed in range(3)]
+    asked, asked_before = ("".join(each).count("?") for each in (texts, plain))
+    holds(asked > 2 * asked_before)
+    return f"{asked} question marks instead of {asked_before}"
+
+
+@task
+def keep_activations_while_the_model_writes(model):
+    off = circuits.ablated(model, "L1H1")
+    written = circuits.run_generate(model, "ROMEO:\nBut soft", 12, "pattern", edits=off)
+    again = circuits.run(model, written.tokens, "pattern", edits=off)
+    agree(written["pattern", 3], again["pattern", 3])
+    holds((again.logits[0, -13:-1].argmax(axis=-1) == written.tokens[0, -12:]).all())
+    return model.tokenizer.decode(written.tokens[0, -12:])
+
+
+# --- sweeps ----------------------------------------------------------------------------
+
+
+@task
+def patch_the_stream_at_every_layer_and_position(model):
+    names = circuits.name_repetition(model, 4)
+    sweep = circuits.patching(model, "resid_pre", base=names.corrupted, source=names.clean,
+                              metric=names.metric(model))
+    name, position = "blocks.2.hook_resid_pre", names.clean.tokens.shape[1] - 1
+    new = circuits.run(model, names.clean, name)[name][0, position]
+
+    def put_in(stream):
+        stream[position] = new
+
+    logits, _ = by_hand(model, names.corrupted.tokens[0], {name: put_in})
+    agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.tile(logits[None], (4, 1, 1)))[0])
+    return sweep.top(3)
+
+
+@task
+def see_which_heads_are_enough_and_which_are_needed(model):
+    names = circuits.name_repetition(model, 8)
+    metric = names.metric(model)
+    enough = circuits.patching(model, "z", base=names.corrupted, source=names.clean, metric=metric)
+    needed = circuits.patching(model, "z", base=names.clean, source=names.corrupted, metric=metric)
+    holds((enough.kind, needed.kind) == ("denoising", "noising"))
+    agree(enough.base, needed.source)
+    return *enough.top(2), *needed.top(2)
+
+
+@task
+def patch_pairs_of_prompts_of_different_lengths(model):
+    two = [circuits.repeated_tokens(model, length, 2) for length in (8, 12)]
+    clean, corrupted = ([row for one in two for row in getattr(one, kind).tokens]
+                        for kind in ("clean", "corrupted"))
+    metric = circuits.logit_difference(model, *(
+        np.concatenate([getattr(one, kind) for one in two]) for kind in ("answers", "wrong")))
+    sweep = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
+    alone = [circuits.patching(model, "z", base=one.corrupted, source=one.clean,
+                               metric=one.metric(model)) for one in two]
+    agree(sweep.per_prompt, np.concatenate([each.per_prompt for each in alone], axis=-1))
+    return sweep.top(3)
+
+
+@task
+def replace_every_head_by_its_mean(model):
+    names = circuits.name_repetition(model, 8)
+    sweep = circuits.ablation(model, "z", base=names.clean, source=names.corrupted, mode="mean",
+                              metric=names.metric(model))
+    one = circuits.ablated(model, "L1H1", "mean", source=names.corrupted)
+    agree(sweep.per_prompt[1, 1], names.metric(model)(
+        circuits.run(model, names.clean, edits=one).logits))
+    return sweep.top(3)
+
+
+@task
+def patch_every_neuron_of_a_layer(model):
+    names = circuits.name_repetition(model, 2)
+    sweep = circuits.patching(model, "post", base=names.corrupted, source=names.clean,
+                              metric=names.metric(model), layers=[2])
+    source = circuits.run(model, names.clean, "blocks.2.mlp.hook_post")
+    edits = {name: circuits.patch(array, neuron=17) for name, array in source.items()}
+    agree(sweep.per_prompt[2, 17], names.metric(model)(
+        circuits.run(model, names.corrupted, edits=edits).logits))
+    return sweep.top(3)
+
+
+@task
+def estimate_all_patches_from_gradients(model):
+    names = circuits.name_repetition(model, 8)
+    both = {"base": names.corrupted, "source": names.clean, "metric": names.metric(model)}
+    estimate = circuits.attribution_patching(model, "z", **both, steps=4)
+    beside = circuits.compare(estimate, circuits.patching(model, "z", **both))
+    holds(beside.rank_correlation > 0.5)
+    return repr(beside)
+
+
+@task
+def see_what_small_changes_would_do(model):
+    names = circuits.name_repetition(model, 1)
+    slopes = circuits.gradients(model, names.clean, names.metric(model), names="resid_pre")
+    name, step = "blocks.2.hook_resid_pre", 1e-4
+    direction = np.random.default_rng(0).normal(size=slopes[name].shape[1:])
+    up, down = (by_hand(model, names.clean.tokens[0], {name: lambda x, s=s: x + s * direction})[0]
+                for s in (step, -step))
+    metric = names.metric(model)
+    agree((slopes[name] * direction).sum(), (metric(up[None]) - metric(down[None]))[0] / 2 / step)
+    return np.linalg.norm(slopes[name], axis=-1)[0]
+
+
+@task
+def see_who_feeds_the_keys_of_an_induction_head(model):
+    names = circuits.name_repetition(model, 1)
+    both = {"base": names.clean, "source": names.corrupted, "metric": names.metric(model)}
+    sweep = circuits.path_patching(model, "heads", "L1H1.k", **both, through_mlps=False)
+    mlp = circuits.path_patching(model, "MLP0", "L1H1.k", **both)
+    runs = [by_hand(model, given.tokens[0])[1] for given in (names.clean, names.corrupted)]
+    old, new = (run["blocks.0.attn.hook_z"][:, 0] @ head_output(model, 0, 0) for run in runs)
+    block = doubled(model.params["blocks"][1])
+    arriving = norm(runs[0]["blocks.1.hook_resid_pre"] - old + new, block["ln_1"])
+    d, e = model.config.n_embd, model.config.n_embd // model.config.n_head
+    at = slice(d + e, d + 2 * e)  # the columns of the keys of head 1
+
+    def put_in(k):
+        k[:, 1] = arriving @ block["attn"]["c_attn"]["w"][:, at] + block["attn"]["c_attn"]["b"][at]
+
+    logits, _ = by_hand(model, names.clean.tokens[0], {"blocks.1.attn.hook_k": put_in})
+    agree(sweep.per_prompt[0, 0], names.metric(model)(logits[None]))
+    return *sweep.top(2), *mlp.top()
+
+
+# --- circuits --------------------------------------------------------------------------
+
+
+@task
+def find_a_small_circuit_that_does_the_task(model):
+    repeated = circuits.repeated_tokens(model, 10, 4)
+    metric = repeated.metric(model)
+    found = circuits.find(model, keep=0.8, base=repeated.clean, source=repeated.corrupted,
+                          metric=metric)
+    rest = [node for node in circuits.node_names(model.config) if node not in found.kept]
+    edits = circuits.ablated(model, rest, "resample", source=repeated.corrupted)
+    kept = metric(circuits.run(model, repeated.clean, edits=edits).logits).mean()
+    agree(found.share.value, (kept - found.none) / (found.whole - found.none))
+    holds("L1H1" in found.kept and 0.8 <= found.share.value <= 1.2)
+    return found.kept, str(found.share)
+
+
+@task
+def rank_the_edges_between_parts_and_patch_one(model):
+    repeated = circuits.repeated_tokens(model, 10, 2)
+    both = {"base": repeated.clean, "source": repeated.corrupted}
+    metric = repeated.metric(model)
+    scores = circuits.edge_attribution(model, **both, metric=metric)
+    logits = circuits.patch_edges(model, [("L0H0", "L1H1.k")], **both)
+    path = circuits.path_patching(model, "L0H0", "L1H1.k", **both, metric=metric,
+                                  through_mlps=False)
+    agree(metric(logits), path.per_prompt.reshape(-1))
+    return scores.top(3)
+
+
+# --- weights ---------------------------------------------------------------------------
+
+
+@task
+def read_a_heads_two_circuits_in_tokens(model):
+    copies = circuits.copying_scores(model)[1, 1]
+    ov, qk = circuits.full_ov(model, "L1H1"), circuits.full_qk(model, "L0H3")
+    sea, land = circuits.token_id(model, " sea"), circuits.token_id(model, " land")
+    wte, e = doubled(model.params["wte"]), model.config.n_embd // model.config.n_head
+    w = doubled(model.params["blocks"][1]["attn"]["c_attn"]["w"])
+    w_v = w[:, 2 * model.config.n_embd + e :][:, :e]
+    agree(ov.entries([sea], [land]), wte[[sea]] @ w_v @ head_output(model, 1, 1) @ wte[[land]].T)
+    w = doubled(model.params["blocks"][0]["attn"]["c_attn"]["w"])
+    w_q, w_k = w[:, 3 * e : 4 * e], w[:, model.config.n_embd + 3 * e :][:, :e]
+    agree(qk.entries([sea], [land]), wte[[sea]] @ w_q @ w_k.T @ wte[[land]].T)
+    return f"L1H1 copies: {copies:.2f}"
+
+
+@task
+def see_which_heads_are_built_on_one_another(model):
+    keys = circuits.composition(model, "K", baseline=False)  # [layer, head, layer, head]
+    first, second = circuits.ov(model, "L0H0").full(), circuits.qk(model, "L1H1").full()
+    size = np.linalg.norm
+    agree(keys[0, 0, 1, 1], size(first @ second.T) / size(first) / size(second))
+    return best(keys[:, :, 1, 1], model)
+
+
+@task
+def read_a_neuron_and_a_heads_directions_in_tokens(model):
+    neuron = circuits.neuron_tokens(model, "L2N17", top=3)
+    directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
+    written = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])[17]
+    agree(neuron["raises"][1], np.sort(doubled(model.params["wte"]) @ written)[:-4:-1])
+    agree(directions[0]["value"], np.linalg.svd(circuits.ov(model, "L1H1").full())[1][0])
+    return circuits.labels_of(model, neuron["raises"][0])
+
+
+# --- over texts ------------------------------------------------------------------------
+
+
+@task
+def find_the_texts_that_excite_a_neuron_most(model):
+    found = circuits.max_activating(model, TEXTS, "L2N17", top=2)
+    spread = circuits.histogram(model, TEXTS, "L2N17")
+    rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
+    values = [by_hand(model, row)[1]["blocks.2.mlp.hook_post"][1:, 17] for row in rows]
+    highest = max(range(3), key=lambda i: values[i].max())
+    holds((found[0].text, found[0].position) == (highest, 1 + values[highest].argmax()))
+    agree((spread.mean, spread.max), (np.concatenate(values).mean(), found[0].value))
+    return found[0].line()
+
+
+@task
+def fit_a_probe_on_activations(model):
+    text = gpt2_np.complete(model, "ROMEO:\n", 200, temperature=0.9, seed=3)
+    seen = circuits.run(model, text, "resid_post")
+    words = circuits.labels_of(model, text)[1:]
+    x, y = seen["resid_post", 1][0, 1:-1], np.array([word.startswith("\n") for word in words[1:]])
+    held_out = np.arange(len(y)) % 3 == 0
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    w = np.linalg.solve(x[~held_out].T @ x[~held_out] + 100 * np.eye(x.shape[1]),
+                        x[~held_out].T @ (y - y.mean())[~held_out])
+    right = ((x[held_out] @ w > 0.5 - y.mean()) == y[held_out]).mean()
+    holds(right >= max(y[held_out].mean(), 1 - y[held_out].mean()))
+    return f"line ends foreseen in {right:.0%} of {held_out.sum()} held-out tokens"
+
+
+@task
+def measure_the_model_with_and_without_a_head(model):
+    whole, without = (circuits.measure(model, TEXTS, edits=edits)
+                      for edits in (None, circuits.ablated(model, "L0H0")))
+    rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
+    losses = [-np.log(softmax(by_hand(model, row)[0]))[np.arange(len(row) - 1), row[1:]]
+              for row in rows]
+    agree(whole.loss.value, np.concatenate(losses).mean())
+    return str(whole.loss), str(without.loss)
+
+
+@task
+def look_at_the_results(model):
+    names = circuits.name_repetition(model, 4)
+    sweep = circuits.patching(model, "z", base=names.corrupted, source=names.clean,
+                              metric=names.metric(model))
+    from gpt2_np.circuits import pictures
+
+    try:
+        figures = [pictures.plot_map(sweep), pictures.plot_lens(circuits.lens(model, TEXT), model),
+                   pictures.plot_map(circuits.heads(model)), pictures.plot_bars(sweep)]
+    except gpt2_np.Error as error:
+        holds("pip install matplotlib" in str(error))
+        return str(error)
+    holds(all(figure.axes for figure in figures))
+    return f"{len(figures)} figures"
+
+
+# --- the checks ------------------------------------------------------------------------
+
+
+def agree(ours, by_me, tolerance=1e-4):
+    """Raise AssertionError unless two results differ by at most 1e-4 of the largest number."""
+    ours, by_me = np.asarray(ours, float), np.asarray(by_me, float)
+    if ours.shape != by_me.shape:
+        raise AssertionError(f"shape {ours.shape}, by hand {by_me.shape}")
+    worst = np.abs(ours - by_me).max() / max(1.0, np.abs(by_me).max())
+    if not worst <= tolerance:
+        raise AssertionError(f"{worst:.1e} away from the calculation by hand")
+
+
+def holds(fact):
+    if not fact:
+        raise AssertionError("a fact does not hold")
+
+
+def by_hand(model, tokens, changes=None):
+    """Return GPT-2's logits [q, v] and activations, in plain NumPy and float64, for one prompt.
+
+    `changes` maps names of activations to functions that change or replace them.
+    """
+    params, config, seen = doubled(model.params), model.config, {}
+    n, shape = len(tokens), (len(tokens), 3, config.n_head, config.n_embd // config.n_head)
+
+    def see(name, array):
+        changed = (changes or {}).get(name, lambda array: None)(array)
+        seen[name] = array if changed is None else changed
+        return seen[name]
+
+    x = params["wte"][tokens] + params["wpe"][:n]
+    for layer, block in enumerate(params["blocks"]):
+        at, attn, mlp = f"blocks.{layer}", block["attn"], block["mlp"]
+        x = see(f"{at}.hook_resid_pre", x)
+        qkv = norm(x, block["ln_1"]) @ attn["c_attn"]["w"] + attn["c_attn"]["b"]
+        q, k, v = (see(f"{at}.attn.hook_{kind}", qkv.reshape(shape)[:, i].copy())
+                   for i, kind in enumerate("qkv"))
+        scores = np.einsum("qhe,khe->hqk", q, k) / shape[-1] ** 0.5
+        scores = see(f"{at}.attn.hook_attn_scores", np.where(np.tri(n) > 0, scores, -np.inf))
+        pattern = see(f"{at}.attn.hook_pattern", softmax(scores))
+        z = see(f"{at}.attn.hook_z", np.einsum("hqk,khe->qhe", pattern, v))
+        x = x + z.reshape(n, -1) @ attn["c_proj"]["w"] + attn["c_proj"]["b"]
+        pre = norm(x, block["ln_2"]) @ mlp["c_fc"]["w"] + mlp["c_fc"]["b"]
+        gelu = 0.5 * pre * (1 + np.tanh((2 / np.pi) ** 0.5 * (pre + 0.044715 * pre**3)))
+        post = see(f"{at}.mlp.hook_post", gelu)
+        x = see(f"{at}.hook_resid_post", x + post @ mlp["c_proj"]["w"] + mlp["c_proj"]["b"])
+    return read(model, x), seen
+
+
+def doubled(params):
+    """Return parameters in float64."""
+    if isinstance(params, dict):
+        return {name: doubled(value) for name, value in params.items()}
+    if isinstance(params, list):
+        return [doubled(value) for value in params]
+    return np.asarray(params, float)
+
+
+def norm(x, ln):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * ln["g"] + ln["b"]
+
+
+def softmax(x):
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def read(model, stream):
+    return norm(stream, doubled(model.params["ln_f"])) @ doubled(model.params["wte"]).T
+
+
+def head_output(model, layer, head):
+    """Return a head's W_O [e, d]."""
+    e = model.config.n_embd // model.config.n_head
+    return doubled(model.params["blocks"][layer]["attn"]["c_proj"]["w"])[e * head : e * head + e]
+
+
+def reading_direction(model, hand, names):
+    """Return the direction [d] in which the last stream is read for answer minus wrong."""
+    stream = hand[f"blocks.{model.config.n_layer - 1}.hook_resid_post"][-1]
+    scale = np.sqrt(stream.var() + 1e-5)
+    answer, wrong = doubled(model.params["wte"])[[names.answers[0], names.wrong[0]]]
+    direction = (answer - wrong) * doubled(model.params["ln_f"]["g"]) / scale
+    return direction - direction.mean()
+
+
+def best(scores, model):
+    """Return the three heads with the highest scores [layer, head]."""
+    order = np.argsort(-scores.ravel())[:3]
+    return [f"{circuits.head_names(model.config)[i]} {scores.ravel()[i]:.2f}" for i in order]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Forty everyday tasks, each checked.")
+    parser.add_argument("model", nargs="?", default="shakespeare", help='or "124M", a path, a URL')
+    args = parser.parse_args()
+    model, failed = gpt2_np.load(args.model), 0
+    for number, function in enumerate(TASKS, 1):
+        name, start = function.__name__.replace("_", " "), time.perf_counter()
+        try:
+            result = " ".join(str(function(model)).split())
+        except Exception as error:
+            result, failed = f"FAILED: {error}", failed + 1
+        print(f"{number:2d}. {name} ({time.perf_counter() - start:.2f} s)\n      {result[:160]}")
+    if failed:
+        sys.exit(f"forty_tasks: {failed} of {len(TASKS)} tasks failed")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except gpt2_np.Error as error:  # one sentence: what was wrong, and what to do
+        sys.exit(f"forty_tasks: {error}")
