@@ -117,7 +117,7 @@ def test_an_answer_of_several_tokens_is_named_with_its_tokens(official):
 
 
 def test_prompts_of_unequal_length_are_told_apart(official):
-    with pytest.raises(Error, match=r"have 2, 3 tokens.* reword them to one length, or run"):
+    with pytest.raises(Error, match=r"have 3, 4 tokens.* reword them to one length, or run"):
         circuits.run(official, ["One two", "One two three"])
 
 

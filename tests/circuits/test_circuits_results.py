@@ -50,7 +50,7 @@ def test_a_repr_names_types_shapes_and_the_ends_of_long_lists():
     assert "logits=float32[3,12,61]" in text
     assert "{58 items: 'hook_embed': float32[3,12,20], 'hook_pos_embed': " in text
     assert "..., 'ln_final.hook_normalized': float32[3,12,20]}" in text
-    assert repr(METRIC) == "LogitDifference(answer=[3, 4, 5], wrong=[6, 7, 8])"
+    assert repr(METRIC) == "LogitDifference(answer=int64[3,1], wrong=int64[3,1])"
 
 
 def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
