@@ -60,11 +60,12 @@ def follow_the_size_of_the_stream_through_the_layers(model):
 
 @task
 def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
-    lenses = circuits.lens(model, ["MENENIUS", "First Citizen", "KING RICHARD III"], ":", position=-1)
+    starts = ["MENENIUS", "First Citizen", "KING RICHARD III"]
+    lenses = circuits.lens(model, starts, ":", position=-1)
     first = [lens.points[int((lens.rank[:, 0, 0] == 0).argmax())] for lens in lenses]
     _, hand = by_hand(model, lenses[1].tokens[0])
-    agree(lenses[1].probability[4, 0, 0], softmax(read(model, hand["blocks.2.hook_resid_pre"][-1]))[
-        circuits.token_id(model, ":")])
+    p = softmax(read(model, hand["blocks.2.hook_resid_pre"][-1]))
+    agree(lenses[1].probability[4, 0, 0], p[circuits.token_id(model, ":")])
     return first
 
 
@@ -83,12 +84,12 @@ def see_which_parts_speak_for_an_answer(model):
 @task
 def follow_the_difference_of_two_logits_as_the_stream_grows(model):
     names = circuits.name_repetition(model, 8)
-    points, logits = circuits.attribution(
-        model, names.clean, names.answers, names.wrong, position=None).accumulated()
+    parts = circuits.attribution(model, names.clean, names.answers, names.wrong, position=None)
+    points, logits = parts.accumulated()  # [point, batch, position]
     _, hand = by_hand(model, names.clean.tokens[0])
     stream = hand["blocks.2.hook_resid_pre"][-1]
     agree(logits[points.index("2_pre")][0, -1], stream @ reading_direction(model, hand, names))
-    return [f"{point} {value:.1f}" for point, value in zip(points, logits[:, :, -1].mean(axis=1))]
+    return dict(zip(points, logits[:, 0, -1].round(1).tolist(), strict=True))
 
 
 @task
@@ -109,8 +110,8 @@ def see_from_which_token_a_head_brought_the_answer(model):
     moved = parts.by_source["L1H1"]  # [batch, key]
     tokens = names.clean.tokens[0]
     _, hand = by_hand(model, tokens)
-    weighted = hand["blocks.1.attn.hook_pattern"][1, -1][:, None] * hand["blocks.1.attn.hook_v"][:, 1]
-    agree(moved[0], weighted @ head_output(model, 1, 1) @ reading_direction(model, hand, names))
+    share, v = hand["blocks.1.attn.hook_pattern"][1, -1], hand["blocks.1.attn.hook_v"][:, 1]
+    agree(moved[0], share * (v @ head_output(model, 1, 1) @ reading_direction(model, hand, names)))
     holds(tokens[moved[0].argmax()] == names.answers[0])
     return circuits.labels_of(model, tokens[[moved[0].argmax()]])
 
@@ -123,7 +124,7 @@ def project_what_each_part_writes_onto_a_direction(model):
     asked = parts.project(questions)
     _, hand = by_hand(model, parts.tokens[0])
     agree(asked.sum(axis=0)[0, 0], hand[name][-1] @ questions)
-    return sorted(zip(asked[:, 0, 0].round(2), parts.labels), reverse=True)[:3]
+    return parts.labels[asked[:, 0, 0].argmax()]
 
 
 @task
@@ -212,8 +213,9 @@ def measure_the_loss_without_the_induction_heads(model):
 def see_who_takes_over_when_the_strongest_heads_are_gone(model):
     names = circuits.name_repetition(model, 8)
     gone = circuits.ablated(model, ["L1H1", "L1H2"])
-    whole, without = (circuits.attribution(model, names.clean, names.answers, names.wrong, edits=edits)
-                      for edits in (None, gone))
+    question = names.clean, names.answers, names.wrong
+    whole = circuits.attribution(model, *question)
+    without = circuits.attribution(model, *question, edits=gone)
     rise = (without.heads() - whole.heads()).mean(axis=-1)
     holds(np.allclose(without["L1H1"], 0))
     agree(without.total, names.metric(model)(circuits.run(model, names.clean, edits=gone).logits))
@@ -335,7 +337,7 @@ def patch_the_stream_at_every_layer_and_position(model):
         stream[position] = new
 
     logits, _ = by_hand(model, names.corrupted.tokens[0], {name: put_in})
-    agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.tile(logits[None], (4, 1, 1)))[0])
+    agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.stack([logits] * 4))[0])
     return sweep.top(3)
 
 

@@ -1,4 +1,4 @@
-"""The table of circuits/README.md, TransformerLens beside ours, and the names that its lines use."""
+"""The table of circuits/README.md, TransformerLens beside ours, and the names that it uses."""
 import re
 from pathlib import Path
 
@@ -15,13 +15,13 @@ ROWS = re.findall(r"^\| `(.*)` \| `(.*)` \|$", SECTION, re.MULTILINE)
 
 
 def result(code, names):
-    """Return the value of an expression, or `out` after a statement."""
+    """Return the value of an expression, or `out` if a statement leaves that."""
     try:
         code = compile(code, "circuits/README.md", "eval")
     except SyntaxError:
         names = {**names}
         exec(code, names)
-        return names["out"]
+        return names.get("out")
     return eval(code, names)
 
 

@@ -3,17 +3,16 @@ import numpy as np
 import phrasebook
 import pytest
 import torch
-from test_circuits_parity import EMBEDDED, error, hooked
-from transformer_lens import FactoredMatrix, patching, utils
+from hooked import hooked
+from transformer_lens import FactoredMatrix, patching
 from transformer_lens.head_detector import detect_head
+from transformer_lens.utilities import get_act_name
 from transformers import GPT2TokenizerFast
 
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning"),
 ]
-N_TOKENS = 0
-
 
 @pytest.fixture(scope="module")
 def ours():
@@ -25,7 +24,7 @@ def theirs(ours):
     """Return what the lines on the left know."""
     peers = {"model": hooked(ours["model"]), "folded": hooked(ours["model"], processed=True)}
     for peer in peers.values():
-        peer.set_tokenizer(GPT2TokenizerFast.from_pretrained(EMBEDDED))
+        peer.set_tokenizer(GPT2TokenizerFast.from_pretrained(phrasebook.EMBEDDED))
     names = {name: torch.tensor(ours[name]) for name in ("tokens", "clean", "corrupted", "vector")}
     metric, kept = ours["metric"], []
 
@@ -41,7 +40,7 @@ def theirs(ours):
         return (last[rows, metric.answer] - last[rows, metric.wrong]).mean()
 
     return {
-        **names, **peers, "text": ours["text"], "patching": patching, "utils": utils,
+        **names, **peers, "text": ours["text"], "patching": patching, "get_act_name": get_act_name,
         "detect_head": detect_head, "FactoredMatrix": FactoredMatrix, "metric": scalar,
         "half": lambda array, hook: array / 2, "without_head_1": without_head_1,
         "steer": lambda stream, hook: stream + names["vector"], "keep": kept_gradient,
@@ -50,6 +49,14 @@ def theirs(ours):
         "folded_cache": peers["folded"].run_with_cache(ours["text"])[1],
         "clean_cache": peers["model"].run_with_cache(names["clean"])[1],
     }  # fmt: skip
+
+
+def error(ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    masked = np.isneginf(ours) & np.isneginf(theirs)  # attention scores
+    ours, theirs = np.where(masked, 0, ours), np.where(masked, 0, theirs)
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
 def by_component(result):
@@ -61,7 +68,7 @@ def by_component(result):
 AS_THERE = {
     'seen.stack("result")': by_component,
     "constants_apart=True).heads()": lambda heads: heads.reshape(-1, 1),
-    "previous_token": lambda scores: scores * (N_TOKENS - 1) / N_TOKENS,
+    "previous_token": lambda scores: scores / scores.max(),
     "by_position=True).values": lambda values: values.transpose(0, 2, 1),
     "eigenvalues()": np.sort_complex,
 }
@@ -75,6 +82,8 @@ def as_here(left, value, names):
         return value[0, -8:].tolist()
     if hasattr(value, "items"):
         return {name: array.numpy() for name, array in value.items()}
+    if "detect_head" in left:  # averages over all queries, ours over those with a previous token
+        value = value / value.max()
     if "eigenvalues" in left:
         return np.sort_complex(value.numpy())
     return value.numpy() if isinstance(value, torch.Tensor) else value
