@@ -22,7 +22,7 @@ batch axis.
     paths                  path_patching
     low_rank               LowRank
     head_weights           ov, qk, full_ov, full_qk, copying_scores, singular_tokens, composition
-    weights                neuron_tokens
+    weights                neuron_tokens, unembed, top_tokens
     backward               gradients
     search                 find: a circuit of heads and MLPs
     edges                  find_edges, edge_attribution, patch_edges, edge_names
@@ -43,7 +43,7 @@ tokens, as none is ever drawn; only `run` and attribution to all logits show the
 """
 from .activations import Run, run
 from .attention_patterns import Attention, heads
-from .backward import gradients
+from .backward import Gradients, gradients
 from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
@@ -72,18 +72,19 @@ from .search import Circuit, find
 from .steering import mean_activation, run_generate, steering_vector
 from .sweeps import Sweep, ablation, patching
 from .tasks import Task, indirect_object, name_repetition, repeated_tokens
-from .weights import neuron_tokens
+from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 
 __all__ = [
     "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "Edit", "EditsLike",
-    "Estimate", "Example", "Examples", "Histogram", "Lens", "LowRank", "Measures", "Metric",
-    "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "ablated", "ablation",
-    "activation_name", "activation_names", "add", "as_tap", "attribution", "attribution_patching",
-    "bootstrap", "compare", "composition", "copying_scores", "decompose", "edge_attribution",
-    "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients", "head_names", "heads",
-    "histogram", "indirect_object", "knock_out", "labels_of", "lens", "log_probability",
-    "logit_difference", "max_activating", "mean_activation", "measure", "name_repetition",
-    "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges", "patching",
-    "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "run_generate",
-    "singular_tokens", "steering_vector", "token_id", "zero",
+    "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens", "LowRank", "Measures",
+    "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "TopTokens", "ablated",
+    "ablation", "activation_name", "activation_names", "add", "as_tap", "attribution",
+    "attribution_patching", "bootstrap", "compare", "composition", "copying_scores", "decompose",
+    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
+    "head_names", "heads", "histogram", "indirect_object", "knock_out", "labels_of", "lens",
+    "log_probability", "logit_difference", "max_activating", "mean_activation", "measure",
+    "name_repetition", "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges",
+    "patching", "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run",
+    "run_generate", "singular_tokens", "steering_vector", "token_id", "top_tokens", "unembed",
+    "zero",
 ]  # fmt: skip

@@ -411,14 +411,11 @@ def plot_circuit(model, found, path):
 def neurons(model, args):
     if args.neuron is not None:
         return one_neuron(model, args)
-    layers = range(model.config.n_layer) if args.layer is None else [args.layer]
-    found = []
-    for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
-        result = circuits.attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
-                                      bos=bos_of(args))
-        found += [(float(value), label)
-                  for label, value in zip(result.labels, result.values[:, 0], strict=True)
-                  if re.fullmatch(r"L\d+N\d+", label)]
+    result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=bos_of(args),
+                                  neurons="all" if args.layer is None else [args.layer])
+    found = [(float(value), label)
+             for label, value in zip(result.labels, result.values[:, 0], strict=True)
+             if re.fullmatch(r"L\d+N\d+", label)]
     found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []

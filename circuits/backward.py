@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from ..backend import einsum
 from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
 from ..inference.turns import turn
-from .activations import run
+from .activations import Activations, run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, check_numbers, prompts
 from .interventions import Edits, EditsLike, Place
@@ -37,6 +38,11 @@ GRADIENTS = ("embed", "pos_embed", "resid_pre", "q", "k", "v", "attn_scores", "p
              "attn_out", "resid_mid", "pre", "post", "mlp_out", "resid_post")  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Activations):
+    """d metric / d activation by name: `g["z", 1]`, `g.stack("resid_pre")`, as of a Run."""
+
+
 def gradients(
     model: Model,
     text_or_tokens: PromptsLike,
@@ -45,7 +51,7 @@ def gradients(
     names: Sequence[str] | str | None = None,
     edits: EditsLike | None = None,
     bos: bool | None = None,
-) -> dict[str, np.ndarray]:
+) -> Gradients:
     """Return d metric / d activation by name, in the activations' own shapes.
 
     Of every activation but hook_result and those inside layer norms, or of those that `names`
@@ -70,7 +76,8 @@ def gradients(
     of_logits = gradient_of_logits(metric, seen.logits)
     with turn(model):
         found = backward_pass(model, seen, of_logits, edits, lowest_layer(wanted))
-    return {name: found[name] for name in found if name in wanted}
+    in_order = {name: found[name] for name in activation_names(model.config) if name in wanted}
+    return Gradients(in_order, given.tokens, given.bos, model.config)
 
 
 def names_with_gradient(names, config):

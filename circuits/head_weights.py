@@ -18,7 +18,7 @@ from ..gpt2_np import Error, Model
 from .inputs import check_index, check_numbers
 from .low_rank import LowRank, triangle
 from .names import parse_node
-from .weights import centred, embedding, on_host, top_tokens, unembedding
+from .weights import centred, embedding, highest, on_host, unembed, unembedding
 
 
 class AttentionWeights(NamedTuple):
@@ -111,14 +111,15 @@ def singular_tokens(
     raises most. Both signs of a singular vector are equivalent; the one that reads more strongly
     is given.
     """
-    into, out = embedding(model, folded), unembedding(model, folded)
+    into = embedding(model, folded)
     u, values, vt = ov(model, layer, head, folded).svd()
+    written = unembed(model, vt[:n], folded=folded)
     found = []
     for i in range(min(n, len(values))):
-        reads, writes = into @ u[:, i], vt[i] @ out
+        reads, writes = into @ u[:, i], written[i]
         sign = 1 if reads.max() >= -reads.min() else -1
-        found.append({"value": float(values[i]), "reads": top_tokens(sign * reads, top),
-                      "writes": top_tokens(sign * writes, top)})
+        found.append({"value": float(values[i]), "reads": highest(sign * reads, top),
+                      "writes": highest(sign * writes, top)})
     return found
 
 

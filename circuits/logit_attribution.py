@@ -13,68 +13,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import einsum
-from ..gpt2_np import LAYER_NORM_EPSILON, Config, Error, Model
-from .decomposition import decompose, labelled
+from ..backend import einsum, namespace
+from ..gpt2_np import Error, Model
+from .decomposition import (
+    FINAL_BIAS,
+    Terms,
+    check_size,
+    one_direction_each,
+    stream_name,
+    stream_terms,
+)
 from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
 from .interventions import Edits, EditsLike
-from .names import head_names, stream_points
-from .short_reprs import Result
 from .weights import centred, on_host
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Result):
-    """The terms of a logit, of a difference of two, or of every logit.
+class Attribution(Terms):
+    """The terms of a logit, of a difference of two, of a direction, or of every logit.
 
     `values` [p, b] (or [p, b, v]) over `labels` sum to `total`, the model's own logits. The last
-    part, "ln_final.b", is the final layer norm's bias. Units: logits.
+    part, "ln_final.b", is the final layer norm's bias. Units: logits. If `position` is None, for
+    all of them, axis q follows b. `by_source` is None, or holds the heads' terms [head, b, key].
     """
 
-    labels: list[str]
-    values: np.ndarray
     total: np.ndarray
-    position: int
+    position: int | None
     tokens: np.ndarray
     bos: bool
+    by_source: Terms | None = None
 
-    def __getitem__(self, label: str) -> np.ndarray:
-        return labelled(self, label)
-
-    def heads(self, config: Config) -> np.ndarray:
+    def heads(self) -> np.ndarray:
         """Return the heads' terms, [layer, head, b] (or [layer, head, b, v])."""
-        found = [self.labels.index(name) for name in head_names(config)]
-        return self.values[found].reshape(config.n_layer, config.n_head, *self.values.shape[1:])
-
-    def layers(self, config: Config) -> tuple[list[str], np.ndarray]:
-        """Return terms summed by sub-layer: "embed", "pos_embed", "0_attn_out", "0_mlp_out", ..."""
-        names = ["embed", "pos_embed"]
-        names += [f"{n}_{s}_out" for n in range(config.n_layer) for s in ("attn", "mlp")]
-        sums = np.zeros((len(names), *self.values.shape[1:]), self.values.dtype)
-        for label, value in zip(self.labels[:-1], self.values, strict=False):
-            sums[names.index(sub_layer_of(label))] += value
-        return names, sums
-
-    def accumulated(self, config: Config) -> tuple[list[str], np.ndarray]:
-        """Return the logit as the stream grows: "0_pre", "0_mid", "1_pre", ..., "final_post".
-
-        This is the lens with the final scale held fixed, without the final layer norm's bias.
-        """
-        _, sums = self.layers(config)
-        sums = np.cumsum(sums, axis=0)[1:]
-        return stream_points(config), sums
+        found = [i for i, label in enumerate(self.labels) if HEAD.fullmatch(label)]
+        n_layer = sum(label.startswith("b_O") for label in self.labels)
+        return self.values[found].reshape(n_layer, -1, *self.values.shape[1:])
 
 
-def sub_layer_of(label):
-    """Return "5_attn_out" or "5_mlp_out" for a part's label, or the label of an embedding."""
-    layer = re.search(r"\d+", label)
-    if not layer:
-        return label
-    n = int(layer[0])
-    if label.startswith("edit_resid_pre"):  # what reads it comes next
-        return f"{n - 1}_mlp_out" if n else "pos_embed"
-    of_attention = re.match(r"L\d+H|b_O|edit_(attn_out|result|resid_mid)", label)
-    return f"{n}_{'attn' if of_attention else 'mlp'}_out"
+HEAD = re.compile(r"L\d+H\d+")
 
 
 def attribution(
@@ -83,39 +59,76 @@ def attribution(
     answer: Answers | None = None,
     wrong: Answers | None = None,
     *,
-    position: int = -1,
-    neurons: Sequence[int] = (),
+    direction: np.ndarray | None = None,
+    position: int | None = -1,
+    by_source: bool = False,
+    neurons: Sequence[int] | str = (),
     constants_apart: bool = False,
     edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Attribution:
-    """Return the direct effect of each part of the stream on a logit at one position.
+    """Return the direct effect of each part of the stream on a logit at one position, or at all.
 
     The logit is that of `answer`, or its difference from that of `wrong`, or every token's if
     neither is given. Each is a text of one token or an id: one for all prompts, or one for each.
-    `neurons`, `constants_apart` and `edits` are those of `decompose`: with other heads ablated it
-    shows what a backup head says. The final layer norm cannot be edited.
+    Or it is the product with `direction`, [d] or one a prompt [b, d], of the stream after the final
+    layer norm, which the unembedding reads. `position` may be None for all.
+
+    `by_source` tells which position each head's term was moved from: `by_source["L5H1"]` [b, key]
+    sums to that head's term. b_V is part of every source's value, in proportion to attention; with
+    `constants_apart` it is in "b_O5". A head whose z is edited has no sources (0).
+
+    `neurons` ("all" for all layers), `constants_apart` and `edits` are those of `decompose`: with
+    other heads ablated it shows what a backup head says. The final layer norm cannot be edited.
     """
     given = prompts(model, text_or_tokens, bos)
-    if wrong is not None and answer is None:
-        raise Error("wrong was given without answer: give both, or answer alone")
     edits = Edits(model, edits)
     edits.refuse("attribution", ("ln_final",), "logits are not linear in the parts through it")
-    parts = decompose(model, given, position=position, neurons=neurons,
-                      constants_apart=constants_apart, edits=edits)
-    values = parts.values[:, :, 0]  # [p, b, d]
-    norm, wte = on_host(model.params["ln_f"]), on_host(model.params["wte"])
-    stream = centred(values.sum(axis=0))
-    scale = np.sqrt((stream * stream).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    read = centred(values) / scale * norm["g"]
-    read = np.concatenate([read, np.broadcast_to(norm["b"], (1, *stream.shape))])
-    if answer is None:
-        values = einsum("pbd,vd->pbv", read, wte)
+    if by_source and constants_apart:
+        edits.refuse("by_source with constants_apart", ("pattern",), "leave one of them out")
+    norm, wte = on_host(model.params["ln_f"]), model.params["wte"]
+    directions = wanted_directions(model, len(given.tokens), answer, wrong, direction, norm["g"])
+    asked = (model, given, stream_name(None, model.config), position, neurons, constants_apart,
+             edits)
+    if directions is not None:
+        found = stream_terms(*asked, centred(directions * norm["g"]), by_source)
+        values, bias = found.values / found.scale[..., 0], (directions @ norm["b"])[:, None]
+    elif by_source:
+        raise Error("by_source needs one number to explain: give an answer or a direction")
     else:
-        direction = wte[one_each(answer_ids(model, answer), len(stream))]
-        if wrong is not None:
-            direction = direction - wte[one_each(answer_ids(model, wrong), len(stream))]
-        values = np.einsum("pbd,bd->pb", read, direction)
+        found = stream_terms(*asked)
+        wte = on_host(wte)
+        check_size((*found.values.shape[:-1], len(wte)),
+                   "give an answer, a direction or a position")
+        read = centred(found.values) / found.scale * norm["g"]
+        values, bias = einsum("pbqd,vd->pbqv", read, wte), wte @ norm["b"]
+    values = np.concatenate([values, np.broadcast_to(bias, (1, *values.shape[1:]))])
     check_numbers("the logits", values, model)
-    return Attribution([*parts.labels, "ln_final.b"], values, values.sum(axis=0),
-                       position % given.tokens.shape[1], given.tokens, given.bos)
+    sources = None
+    if found.sources is not None:
+        heads = [label for label in found.labels if HEAD.fullmatch(label)]
+        moved = found.sources / found.scale
+        sources = Terms(heads, moved if position is None else moved[:, :, 0])
+    if position is not None:
+        values, position = values[:, :, 0], position % given.tokens.shape[1]
+    return Attribution([*found.labels, FINAL_BIAS], values, values.sum(axis=0), position,
+                       given.tokens, given.bos, sources)
+
+
+def wanted_directions(model, n, answer, wrong, direction, like):
+    """Return what is explained as a direction for each of n prompts, or None for every token."""
+    if wrong is not None and answer is None:
+        raise Error("wrong was given without answer: give both, or answer alone")
+    if direction is not None:
+        if answer is not None:
+            raise Error("direction stands in place of answer and wrong: give one of them")
+        return one_direction_each(direction, n, like)
+    if answer is None:
+        return None
+    wte = model.params["wte"]
+
+    def rows(answers):
+        ids = one_each(answer_ids(model, answers), n)
+        return on_host(wte[namespace(wte).asarray(ids)])
+
+    return rows(answer) if wrong is None else rows(answer) - rows(wrong)

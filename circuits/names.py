@@ -90,6 +90,17 @@ def stream_points(config):
     return [*points, "final_post"]
 
 
+def stream_point(point, config):
+    """Return the stream at a label of `stream_points`: "2_mid" gives "blocks.2.hook_resid_mid".
+
+    "2_post" is known too. Any other name is returned as it is.
+    """
+    if point == "final_post":
+        return activation_name("resid_post", config.n_layer - 1)
+    found = re.fullmatch(r"(\d+)_(pre|mid|post)", str(point))
+    return activation_name(f"resid_{found[2]}", int(found[1])) if found else point
+
+
 def head_names(config: Config) -> list[str]:
     """Return the name of every head, layer by layer: "L0H0", "L0H1", ..."""
     return [f"L{layer}H{head}" for layer in range(config.n_layer) for head in range(config.n_head)]

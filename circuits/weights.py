@@ -12,14 +12,19 @@ TransformerLens's default processing does.
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
-from ..gpt2_np import NO_TAP, Model, map_leaves, mlp_layer
+from ..bpe import shown
+from ..gpt2_np import NO_TAP, Error, Model, map_leaves, mlp_layer
+from ..gpt2_np import layer_norm as apply_layer_norm
 from ..inference.turns import turn
-from .inputs import check_index, check_numbers
+from .inputs import check_count, check_index, check_numbers, labels_of
+from .interventions import host_numbers
+from .short_reprs import Result
 
 
 def neuron_tokens(
@@ -36,16 +41,81 @@ def neuron_tokens(
     reading, writing = block["mlp"]["c_fc"]["w"][:, neuron], block["mlp"]["c_proj"]["w"][neuron]
     if folded:
         reading, writing = centred(reading * block["ln_2"]["g"]), centred(writing)
-    logits = writing @ unembedding(model, folded)
-    return {"reads": top_tokens(embedding(model, folded) @ reading, top),
-            "raises": top_tokens(logits, top), "lowers": top_tokens(-logits, top)}
+    logits = unembed(model, writing, folded=folded)
+    return {"reads": highest(embedding(model, folded) @ reading, top),
+            "raises": highest(logits, top), "lowers": highest(-logits, top)}
 
 
-def top_tokens(scores, n):
-    """Return the ids and scores of the n largest."""
+def unembed(
+    model: Model, vectors: Any, *, layer_norm: bool = False, folded: bool = False
+) -> np.ndarray:
+    """Return the logits [..., v] of vectors [..., d] that the unembedding reads as they are.
+
+    They may be directions, parts of the stream, or a stream after the final layer norm, which is
+    what TransformerLens's unembed expects. For the stream itself, such as resid_post, give
+    `layer_norm=True`: each vector then goes through the final layer norm first, as in the model.
+    """
+    vectors = checked_vectors("vectors", vectors, on_host(model.params["ln_f"]["g"]))
+    if layer_norm and folded:
+        raise Error("layer_norm=True has the gain that folded=True folds in: give one of them")
+    if layer_norm:
+        flat = vectors.reshape(1, -1, vectors.shape[-1])
+        flat = apply_layer_norm(flat, **on_host(model.params["ln_f"]), tap=NO_TAP)
+        vectors = flat.reshape(vectors.shape)
+    return vectors @ unembedding(model, folded)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TopTokens(Result):
+    """The tokens with the highest logits, best first: `ids`, `logits` and `texts`, [..., top]."""
+
+    ids: np.ndarray
+    logits: np.ndarray
+    texts: np.ndarray
+
+    def __repr__(self) -> str:
+        return "\n".join([f"TopTokens of {len(self.lines())} vectors:", *self.lines(4)[:8]])
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self, most: int | None = None) -> list[str]:
+        """Return a line for each vector, of at most so many tokens with their logits."""
+        top = self.ids.shape[-1]
+        rows = zip(self.texts.reshape(-1, top), self.logits.reshape(-1, top), strict=True)
+        return ["  ".join(f"{shown(text)} {logit:.2f}" for text, logit in
+                          zip(texts[:most], logits[:most], strict=True))
+                for texts, logits in rows]
+
+
+def top_tokens(
+    model: Model, vectors: Any, top: int = 10, *, layer_norm: bool = False, folded: bool = False
+) -> TopTokens:
+    """Return the tokens whose logits vectors [..., d] raise most. The options are `unembed`'s.
+
+    Printed, it is one line for each vector: `print(top_tokens(model, run["resid_post", 1][0],
+    layer_norm=True))` shows the best tokens after each position.
+    """
+    check_count("top", top)
+    ids, logits = highest(unembed(model, vectors, layer_norm=layer_norm, folded=folded), top)
+    texts = np.array(labels_of(model, ids.ravel()), object).reshape(ids.shape)
+    return TopTokens(ids, logits, texts)
+
+
+def checked_vectors(name, vectors, like):
+    """Return vectors [..., d] in the type of `like` [d], on the host."""
+    found = host_numbers(vectors)
+    if not found.ndim or found.shape[-1] != len(like):
+        raise Error(f"{name} has shape {found.shape}: the last axis must be the model's width, "
+                    f"{len(like)}")
+    return found.astype(like.dtype, copy=False)
+
+
+def highest(scores, n):
+    """Return the ids and scores of the n largest over the last axis, largest first."""
     check_numbers("scores of tokens", scores)
-    best = np.argsort(-scores, kind="stable")[:n]
-    return best, scores[best]
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., :n]
+    return best, np.take_along_axis(scores, best, axis=-1)
 
 
 def embedding(model, folded=False, extended=False):

@@ -68,13 +68,13 @@ def main():
 
     result = circuits.attribution(model, clean, answers, wrongs, constants_apart=True)
     show("What each head adds to that difference directly (constants counted as bias)",
-         result.heads(config).mean(axis=-1), ATTRIBUTION)
+         result.heads().mean(axis=-1), ATTRIBUTION)
 
     sweep = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
     show("Share of the difference that each head's clean output brings back in corrupted prompts",
          sweep.normalized, PATCHING)
 
-    by_head = result.heads(config).mean(axis=-1)
+    by_head = result.heads().mean(axis=-1)
     movers = [divmod(int(i), config.n_head) for i in np.argsort(-by_head.ravel())[:3]]
     queries = [(*head, "q") for head in movers]
     senders = circuits.path_patching(model, base=clean, source=corrupted, metric=metric,

@@ -81,9 +81,9 @@ def test_probabilities_of_the_next_token(model):
 
 def test_attribution_by_point_layer_and_head(model, clean):
     found = circuits.attribution(model, clean, ANSWERS, WRONG, constants_apart=True)
-    agrees(found.accumulated(model.config)[1].mean(axis=-1), "accumulated")
-    agrees(found.layers(model.config)[1].mean(axis=-1), "by layer")
-    agrees(found.heads(model.config).mean(axis=-1), "by head")
+    agrees(found.accumulated()[1].mean(axis=-1), "accumulated")
+    agrees(found.layers()[1].mean(axis=-1), "by layer")
+    agrees(found.heads().mean(axis=-1), "by head")
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_attribution_in_an_edited_model_sums_to_its_logits_layer_by_layer(case):
     found = circuits.attribution(MODEL, CLEAN, [3, 4, 5], [6, 7, 8], edits=edits)
     close(found.total, metric_of(edits), 1e-4)
     frozen = circuits.lens(MODEL, CLEAN, position=-1, frozen=True, keep_logits=True, edits=edits)
-    points, grown = circuits.attribution(MODEL, CLEAN, edits=edits).accumulated(TINY)
+    points, grown = circuits.attribution(MODEL, CLEAN, edits=edits).accumulated()
     bias = MODEL.params["ln_f"]["b"] @ MODEL.params["wte"].T
     close(frozen.logits[:, :, 0], grown + bias, 1e-4)
     assert points == frozen.points

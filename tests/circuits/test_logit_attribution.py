@@ -1,7 +1,6 @@
 """Attributions sum to the logits, and are what removing a part takes away at a fixed scale."""
 import numpy as np
 from prompt_pair import ANSWERS, CLEAN, METRIC, MODEL, WRONG, close
-from random_model import TINY
 
 from gpt2_np import circuits
 
@@ -24,7 +23,7 @@ def test_attribution_to_all_tokens_holds_every_single_one():
     close(every.total, circuits.run(MODEL, CLEAN).logits[:, 5])
     single = circuits.attribution(MODEL, CLEAN, 9, position=5)
     close(every.values[..., 9], single.values)
-    assert every.heads(TINY).shape == (3, 4, 3, 61)
+    assert every.heads().shape == (3, 4, 3, 61)
     assert every.position == 5
 
 
@@ -43,12 +42,12 @@ def test_a_heads_attribution_is_what_removing_its_vector_takes_away_at_a_frozen_
 
 def test_attributions_by_layer_and_accumulated_are_sums_of_the_parts():
     result = circuits.attribution(MODEL, CLEAN, ANSWERS, WRONG, neurons=[1])
-    names, layers = result.layers(TINY)
+    names, layers = result.layers()
     close(layers.sum(axis=0) + result["ln_final.b"], result.total)
     assert names[:4] == ["embed", "pos_embed", "0_attn_out", "0_mlp_out"]
     attn = sum(result[f"L2H{h}"] for h in range(4)) + result["b_O2"]
     close(layers[names.index("2_attn_out")], attn)
-    points, grown = result.accumulated(TINY)
+    points, grown = result.accumulated()
     assert points == ["0_pre", "0_mid", "1_pre", "1_mid", "2_pre", "2_mid", "final_post"]
     close(grown[0], result["embed"] + result["pos_embed"])
     close(grown[-1] + result["ln_final.b"], result.total)

@@ -64,10 +64,10 @@ def test_full_circuits_hold_the_planted_entries():
 
 def test_attribution_and_the_lens_name_the_induction_head():
     result = circuits.attribution(MODEL, TASK.clean, TASK.answers, TASK.wrong)
-    by_head = result.heads(CONFIG).mean(axis=-1)
+    by_head = result.heads().mean(axis=-1)
     assert strongest(by_head) == INDUCTION
     assert by_head[INDUCTION] > 0.95 * result.total.mean()
-    itself = circuits.attribution(MODEL, TASK.clean, TASK.clean.tokens[:, -1]).heads(CONFIG)
+    itself = circuits.attribution(MODEL, TASK.clean, TASK.clean.tokens[:, -1]).heads()
     assert strongest(-itself.mean(axis=-1)) == NEGATIVE
     lens = circuits.lens(MODEL, TASK.clean, TASK.answers, position=-1)
     assert lens.points[3] == "1_mid"

@@ -160,11 +160,11 @@ def test_attribution_as_published_agrees_with_processed_weights(pair):
                                incorrect_tokens=torch.tensor(pair.wrong)).numpy()
     ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong,
                                 constants_apart=True)
-    heads = ours.heads(pair.model.config).reshape(-1, 3)
+    heads = ours.heads().reshape(-1, 3)
     print(f"\nparity: {pair.name}: head attributions with folded layer norms, centred writing and "
           f"b_V in b_O: relative error {error(heads, theirs[: len(heads)]):.1e}")
     assert error(heads, theirs[: len(heads)]) < 1e-4
-    names, layers = ours.layers(pair.model.config)
+    names, layers = ours.layers()
     stack, labels = cache.decompose_resid(return_labels=True, pos_slice=-1)
     theirs = cache.logit_attrs(stack, torch.tensor(pair.answers), pos_slice=-1,
                                incorrect_tokens=torch.tensor(pair.wrong)).numpy()
