@@ -9,7 +9,6 @@ those of that model. Task 40 needs matplotlib.
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +20,12 @@ from gpt2_np import circuits
 
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?"
 TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpeak, speak.")
-TASKS = []
-
-
-def task(function):
-    TASKS.append(function)
-    return function
+WIDTH = 200  # characters of a result that are printed
 
 
 # --- reading one run -------------------------------------------------------------------
 
 
-@task
 def see_which_words_may_come_next(model):
     seen = circuits.run(model, TEXT, "resid_post")
     likely = circuits.top_tokens(model, seen["resid_post", -1][0, -1], 3, layer_norm=True)
@@ -40,7 +33,6 @@ def see_which_words_may_come_next(model):
     return likely.texts
 
 
-@task
 def read_the_attention_patterns_of_a_layer(model):
     seen = circuits.run(model, TEXT, "pattern")
     pattern = seen["pattern", 1]  # [batch, head, query, key]
@@ -49,7 +41,6 @@ def read_the_attention_patterns_of_a_layer(model):
     return list(seen)
 
 
-@task
 def follow_the_size_of_the_stream_through_the_layers(model):
     seen = circuits.run(model, TEXT, "resid_post")
     sizes = np.linalg.norm(seen.stack("resid_post")[:, 0, -1], axis=-1)
@@ -58,7 +49,6 @@ def follow_the_size_of_the_stream_through_the_layers(model):
     return sizes
 
 
-@task
 def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
     starts = ["MENENIUS", "First Citizen", "KING RICHARD III"]
     lenses = circuits.lens(model, starts, ":", position=-1)
@@ -69,7 +59,6 @@ def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
     return first
 
 
-@task
 def see_which_parts_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong)
@@ -81,7 +70,6 @@ def see_which_parts_speak_for_an_answer(model):
     return parts.top(3)
 
 
-@task
 def follow_the_difference_of_two_logits_as_the_stream_grows(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, position=None)
@@ -92,7 +80,6 @@ def follow_the_difference_of_two_logits_as_the_stream_grows(model):
     return dict(zip(points, logits[:, 0, -1].round(1).tolist(), strict=True))
 
 
-@task
 def see_which_neurons_of_all_layers_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, neurons="all")
@@ -103,7 +90,6 @@ def see_which_neurons_of_all_layers_speak_for_an_answer(model):
     return [cell for cell in parts.top(20) if "N" in cell[0]][:3]
 
 
-@task
 def see_from_which_token_a_head_brought_the_answer(model):
     names = circuits.name_repetition(model, 1)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, by_source=True)
@@ -116,7 +102,6 @@ def see_from_which_token_a_head_brought_the_answer(model):
     return circuits.labels_of(model, tokens[[moved[0].argmax()]])
 
 
-@task
 def project_what_each_part_writes_onto_a_direction(model):
     name = "blocks.3.hook_resid_pre"
     questions = circuits.steering_vector(model, [("Is it so?\n", "It is so.\n")], name)
@@ -127,7 +112,6 @@ def project_what_each_part_writes_onto_a_direction(model):
     return parts.labels[asked[:, 0, 0].argmax()]
 
 
-@task
 def weigh_one_set_of_answers_against_another(model):
     vowels, others = [[" a", " I", " o"]], [[" t", " th"]]
     metric = circuits.logit_difference(model, vowels, others, kind="probability")
@@ -141,7 +125,6 @@ def weigh_one_set_of_answers_against_another(model):
 # --- attention -------------------------------------------------------------------------
 
 
-@task
 def find_the_induction_heads(model):
     found = circuits.heads(model).induction  # [layer, head]
     repeated = circuits.repeated_tokens(model, 50, 4).clean.tokens
@@ -153,7 +136,6 @@ def find_the_induction_heads(model):
     return best(found, model)
 
 
-@task
 def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
     each = circuits.heads(model, TEXTS)
     found = np.mean([attention.previous_token for attention in each], axis=0)
@@ -162,22 +144,16 @@ def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
     return best(found, model)
 
 
-@task
 def cut_single_edges_of_attention(model):
     words = circuits.labels_of(model, TEXT)
     light, window = words.index(" light"), words.index(" window")
     cut = circuits.knock_out([(window, light), (window + 1, light)], head=1)
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_attn_scores": cut})
-
-    def by_me(scores):
-        scores[1, [window, window + 1], light] = -np.inf
-
-    agree(seen.logits[0], by_hand(model, seen.tokens[0],
-                                  {"blocks.1.attn.hook_attn_scores": by_me})[0])
+    by_me = {"blocks.1.attn.hook_attn_scores": put((1, [window, window + 1], light), -np.inf)}
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
     return repr(cut)
 
 
-@task
 def run_a_prompt_with_the_attention_of_another(model):
     names = circuits.name_repetition(model, 1)
     patterns = circuits.run(model, names.corrupted, "pattern")
@@ -191,25 +167,19 @@ def run_a_prompt_with_the_attention_of_another(model):
 # --- changing a run --------------------------------------------------------------------
 
 
-@task
 def measure_the_loss_without_the_induction_heads(model):
     repeated = circuits.repeated_tokens(model, 20, 4)
     loss = circuits.repeat_loss(repeated.clean.tokens, 19)  # of the second halves
     without = circuits.ablated(model, ["L1H1", "1.2", (1, 3)])
     before, after = (loss(circuits.run(model, repeated.clean, edits=edits).logits).mean()
                      for edits in (None, without))
-
-    def cut(z):
-        z[:, 1:4] = 0
-
-    logits = [by_hand(model, row, {"blocks.1.attn.hook_z": cut})[0]
-              for row in repeated.clean.tokens]
+    by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1:4], 0)}
+    logits = [by_hand(model, row, by_me)[0] for row in repeated.clean.tokens]
     agree(after, loss(np.stack(logits)).mean())
     holds(after > before + 1)
     return before, after
 
 
-@task
 def see_who_takes_over_when_the_strongest_heads_are_gone(model):
     names = circuits.name_repetition(model, 8)
     gone = circuits.ablated(model, ["L1H1", "L1H2"])
@@ -222,52 +192,40 @@ def see_who_takes_over_when_the_strongest_heads_are_gone(model):
     return best(rise, model)
 
 
-@task
 def put_in_a_heads_mean_over_many_texts(model):
     mean = circuits.mean_activation(model, TEXTS, "blocks.1.attn.hook_z")  # [head, d_head]
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_z": circuits.patch(mean, head=1)})
     rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
     z = np.concatenate([by_hand(model, row)[1]["blocks.1.attn.hook_z"][1:] for row in rows])
     agree(mean, z.mean(axis=0))
-
-    def put_in(z):
-        z[:, 1] = mean[1]
-
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], {"blocks.1.attn.hook_z": put_in})[0])
+    by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1], mean[1])}
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
     return mean.shape
 
 
-@task
 def switch_off_one_neuron(model):
     off = circuits.ablated(model, "L2N17")
     seen = circuits.run(model, TEXT, edits=off)
-
-    def switch(post):
-        post[:, 17] = 0
-
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], {"blocks.2.mlp.hook_post": switch})[0])
+    by_me = {"blocks.2.mlp.hook_post": put(np.s_[:, 17], 0)}
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
     return np.abs(seen.logits - circuits.run(model, TEXT).logits).max()
 
 
-@task
 def patch_one_head_at_one_position(model):
     names = circuits.name_repetition(model, 1)
     name = "blocks.1.attn.hook_z"
     source = circuits.run(model, names.clean, name)
     patch = circuits.patch(source[name], head=1, position=-1)
     seen = circuits.run(model, names.corrupted, edits={name: patch})
-
-    def put_in(z):
-        z[-1, 1] = source[name][0, -1, 1]
-
-    agree(seen.logits[0], by_hand(model, names.corrupted.tokens[0], {name: put_in})[0])
+    by_me = {name: put((-1, 1), source[name][0, -1, 1])}
+    agree(seen.logits[0], by_hand(model, names.corrupted.tokens[0], by_me)[0])
     return names.metric(model)(seen.logits)
 
 
-@task
 def make_several_edits_of_one_activation_in_order(model):
     name = "blocks.2.hook_resid_pre"
-    edits = {name: [circuits.zero(position=2), circuits.add(0.5, position=[2, 3]), doubling]}
+    edits = {name: [circuits.zero(position=2), circuits.add(0.5, position=[2, 3]),
+                    lambda name, stream: 2 * stream]}
     seen = circuits.run(model, TEXT, edits=edits)
 
     def by_me(stream):
@@ -279,13 +237,11 @@ def make_several_edits_of_one_activation_in_order(model):
     return edits[name][:2]
 
 
-def doubling(name, array):
-    return 2 * array
-
-
-@task
 def generate_a_batch_with_a_hook_of_my_own(model):
-    tap = circuits.as_tap(model, {"blocks.2.hook_resid_pre": doubling})
+    def doubled_stream(name, stream):
+        return 2 * stream
+
+    tap = circuits.as_tap(model, {"blocks.2.hook_resid_pre": doubled_stream})
     prompts = [model.tokenizer.encode(text) for text in TEXTS]
     rows = gpt2_np.generate_batch(model, prompts, 8, tap=tap)
     tokens = list(prompts[1])
@@ -296,7 +252,6 @@ def generate_a_batch_with_a_hook_of_my_own(model):
     return model.tokenizer.decode(rows[1])
 
 
-@task
 def steer_what_the_model_writes(model):
     name = "blocks.3.hook_resid_pre"
     pairs = [("Who comes here? Where is he? How?\n", "He comes here. There he is. So.\n"),
@@ -312,7 +267,6 @@ def steer_what_the_model_writes(model):
     return f"{asked} question marks instead of {asked_before}"
 
 
-@task
 def keep_activations_while_the_model_writes(model):
     off = circuits.ablated(model, "L1H1")
     written = circuits.run_generate(model, "ROMEO:\nBut soft", 12, "pattern", edits=off)
@@ -325,23 +279,17 @@ def keep_activations_while_the_model_writes(model):
 # --- sweeps ----------------------------------------------------------------------------
 
 
-@task
 def patch_the_stream_at_every_layer_and_position(model):
     names = circuits.name_repetition(model, 4)
     sweep = circuits.patching(model, "resid_pre", base=names.corrupted, source=names.clean,
                               metric=names.metric(model))
     name, position = "blocks.2.hook_resid_pre", names.clean.tokens.shape[1] - 1
     new = circuits.run(model, names.clean, name)[name][0, position]
-
-    def put_in(stream):
-        stream[position] = new
-
-    logits, _ = by_hand(model, names.corrupted.tokens[0], {name: put_in})
+    logits, _ = by_hand(model, names.corrupted.tokens[0], {name: put(position, new)})
     agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.stack([logits] * 4))[0])
     return sweep.top(3)
 
 
-@task
 def see_which_heads_are_enough_and_which_are_needed(model):
     names = circuits.name_repetition(model, 8)
     metric = names.metric(model)
@@ -352,7 +300,6 @@ def see_which_heads_are_enough_and_which_are_needed(model):
     return *enough.top(2), *needed.top(2)
 
 
-@task
 def patch_pairs_of_prompts_of_different_lengths(model):
     two = [circuits.repeated_tokens(model, length, 2) for length in (8, 12)]
     clean, corrupted = ([row for one in two for row in getattr(one, kind).tokens]
@@ -366,7 +313,6 @@ def patch_pairs_of_prompts_of_different_lengths(model):
     return sweep.top(3)
 
 
-@task
 def replace_every_head_by_its_mean(model):
     names = circuits.name_repetition(model, 8)
     sweep = circuits.ablation(model, "z", base=names.clean, source=names.corrupted, mode="mean",
@@ -377,7 +323,6 @@ def replace_every_head_by_its_mean(model):
     return sweep.top(3)
 
 
-@task
 def patch_every_neuron_of_a_layer(model):
     names = circuits.name_repetition(model, 2)
     sweep = circuits.patching(model, "post", base=names.corrupted, source=names.clean,
@@ -389,7 +334,6 @@ def patch_every_neuron_of_a_layer(model):
     return sweep.top(3)
 
 
-@task
 def estimate_all_patches_from_gradients(model):
     names = circuits.name_repetition(model, 8)
     both = {"base": names.corrupted, "source": names.clean, "metric": names.metric(model)}
@@ -399,7 +343,6 @@ def estimate_all_patches_from_gradients(model):
     return repr(beside)
 
 
-@task
 def see_what_small_changes_would_do(model):
     names = circuits.name_repetition(model, 1)
     slopes = circuits.gradients(model, names.clean, names.metric(model), names="resid_pre")
@@ -412,7 +355,6 @@ def see_what_small_changes_would_do(model):
     return np.linalg.norm(slopes[name], axis=-1)[0]
 
 
-@task
 def see_who_feeds_the_keys_of_an_induction_head(model):
     names = circuits.name_repetition(model, 1)
     both = {"base": names.clean, "source": names.corrupted, "metric": names.metric(model)}
@@ -424,11 +366,9 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
     arriving = norm(runs[0]["blocks.1.hook_resid_pre"] - old + new, block["ln_1"])
     d, e = model.config.n_embd, model.config.n_embd // model.config.n_head
     at = slice(d + e, d + 2 * e)  # the columns of the keys of head 1
-
-    def put_in(k):
-        k[:, 1] = arriving @ block["attn"]["c_attn"]["w"][:, at] + block["attn"]["c_attn"]["b"][at]
-
-    logits, _ = by_hand(model, names.clean.tokens[0], {"blocks.1.attn.hook_k": put_in})
+    k = arriving @ block["attn"]["c_attn"]["w"][:, at] + block["attn"]["c_attn"]["b"][at]
+    by_me = {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)}
+    logits, _ = by_hand(model, names.clean.tokens[0], by_me)
     agree(sweep.per_prompt[0, 0], names.metric(model)(logits[None]))
     return *sweep.top(2), *mlp.top()
 
@@ -436,7 +376,6 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
 # --- circuits --------------------------------------------------------------------------
 
 
-@task
 def find_a_small_circuit_that_does_the_task(model):
     repeated = circuits.repeated_tokens(model, 10, 4)
     metric = repeated.metric(model)
@@ -450,7 +389,6 @@ def find_a_small_circuit_that_does_the_task(model):
     return found.kept, str(found.share)
 
 
-@task
 def rank_the_edges_between_parts_and_patch_one(model):
     repeated = circuits.repeated_tokens(model, 10, 2)
     both = {"base": repeated.clean, "source": repeated.corrupted}
@@ -466,7 +404,6 @@ def rank_the_edges_between_parts_and_patch_one(model):
 # --- weights ---------------------------------------------------------------------------
 
 
-@task
 def read_a_heads_two_circuits_in_tokens(model):
     copies = circuits.copying_scores(model)[1, 1]
     ov, qk = circuits.full_ov(model, "L1H1"), circuits.full_qk(model, "L0H3")
@@ -481,7 +418,6 @@ def read_a_heads_two_circuits_in_tokens(model):
     return f"L1H1 copies: {copies:.2f}"
 
 
-@task
 def see_which_heads_are_built_on_one_another(model):
     keys = circuits.composition(model, "K", baseline=False)  # [layer, head, layer, head]
     first, second = circuits.ov(model, "L0H0").full(), circuits.qk(model, "L1H1").full()
@@ -490,7 +426,6 @@ def see_which_heads_are_built_on_one_another(model):
     return best(keys[:, :, 1, 1], model)
 
 
-@task
 def read_a_neuron_and_a_heads_directions_in_tokens(model):
     neuron = circuits.neuron_tokens(model, "L2N17", top=3)
     directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
@@ -503,7 +438,6 @@ def read_a_neuron_and_a_heads_directions_in_tokens(model):
 # --- over texts ------------------------------------------------------------------------
 
 
-@task
 def find_the_texts_that_excite_a_neuron_most(model):
     found = circuits.max_activating(model, TEXTS, "L2N17", top=2)
     spread = circuits.histogram(model, TEXTS, "L2N17")
@@ -515,7 +449,6 @@ def find_the_texts_that_excite_a_neuron_most(model):
     return found[0].line()
 
 
-@task
 def fit_a_probe_on_activations(model):
     text = gpt2_np.complete(model, "ROMEO:\n", 200, temperature=0.9, seed=3)
     seen = circuits.run(model, text, "resid_post")
@@ -530,7 +463,6 @@ def fit_a_probe_on_activations(model):
     return f"line ends foreseen in {right:.0%} of {held_out.sum()} held-out tokens"
 
 
-@task
 def measure_the_model_with_and_without_a_head(model):
     whole, without = (circuits.measure(model, TEXTS, edits=edits)
                       for edits in (None, circuits.ablated(model, "L0H0")))
@@ -541,7 +473,6 @@ def measure_the_model_with_and_without_a_head(model):
     return str(whole.loss), str(without.loss)
 
 
-@task
 def look_at_the_results(model):
     names = circuits.name_repetition(model, 4)
     sweep = circuits.patching(model, "z", base=names.corrupted, source=names.clean,
@@ -556,6 +487,10 @@ def look_at_the_results(model):
         return str(error)
     holds(all(figure.axes for figure in figures))
     return f"{len(figures)} figures"
+
+
+# Every function above this line is a task.
+TASKS = [one for one in list(globals().values()) if getattr(one, "__module__", "") == __name__]
 
 
 # --- the checks ------------------------------------------------------------------------
@@ -608,6 +543,15 @@ def by_hand(model, tokens, changes=None):
     return read(model, x), seen
 
 
+def put(index, value):
+    """Return a function that changes an array there."""
+
+    def change(array):
+        array[index] = value
+
+    return change
+
+
 def doubled(params):
     """Return parameters in float64."""
     if isinstance(params, dict):
@@ -658,12 +602,11 @@ def main():
     args = parser.parse_args()
     model, failed = gpt2_np.load(args.model), 0
     for number, function in enumerate(TASKS, 1):
-        name, start = function.__name__.replace("_", " "), time.perf_counter()
         try:
             result = " ".join(str(function(model)).split())
         except Exception as error:
             result, failed = f"FAILED: {error}", failed + 1
-        print(f"{number:2d}. {name} ({time.perf_counter() - start:.2f} s)\n      {result[:160]}")
+        print(f"{number:2d} {function.__name__.replace('_', ' ')}: {result[:WIDTH]}")
     if failed:
         sys.exit(f"forty_tasks: {failed} of {len(TASKS)} tasks failed")
 

@@ -23,6 +23,7 @@ def ours():
 def theirs(ours):
     """Return what the lines on the left know."""
     peers = {"model": hooked(ours["model"]), "folded": hooked(ours["model"], processed=True)}
+    torch.set_num_threads(1)
     for peer in peers.values():
         peer.set_tokenizer(GPT2TokenizerFast.from_pretrained(phrasebook.EMBEDDED))
     names = {name: torch.tensor(ours[name]) for name in ("tokens", "clean", "corrupted", "vector")}
