@@ -23,7 +23,7 @@ TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpe
 WIDTH = 200  # characters of a result that are printed
 
 
-# --- reading one run -------------------------------------------------------------------
+# --- reading a run ---------------------------------------------------------------------
 
 
 def see_which_words_may_come_next(model):
@@ -63,7 +63,7 @@ def see_which_parts_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong)
     agree(parts.total, names.metric(model)(circuits.run(model, names.clean).logits))
-    tokens, w_o = names.clean.tokens[0], head_output(model, 1, 1)
+    tokens, w_o = names.clean.tokens[0], matrices(model, 1, 1)[3]
     _, hand = by_hand(model, tokens)
     written = hand["blocks.1.attn.hook_z"][-1, 1] @ w_o
     agree(parts["L1H1"][0], written @ reading_direction(model, hand, names))
@@ -97,7 +97,7 @@ def see_from_which_token_a_head_brought_the_answer(model):
     tokens = names.clean.tokens[0]
     _, hand = by_hand(model, tokens)
     share, v = hand["blocks.1.attn.hook_pattern"][1, -1], hand["blocks.1.attn.hook_v"][:, 1]
-    agree(moved[0], share * (v @ head_output(model, 1, 1) @ reading_direction(model, hand, names)))
+    agree(moved[0], share * (v @ matrices(model, 1, 1)[3] @ reading_direction(model, hand, names)))
     holds(tokens[moved[0].argmax()] == names.answers[0])
     return circuits.labels_of(model, tokens[[moved[0].argmax()]])
 
@@ -122,17 +122,11 @@ def weigh_one_set_of_answers_against_another(model):
     return metric(seen.logits)
 
 
-# --- attention -------------------------------------------------------------------------
-
-
 def find_the_induction_heads(model):
     found = circuits.heads(model).induction  # [layer, head]
     repeated = circuits.repeated_tokens(model, 50, 4).clean.tokens
-    shares = []
-    for tokens in repeated:
-        pattern = by_hand(model, tokens)[1]["blocks.1.attn.hook_pattern"][1]
-        shares.append(np.mean([pattern[q, q - 49] for q in range(51, 101)]))
-    agree(found[1, 1], np.mean(shares))
+    patterns = [by_hand(model, row)[1]["blocks.1.attn.hook_pattern"][1] for row in repeated]
+    agree(found[1, 1], np.mean([np.diag(pattern, -49)[2:].mean() for pattern in patterns]))
     return best(found, model)
 
 
@@ -257,14 +251,12 @@ def steer_what_the_model_writes(model):
     pairs = [("Who comes here? Where is he? How?\n", "He comes here. There he is. So.\n"),
              ("Is it so? Art thou well? Why?\n", "It is so. Thou art well. Then.\n")]
     ask = circuits.add(circuits.steering_vector(model, pairs, name), 2, position=slice(-1, None))
-    tap = circuits.as_tap(model, {name: ask})
-    texts = [gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed, tap=tap)
-             for seed in range(3)]
-    plain = [gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed)
-             for seed in range(3)]
-    asked, asked_before = ("".join(each).count("?") for each in (texts, plain))
-    holds(asked > 2 * asked_before)
-    return f"{asked} question marks instead of {asked_before}"
+    before, after = (
+        "".join(gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed, tap=tap)
+                for seed in range(3)).count("?")
+        for tap in (None, circuits.as_tap(model, {name: ask})))
+    holds(after > 2 * before)
+    return f"{after} question marks instead of {before}"
 
 
 def keep_activations_while_the_model_writes(model):
@@ -276,7 +268,7 @@ def keep_activations_while_the_model_writes(model):
     return model.tokenizer.decode(written.tokens[0, -12:])
 
 
-# --- sweeps ----------------------------------------------------------------------------
+# --- sweeps and circuits ----------------------------------------------------------------
 
 
 def patch_the_stream_at_every_layer_and_position(model):
@@ -361,19 +353,15 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
     sweep = circuits.path_patching(model, "heads", "L1H1.k", **both, through_mlps=False)
     mlp = circuits.path_patching(model, "MLP0", "L1H1.k", **both)
     runs = [by_hand(model, given.tokens[0])[1] for given in (names.clean, names.corrupted)]
-    old, new = (run["blocks.0.attn.hook_z"][:, 0] @ head_output(model, 0, 0) for run in runs)
+    old, new = (run["blocks.0.attn.hook_z"][:, 0] @ matrices(model, 0, 0)[3] for run in runs)
     block = doubled(model.params["blocks"][1])
     arriving = norm(runs[0]["blocks.1.hook_resid_pre"] - old + new, block["ln_1"])
-    d, e = model.config.n_embd, model.config.n_embd // model.config.n_head
-    at = slice(d + e, d + 2 * e)  # the columns of the keys of head 1
-    k = arriving @ block["attn"]["c_attn"]["w"][:, at] + block["attn"]["c_attn"]["b"][at]
+    b_k = block["attn"]["c_attn"]["b"].reshape(3, model.config.n_head, -1)[1, 1]
+    k = arriving @ matrices(model, 1, 1)[1] + b_k
     by_me = {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)}
     logits, _ = by_hand(model, names.clean.tokens[0], by_me)
     agree(sweep.per_prompt[0, 0], names.metric(model)(logits[None]))
     return *sweep.top(2), *mlp.top()
-
-
-# --- circuits --------------------------------------------------------------------------
 
 
 def find_a_small_circuit_that_does_the_task(model):
@@ -384,7 +372,8 @@ def find_a_small_circuit_that_does_the_task(model):
     rest = [node for node in circuits.node_names(model.config) if node not in found.kept]
     edits = circuits.ablated(model, rest, "resample", source=repeated.corrupted)
     kept = metric(circuits.run(model, repeated.clean, edits=edits).logits).mean()
-    agree(found.share.value, (kept - found.none) / (found.whole - found.none))
+    whole, none = found.base.mean(), found.none.mean()
+    agree(found.share.value, (kept - none) / (whole - none))
     holds("L1H1" in found.kept and 0.8 <= found.share.value <= 1.2)
     return found.kept, str(found.share)
 
@@ -407,22 +396,19 @@ def rank_the_edges_between_parts_and_patch_one(model):
 def read_a_heads_two_circuits_in_tokens(model):
     copies = circuits.copying_scores(model)[1, 1]
     ov, qk = circuits.full_ov(model, "L1H1"), circuits.full_qk(model, "L0H3")
-    sea, land = circuits.token_id(model, " sea"), circuits.token_id(model, " land")
-    wte, e = doubled(model.params["wte"]), model.config.n_embd // model.config.n_head
-    w = doubled(model.params["blocks"][1]["attn"]["c_attn"]["w"])
-    w_v = w[:, 2 * model.config.n_embd + e :][:, :e]
-    agree(ov.entries([sea], [land]), wte[[sea]] @ w_v @ head_output(model, 1, 1) @ wte[[land]].T)
-    w = doubled(model.params["blocks"][0]["attn"]["c_attn"]["w"])
-    w_q, w_k = w[:, 3 * e : 4 * e], w[:, model.config.n_embd + 3 * e :][:, :e]
-    agree(qk.entries([sea], [land]), wte[[sea]] @ w_q @ w_k.T @ wte[[land]].T)
+    sea, land = ([circuits.token_id(model, word)] for word in (" sea", " land"))
+    wte, (_, _, w_v, w_o), (w_q, w_k, _, _) = (
+        doubled(model.params["wte"]), matrices(model, 1, 1), matrices(model, 0, 3))
+    agree(ov.entries(sea, land), wte[sea] @ w_v @ w_o @ wte[land].T)
+    agree(qk.entries(sea, land), wte[sea] @ w_q @ w_k.T @ wte[land].T)
     return f"L1H1 copies: {copies:.2f}"
 
 
 def see_which_heads_are_built_on_one_another(model):
     keys = circuits.composition(model, "K", baseline=False)  # [layer, head, layer, head]
-    first, second = circuits.ov(model, "L0H0").full(), circuits.qk(model, "L1H1").full()
-    size = np.linalg.norm
-    agree(keys[0, 0, 1, 1], size(first @ second.T) / size(first) / size(second))
+    (_, _, w_v, w_o), (w_q, w_k, _, _), size = (
+        matrices(model, 0, 0), matrices(model, 1, 1), np.linalg.norm)
+    agree(keys[0, 0, 1, 1], size(w_v @ w_o @ w_k @ w_q.T) / size(w_v @ w_o) / size(w_q @ w_k.T))
     return best(keys[:, :, 1, 1], model)
 
 
@@ -431,7 +417,8 @@ def read_a_neuron_and_a_heads_directions_in_tokens(model):
     directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
     written = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])[17]
     agree(neuron["raises"][1], np.sort(doubled(model.params["wte"]) @ written)[:-4:-1])
-    agree(directions[0]["value"], np.linalg.svd(circuits.ov(model, "L1H1").full())[1][0])
+    _, _, w_v, w_o = matrices(model, 1, 1)
+    agree(directions[0]["value"], np.linalg.svd(w_v @ w_o)[1][0])
     return circuits.labels_of(model, neuron["raises"][0])
 
 
@@ -575,10 +562,12 @@ def read(model, stream):
     return norm(stream, doubled(model.params["ln_f"])) @ doubled(model.params["wte"]).T
 
 
-def head_output(model, layer, head):
-    """Return a head's W_O [e, d]."""
-    e = model.config.n_embd // model.config.n_head
-    return doubled(model.params["blocks"][layer]["attn"]["c_proj"]["w"])[e * head : e * head + e]
+def matrices(model, layer, head):
+    """Return a head's W_Q, W_K, W_V [d, e] and W_O [e, d]."""
+    attn, e = model.params["blocks"][layer]["attn"], model.config.n_embd // model.config.n_head
+    at = slice(e * head, e * head + e)
+    reading = (w[:, at] for w in np.split(doubled(attn["c_attn"]["w"]), 3, axis=1))
+    return *reading, doubled(attn["c_proj"]["w"])[at]
 
 
 def reading_direction(model, hand, names):

@@ -8,7 +8,7 @@ import pytest
 from random_model import random_model
 
 import gpt2_np
-from gpt2_np import Config
+from gpt2_np import Config, circuits
 
 EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
 
@@ -64,6 +64,23 @@ def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m
     assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
     assert text.count("published") == 1 + 5 + 7
     assert "   published   2.985" in text
+
+
+def test_forty_tasks_run_on_the_embedded_model_and_agree_with_calculations_by_hand(example):
+    lines = example("forty_tasks.py").splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(1, 41))
+    assert not [line for line in lines if "FAILED" in line]
+
+
+def test_forty_tasks_fail_where_the_tools_are_wrong(example, monkeypatch, capsys):
+    monkeypatch.setattr(circuits, "ablated", lambda *given, **options: {})
+    monkeypatch.setattr(circuits, "unembed", lambda model, vectors, **options: vectors)
+    with pytest.raises(SystemExit, match="of 40 tasks failed"):
+        example("forty_tasks.py")
+    failed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()
+              if "FAILED" in line]
+    assert "18 switch off one neuron" in failed
+    assert "15 measure the loss without the induction heads" in failed
 
 
 def test_the_probe_example_says_how_to_install_scikit_learn(example, monkeypatch):
