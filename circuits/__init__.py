@@ -6,7 +6,7 @@ NumPy arrays and the model's own logits. Names are TransformerLens's; activation
 batch axis.
 
     file                   public names
-    inputs                 prompts, token_id, labels_of
+    inputs                 prompts, token_id, labels_of, PromptWarning
     names                  activation_name(s), head_names, node_names, parse_node
     activations            run
     decomposition          decompose: the stream as a sum
@@ -48,11 +48,11 @@ from .bootstrapping import Estimate, bootstrap
 from .calibration import Measures, measure
 from .decomposition import Parts, decompose
 from .distributions import Histogram, histogram
-from .edges import edge_attribution, edge_names, find_edges, patch_edges
+from .edges import EdgeScores, edge_attribution, edge_names, find_edges, patch_edges
 from .edits import ablated, add, knock_out, patch, zero
 from .excitation import Example, Examples, max_activating
 from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
-from .inputs import Prompts, labels_of, prompts, token_id
+from .inputs import Prompts, PromptWarning, labels_of, prompts, token_id
 from .interventions import Edit, EditsLike, as_tap
 from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
@@ -75,16 +75,16 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "Edit", "EditsLike",
-    "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens", "LowRank", "Measures",
-    "Metric", "Parts", "Prompts", "ReadsStream", "Run", "Sweep", "Task", "TopTokens", "ablated",
-    "ablation", "activation_name", "activation_names", "add", "as_tap", "attribution",
-    "attribution_patching", "bootstrap", "compare", "composition", "copying_scores", "decompose",
-    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "histogram", "indirect_object", "knock_out", "labels_of", "lens",
-    "log_probability", "logit_difference", "max_activating", "mean_activation", "measure",
-    "name_repetition", "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges",
-    "patching", "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "run",
-    "run_generate", "singular_tokens", "steering_vector", "token_id", "top_tokens", "unembed",
-    "zero",
+    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "EdgeScores", "Edit",
+    "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens", "LowRank",
+    "Measures", "Metric", "Parts", "PromptWarning", "Prompts", "ReadsStream", "Run", "Sweep",
+    "Task", "TopTokens", "ablated", "ablation", "activation_name", "activation_names", "add",
+    "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
+    "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
+    "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
+    "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",
+    "mean_activation", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
+    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
+    "repeat_loss", "repeated_tokens", "run", "run_generate", "singular_tokens", "steering_vector",
+    "token_id", "top_tokens", "unembed", "zero",
 ]  # fmt: skip

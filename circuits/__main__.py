@@ -356,9 +356,10 @@ def patch(model, args):
     assert sweep.base is not None and sweep.source is not None, "a patching sweep has both"
     before, after = float(sweep.base.mean()), float(sweep.source.mean())
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
-            "corrupted": before, "clean": after}
-    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
-            "corrupted" + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
+            "corrupted": before, "clean": after, "kind": sweep.kind}
+    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {sweep.kind}, {args.what} of "
+            "clean put into corrupted"
+            + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
     return Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
 
 
@@ -378,16 +379,18 @@ def find(model, args):
         about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
         records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
+    whole, none = float(found.base.mean()), float(found.none.mean())
     intervals = "intervals are 95%, over prompts"
     if len(found.tokens) == 1:
         intervals = "there are no intervals: they are over prompts, and this is one"
     notes = [
         f"{len(found.kept)} of {found.n_all} {parts} keep {found.share} of the effect "
-        f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)",
+        f"(metric {whole:.4f} with all, {none:.4f} with none)",
         f"incompleteness {found.incompleteness}; {intervals}",
     ]
     data = {"kept": records, "n_all": found.n_all, "share": found.share,
-            "incompleteness": found.incompleteness, "whole": found.whole, "none": found.none}
+            "incompleteness": found.incompleteness, "whole": whole, "none": none,
+            "kind": found.kind}
     return Report(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
                   lambda path: plot_circuit(model, found, path))
 
@@ -420,9 +423,8 @@ def neurons(model, args):
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []
     for value, label in found:
-        layer, neuron = map(int, label[1:].split("N"))
         ends = {end: [word(model, t) for t in ids]
-                for end, (ids, _) in circuits.neuron_tokens(model, layer, neuron, 4).items()}
+                for end, (ids, _) in circuits.neuron_tokens(model, label, 4).items()}
         rows.append([label, value, *(" ".join(words) for words in ends.values())])
         records.append({"neuron": label, "value": value, **ends})
     title = logit_title(args)
@@ -434,7 +436,7 @@ def neurons(model, args):
 
 
 def one_neuron(model, args):
-    found = circuits.neuron_tokens(model, args.layer, args.neuron, args.top)
+    found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
     ends = {end: ([word(model, t) for t in ids], scores.tolist())
             for end, (ids, scores) in found.items()}
     title = f"neuron {args.neuron} of layer {args.layer}"

@@ -65,8 +65,9 @@ def measure(
     windows that overlap by half. Resampling is by text: give several. `edits`, as for `run`, see
     one window after another, [1, q, ...], and their positions are those of the window.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise Error("measure takes a list of texts: intervals are over texts")
+    if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts):
+        raise Error(f"texts is {shown(texts)}: give a list of texts, at least one, as intervals "
+                    "are over texts")
     check_count("bins", bins)
     rows = [measured_ids(model, text, bos) for text in texts]
     sums = sums_over_texts(model, rows, bins, Edits(model, edits))

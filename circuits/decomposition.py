@@ -180,6 +180,9 @@ def stream_terms(model, given, at, position, neurons, constants_apart, edits, di
     shape = (*given.tokens[:, here].shape, *([config.n_embd] if directions is None else []))
     n_parts = 2 + n_attention * (config.n_head + 1) + n_mlp + len(apart) * 4 * config.n_embd
     check_size((n_parts, *shape), "choose a position, fewer neurons, or attribution to an answer")
+    if by_source:
+        check_size((n_attention * config.n_head, *shape, given.tokens.shape[1]),
+                   "choose a position")
     names = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale"}
     for kind in ("z", "v", "pattern") if by_source else ("z",):
         names |= {activation_name(kind, layer) for layer in range(n_attention)}

@@ -8,7 +8,6 @@ Turner et al. 2023, "Activation Addition: Steering Language Models Without Optim
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..gpt2_np import Error, Model, is_number
 from .activations import run
 from .inputs import PromptsLike, check_same_length, prompts, shared_positions
 from .interventions import PlacedEdit, Replacement, chosen_indices, host_numbers
-from .names import activation_name, parse_node
+from .names import activation_name, node_list, parse_node
 
 MODES = ("zero", "mean", "resample")
 
@@ -101,7 +100,7 @@ class KnockOut(PlacedEdit):
 
 
 def ablated(
-    model: Model, nodes: Iterable[Any], mode: str = "zero", *, source: PromptsLike | None = None
+    model: Model, nodes: Any, mode: str = "zero", *, source: PromptsLike | None = None
 ) -> dict[str, PlacedEdit]:
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
@@ -109,15 +108,9 @@ def ablated(
     their activations, prompt by prompt. Source prompts must be as long as those of the run;
     `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
     """
-    if not isinstance(nodes, Iterable) or isinstance(nodes, str) or is_node(nodes):
-        nodes = [nodes]
-    units = units_by_name(parse_node(model.config, node) for node in nodes)
-    new, _ = replacements(model, source, mode, source, sorted(units))
+    units = units_by_name(parse_node(model.config, node) for node in node_list(nodes))
+    new, *_ = replacements(model, source, mode, source, sorted(units))
     return replacing_edits(units, new)
-
-
-def is_node(nodes):
-    return isinstance(nodes, tuple) and len(nodes) == 2 and all(isinstance(n, int) for n in nodes)
 
 
 def units_by_name(nodes):
@@ -140,20 +133,22 @@ def replacing_edits(units, new):
             for name, chosen in units.items()}
 
 
-def replacements(model, base, mode, source, names, edits=None):
+def replacements(model, base, mode, source, names, edits=None, last_only=True):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
-    The second result counts the first positions at which they do not differ from the prompts'.
+    The second result counts the first positions at which they do not differ from the prompts', the
+    third is the logits of the prompts that they come from, if they are one's own.
     """
     if mode not in MODES:
         raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
     if mode == "zero":
-        return None, 0
+        return None, 0, None
     if source is None:
         raise Error(f"{mode}-ablation needs source prompts: give source=")
     base, source = prompts(model, base), prompts(model, source)
     check_same_length(base, source, "source", any_number=mode == "mean")
-    seen = run(model, source, names, edits=edits, last_only=True).activations
+    seen = run(model, source, names, edits=edits, last_only=last_only)
     if mode == "mean":
-        return {name: array.mean(axis=0, keepdims=True) for name, array in seen.items()}, 0
-    return seen, shared_positions(base, source)
+        return {name: array.mean(axis=0, keepdims=True)
+                for name, array in seen.activations.items()}, 0, None
+    return seen.activations, shared_positions(base, source), seen.logits

@@ -7,16 +7,22 @@ say which it was in `bos`, beside the `tokens` [b, q].
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
+from ..inference.scoring import Window, text_windows
 from .short_reprs import Result
+
+
+class PromptWarning(UserWarning):
+    """Prompts give numbers that look right, but are probably not meant as they were given."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,7 +36,7 @@ class Prompts(Result):
 OnePrompt = str | Tokens
 PromptsLike = Prompts | OnePrompt | Sequence[str] | Sequence[Tokens]  # what `prompts` reads
 Answers = str | int | np.integer | Sequence[str | int] | np.ndarray  # one, or one a prompt
-AnswerSets = Answers | Sequence[Sequence[str | int]]  # or a set a prompt
+AnswerSets = Answers | Set[str | int] | Sequence[Collection[str | int]]  # or a set a prompt
 
 
 def prompts(model: Model, text_or_tokens: PromptsLike, bos: bool | None = None) -> Prompts:
@@ -73,6 +79,9 @@ def by_length(
     end = end_of_text(model, needed=bos)
     if not bos and not all(map(len, rows)):
         raise Error("the text is empty: give a text, or leave bos on")
+    if bos and any(len(row) and row[0] == end for row in rows):
+        warnings.warn("the prompt begins with <|endoftext|> and gets another before it: leave it "
+                      "out, or give bos=False", PromptWarning, stacklevel=4)
     lengths, groups = np.array([len(row) for row in rows]), []
     for length in dict.fromkeys(lengths.tolist()):
         own = np.flatnonzero(lengths == length)
@@ -80,8 +89,7 @@ def by_length(
         if bos:
             tokens = np.insert(tokens, 0, end, axis=1)
         check_length(model, tokens, long)
-        begins = end is not None and bool((tokens[:, 0] == end).all())
-        groups.append(Group(own, Prompts(tokens, begins)))
+        groups.append(Group(own, Prompts(tokens, begins_with_end(model, tokens))))
     return groups
 
 
@@ -89,17 +97,22 @@ def prompt_rows(model, given):
     """Return the ids of every prompt, without <|endoftext|>, and True if they were text."""
     rows = [given] if isinstance(given, str) else given
     if isinstance(rows, list | tuple) and rows:
-        texts = [isinstance(row, str) for row in rows]
-        if all(texts):
+        kinds = {"texts" if isinstance(row, str) else "lists of ids" if is_several(row) else "ids"
+                 for row in rows}
+        if len(kinds) > 1:
+            raise Error(f"{shown(given)} mixes {' and '.join(sorted(kinds))}: give a list of "
+                        "texts, or of lists of ids")
+        if kinds == {"texts"}:
             return [encoded(model, text) for text in rows], True
-        if any(texts):
-            raise Error(f"{shown(given)} mixes texts with ids: give a list of texts, or of lists "
-                        "of ids")
-        if all(isinstance(row, list | tuple) or getattr(row, "ndim", 0) for row in rows):
+        if kinds == {"lists of ids"}:
             return [checked_ids(model, [row])[0] for row in rows], False
     if not hasattr(given, "dtype") and not isinstance(given, list | tuple):
         raise Error(f"the prompt is {shown(given)}: give a text, a list of texts, or token ids")
     return checked_ids(model, given), False
+
+
+def is_several(value):
+    return isinstance(value, list | tuple | set | frozenset) or bool(getattr(value, "ndim", False))
 
 
 def check_length(model, tokens, long):
@@ -107,6 +120,32 @@ def check_length(model, tokens, long):
     if tokens.shape[1] > n_ctx and not long:
         raise Error(f"{tokens.shape[1]} positions do not fit: n_ctx is {n_ctx}. Give fewer tokens; "
                     "measure, heads, lens and max_activating read longer texts in windows")
+
+
+class Batched(Result):
+    """A result of several prompts. `prompt_axes` has the axis of the prompts of each array."""
+
+    prompt_axes: ClassVar[dict[str, int]]
+
+    def of_prompt(self: Batch, row: int) -> Batch:
+        """Return the result of one prompt, an array in which that axis has length 1."""
+        arrays = {name: getattr(self, name) for name in self.prompt_axes}
+        own: Any = self
+        return replace(own, **{name: array.take([row], self.prompt_axes[name])
+                               for name, array in arrays.items() if array is not None})
+
+
+Batch = TypeVar("Batch", bound=Batched)
+
+
+def one_each_in_order(model, groups, results):
+    """Return the results of groups as a list of single prompts' results, in the order given."""
+    found = {}
+    for group, result in zip(groups, results, strict=True):
+        for i, row in enumerate(group.rows.tolist()):
+            own = result.of_prompt(i)
+            found[row] = replace(own, bos=begins_with_end(model, own.tokens))
+    return [found[row] for row in sorted(found)]
 
 
 def pairs_by_length(
@@ -144,6 +183,12 @@ def in_order(rows: Sequence[np.ndarray], arrays: Sequence[np.ndarray], axis: int
     return np.concatenate(arrays, axis).take(np.argsort(np.concatenate(rows)), axis)
 
 
+def windows_of(lengths: Sequence[int], n_ctx: int) -> list[Window]:
+    """Return windows, overlapping by half, that count every position of texts once."""
+    # text_windows leaves out the last token, which predicts nothing: here it has its turn.
+    return text_windows([range(n + 1) for n in lengths], n_ctx, max(1, n_ctx // 2))
+
+
 def encoded(model, text):
     """Return the ids of a text without those that its tokenizer puts before every text."""
     tokenizer = tokenizer_of(model)
@@ -169,15 +214,20 @@ def end_of_text(model, needed=False):
     return end
 
 
+def begins_with_end(model, tokens):
+    end = end_of_text(model)
+    return end is not None and bool((tokens[:, 0] == end).all())
+
+
 def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
     """Return the id of a text that is exactly one token, or an id, checked.
 
     Raises Error for a text of several tokens and for an id outside the vocabulary.
     """
     if not isinstance(text_or_id, str):
-        if np.ndim(text_or_id):
-            raise Error(f"{shown(text_or_id)} are several tokens, expected one: sets of answers are "
-                        "for logit_difference and log_probability")
+        if is_several(text_or_id):
+            raise Error(f"{shown(text_or_id)} is a set of answers, expected one token: "
+                        "logit_difference and log_probability take sets")
         return int(checked_ids(model, [[text_or_id]])[0, 0])
     tokenizer, ids = tokenizer_of(model), encoded(model, text_or_id)
     if len(ids) != 1:
@@ -190,17 +240,17 @@ def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
 
 def answer_ids(model, answers):
     """Return ids [1 or b] from a text, an id, or a sequence of either."""
-    several = isinstance(answers, list | tuple | set | np.ndarray)
-    return np.array([token_id(model, answer) for answer in (answers if several else [answers])],
-                    int)
+    several = is_several(answers) and not isinstance(answers, set | frozenset)
+    return np.array([token_id(model, one) for one in (answers if several else [answers])], int)
 
 
 def answer_sets(model, answers):
     """Return ids [1 or b, s] of a token, one a prompt or a set a prompt; -1 fills short sets."""
-    nested = isinstance(answers, list | tuple | np.ndarray) and any(map(np.ndim, answers))
-    if not nested:
+    if isinstance(answers, set | frozenset):
+        answers = [answers]
+    if not is_several(answers) or not any(map(is_several, answers)):
         return answer_ids(model, answers)[:, None]
-    sets = [np.unique(answer_ids(model, one)) for one in answers]
+    sets = [np.unique(answer_ids(model, [*one] if is_several(one) else one)) for one in answers]
     if not all(map(len, sets)):
         raise Error(f"{shown(answers)} has an empty set of answers: give each at least one token")
     size = max(map(len, sets))
@@ -216,6 +266,10 @@ def one_each(values, n):
 
 def labels_of(model: Model, tokens: Tokens) -> list[str]:
     """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
+    if (not isinstance(tokens, list | tuple | np.ndarray)
+            or not all(isinstance(i, int | np.integer) for i in tokens)):
+        raise Error(f"labels_of takes the ids of one prompt, not {shown(tokens)}: give a list of "
+                    "ids, such as result.tokens[0]")
     tokenizer, n = model.tokenizer, model.n_vocab
     return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 

@@ -92,7 +92,7 @@ def attribution(
              edits)
     if directions is not None:
         found = stream_terms(*asked, centred(directions * norm["g"]), by_source)
-        values, bias = found.values / found.scale[..., 0], (directions @ norm["b"])[:, None]
+        values = with_last(found.values / found.scale[..., 0], (directions @ norm["b"])[:, None])
     elif by_source:
         raise Error("by_source needs one number to explain: give an answer or a direction")
     else:
@@ -100,9 +100,8 @@ def attribution(
         wte = on_host(wte)
         check_size((*found.values.shape[:-1], len(wte)),
                    "give an answer, a direction or a position")
-        read = centred(found.values) / found.scale * norm["g"]
-        values, bias = einsum("pbqd,vd->pbqv", read, wte), wte @ norm["b"]
-    values = np.concatenate([values, np.broadcast_to(bias, (1, *values.shape[1:]))])
+        read = with_last(centred(found.values) / found.scale * norm["g"], norm["b"])
+        values = einsum("pbqd,vd->pbqv", read, wte)
     check_numbers("the logits", values, model)
     sources = None
     if found.sources is not None:
@@ -113,6 +112,10 @@ def attribution(
         values, position = values[:, :, 0], position % given.tokens.shape[1]
     return Attribution([*found.labels, FINAL_BIAS], values, values.sum(axis=0), position,
                        given.tokens, given.bos, sources)
+
+
+def with_last(values, bias):
+    return np.concatenate([values, np.broadcast_to(bias, (1, *values.shape[1:]))])
 
 
 def wanted_directions(model, n, answer, wrong, direction, like):

@@ -20,7 +20,7 @@ import numpy as np
 from ..backend import einsum, namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, softmax
-from .inputs import Answers, AnswerSets, answer_sets, one_each
+from .inputs import AnswerSets, answer_sets, one_each
 from .short_reprs import Result
 
 Kind = Literal["logit", "log_probability", "probability"]
@@ -194,20 +194,21 @@ def logit_difference(
     """Return the metric "logit of `answers` minus logit of `wrong`" at the last position.
 
     Each is one token (text or id) for all prompts, one for each, or a set for each:
-    [[" he", " him"], [" she"]]. A set for all prompts is a list of one set. None for `wrong` leaves
-    the measure of `answers` alone.
+    [[" he", " him"], [" she"]]; [[" he", " him"]] is one set for all. If `wrong` is None, the
+    measure of `answers` is all.
 
-    `kind` is "logit", the mean logit of a set (linear, so attribution adds up to it), "probability",
-    the sum over the set, or "log_probability", the logarithm of this sum (nats). Wang et al. 2022
-    take the logits of single names, Hanna et al. 2023 ("How does GPT-2 compute greater-than?") the
-    probability of all greater years minus that of the others.
+    `kind` is "logit", the mean logit of a set (linear, so that attribution adds up to it),
+    "probability", the sum over the set, or "log_probability", the logarithm of that sum in nats.
+    Wang et al. 2022 compare logits of single names; Hanna et al. 2023 ("How does GPT-2 compute
+    greater-than?") the probability of all greater years with that of the others.
     """
     if kind not in get_args(Kind):
         raise Error(f"kind is {shown(kind)}: choose one of {', '.join(get_args(Kind))}")
-    ids = [None if one is None else answer_sets(model, one) for one in (answers, wrong)]
+    right = answer_sets(model, answers)
+    other = None if wrong is None else answer_sets(model, wrong)
     if kind == "logit":
-        return LogitDifference(*ids)
-    return ProbabilityDifference(*ids, n_vocab=model.n_vocab, log=kind == "log_probability")
+        return LogitDifference(right, other)
+    return ProbabilityDifference(right, other, model.n_vocab, kind == "log_probability")
 
 
 def log_probability(model: Model, answers: AnswerSets) -> Differentiable:

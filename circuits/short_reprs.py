@@ -13,14 +13,16 @@ FEW, WIDTH = 4, 100  # items that are shown one by one; characters of a line
 
 
 class Result:
-    """The base class of results, dataclasses that hold arrays."""
+    """The base class of results, dataclasses that hold arrays. `properties` are shown too."""
+
+    properties: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         from textwrap import fill
 
         own: Any = self
-        text = ", ".join(f"{field.name}={short(getattr(self, field.name))}"
-                         for field in fields(own))
+        names = [*(field.name for field in fields(own)), *self.properties]
+        text = ", ".join(f"{name}={short(getattr(self, name))}" for name in names)
         return fill(f"{type(self).__name__}({text})", WIDTH, subsequent_indent="    ",
                     break_long_words=False, break_on_hyphens=False)
 

@@ -35,6 +35,9 @@ class Task(Result):
     wrong: np.ndarray
 
     def metric(self, model: Model) -> Differentiable:
+        if not isinstance(model, Model):
+            raise Error("metric takes the model and returns the metric: write "
+                        "task.metric(model)(logits)")
         return logit_difference(model, self.answers, self.wrong)
 
 

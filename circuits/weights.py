@@ -22,21 +22,20 @@ from ..bpe import shown
 from ..gpt2_np import NO_TAP, Error, Model, map_leaves, mlp_layer
 from ..gpt2_np import layer_norm as apply_layer_norm
 from ..inference.turns import turn
-from .inputs import check_count, check_index, check_numbers, labels_of
+from .inputs import check_count, check_numbers, labels_of
 from .interventions import host_numbers
+from .names import parse_neuron
 from .short_reprs import Result
 
 
 def neuron_tokens(
-    model: Model, layer: int, neuron: int, top: int = 8, folded: bool = False
+    model: Model, neuron: Any, top: int = 8, folded: bool = False
 ) -> dict[str, Any]:
-    """Return the tokens that a neuron reads most, and those whose logits it raises and lowers.
+    """Return the tokens that a neuron "L2N17" reads, and those whose logits it raises and lowers.
 
     "reads", "raises", "lowers": (token ids, scores) each, for the `top` tokens.
     """
-    config = model.config
-    check_index("layer", layer, config.n_layer)
-    check_index("neuron", neuron, 4 * config.n_embd)
+    layer, neuron = parse_neuron(model.config, neuron)
     block = on_host(model.params["blocks"][layer])
     reading, writing = block["mlp"]["c_fc"]["w"][:, neuron], block["mlp"]["c_proj"]["w"][neuron]
     if folded:
@@ -62,7 +61,8 @@ def unembed(
         flat = vectors.reshape(1, -1, vectors.shape[-1])
         flat = apply_layer_norm(flat, **on_host(model.params["ln_f"]), tap=NO_TAP)
         vectors = flat.reshape(vectors.shape)
-    return vectors @ unembedding(model, folded)
+    with turn(model):
+        return vectors @ unembedding(model, folded)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from ..gpt2_np import Config, Error, TapFunction, Tokens, token_batch
+from ..bpe import shown
+from ..gpt2_np import Config, Error, Model, TapFunction, Tokens, token_batch
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -37,8 +38,19 @@ class GenerationOptions(SamplingOptions, total=False):
 
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     """Check the token ids of one text and return them as an array [position] on the host."""
+    if isinstance(tokens, str):
+        raise Error(f"tokens are the text {shown(tokens)}: give its ids, as "
+                    "model.tokenizer.encode(text) does")
     ids = token_batch(tokens, config)
     if len(ids) > 1 or ids.size != len(tokens):
         raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
                     "generate_batch and score_batch take several")
     return ids[0]
+
+
+def start_of_text(model: Model, bos: bool) -> list[int]:
+    """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list."""
+    end = getattr(model.tokenizer, "end_of_text", None)
+    if bos and end is None:
+        raise Error("bos=True needs a vocabulary that has <|endoftext|>: leave it out")
+    return [end] if bos else []

@@ -63,7 +63,13 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
-    table = circuits.lens(model, [ids, ids], answer=" art", top=3).probability
+    table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
+    scores = circuits.heads(model, ["But soft", "What light through yonder"])
+    for one in scores if isinstance(scores, list) else [scores]:
+        print(one.current_token.max(), circuits.labels_of(model, one.tokens[0]))
+    metric = circuits.logit_difference(model, [[" the", " a"]], {" to"}, kind="probability")
+    print(circuits.gradients(model, ids, circuits.repeat_loss(np.array(ids), 2)).keys())
+    print(metric.gradient(seen.logits), circuits.log_probability(model, " the")(seen.logits))
     print(table[-1], seen.logits.shape, pattern.shape, sweep.normalized, first_token(model, ids))
 
 
@@ -84,6 +90,9 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
         model.tokenizer.encodee("ROMEO.")  # error
     circuits.run(model, ids, edit={})  # error
     circuits.lens(model, 0.5)  # error
+    print(circuits.lens(model, [ids, ids]).probability)  # error
+    circuits.heads(model, "ROMEO.", seeed=1)  # error
+    circuits.logit_difference(model, 5, 6, kind="odds")  # error
     circuits.max_activating(model, 5, "L1N17")  # error
     circuits.attribution_patching(model, ids, ids, ids)  # error
     print(circuits.run(model, ids).logitts)  # error

@@ -26,7 +26,7 @@ COMMANDS = {
                           "v", "--by-position"],
     "patch a task": ["patch", "--task", "repeated", "--what", "resid_mid"],
     "find": ["find", "--task", "repeated", "--prompts", "2", "--keep", "0.5"],
-    "find edges": ["find", "The café at", "The naïve at", "--answer", " the", "--wrong", " of",
+    "find edges": ["find", "The café at", "The naïve at", "--answer", " of", "--wrong", " the",
                    "--edges", "--keep", "0.5"],
     "neurons": ["neurons", "The naïve", "--answer", " the", "--top", "3"],
     "a neuron": ["neurons", "--layer", "1", "--neuron", "17"],

@@ -11,7 +11,7 @@ HOST = random_model()
 TOKENS = np.random.default_rng(0).integers(0, TINY.n_vocab, (2, 10))
 OTHER = TOKENS.copy()
 OTHER[:, 4] = (OTHER[:, 4] + 5) % TINY.n_vocab
-METRIC = circuits.logit_difference(HOST, 3, 5)
+METRIC = circuits.logit_difference(HOST, 5, 3)
 PAIR = {"base": TOKENS, "source": OTHER, "metric": METRIC}
 Z, SCORES = "blocks.1.attn.hook_z", "blocks.0.attn.hook_attn_scores"
 
@@ -65,6 +65,10 @@ TOOLS = {
     "mean": lambda m: circuits.mean_activation(m, list(TOKENS), Z),
     "decompose": lambda m: circuits.decompose(m, TOKENS, neurons=[0]).values,
     "attribution": lambda m: circuits.attribution(m, TOKENS, 3).values,
+    "neurons and sources": lambda m: [a.sum() for found in [circuits.attribution(
+        m, TOKENS, 3, 5, position=None, by_source=True, neurons="all", edits=EDITS)]
+        for a in (found.values, found.by_source.values)],
+    "unembed": lambda m: circuits.unembed(m, VECTOR, layer_norm=True),
     "lens": lambda m: circuits.lens(m, TOKENS, frozen=True).entropy,
     "heads": lambda m: circuits.heads(m, TOKENS).entropy,
     **{f"patching {what}": lambda m, what=what: circuits.patching(m, what, **PAIR).values
@@ -73,15 +77,15 @@ TOOLS = {
     "path patching": lambda m: circuits.path_patching(m, **PAIR, receivers=[(2, 1, "q")]).values,
     "composition": lambda m: circuits.composition(m, "K"),
     "copying": circuits.copying_scores,
-    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
-    "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
+    "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).entries([1], [2]),
+    "neuron": lambda m: circuits.neuron_tokens(m, "L1N1")["reads"][1],
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
     "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
                                  for one in circuits.max_activating(m, TOKENS, unit)],
     "histogram": lambda m: circuits.histogram(m, TOKENS, "blocks.1.hook_resid_mid", [-1, 0]).mean,
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
     "attribution patching": lambda m: circuits.attribution_patching(m, **PAIR, steps=2).values,
-    "edges": lambda m: circuits.edge_attribution(m, **PAIR),
+    "edges": lambda m: circuits.edge_attribution(m, **PAIR).values,
     "find": lambda m: circuits.find(m, **PAIR, keep=0.8).share,
     "find edges": lambda m: circuits.find_edges(m, **PAIR, keep=0.8, checks=9).share,
 }  # fmt: skip

@@ -10,7 +10,7 @@ TOKENS = np.random.default_rng(5).integers(0, TINY.n_vocab, (2, 10))
 
 OTHER = (TOKENS + 1) % TINY.n_vocab
 
-METRIC = circuits.logit_difference(MODEL, 1, 2)
+METRIC = circuits.logit_difference(MODEL, 2, 1)
 
 PAIR = {"base": TOKENS, "source": OTHER, "metric": METRIC}
 
@@ -76,18 +76,19 @@ def call(function, *args, **options):
         (call(circuits.ablated, ["head 3"]), "'head 3' is not a head or MLP"),
         (call(circuits.ablated, ["L0H0"], "often"), "unknown ablation 'often'"),
         (call(circuits.path_patching, **PAIR, receivers=[(1, 1, "z")]), "receiver"),
-        (call(circuits.path_patching, **PAIR, receivers="mlp"), "unknown receiver 'mlp'"),
+        (call(circuits.path_patching, **PAIR, receivers="mlp"), "'mlp' is not a head or MLP"),
         (call(circuits.path_patching, **PAIR, receivers=[]), "no receivers"),
         (call(circuits.path_patching, **PAIR, receivers=[(1, None, "q")]), "receiver"),
         (call(circuits.composition, "X"), "unknown composition 'X'"),
-        (call(circuits.ov, 0, 4), "layer 0's head 4 does not exist"),
-        (call(circuits.neuron_tokens, 0, 80), "neuron 80 does not exist: there are 80"),
+        (call(circuits.ov, "L0H4"), "layer 0's head 4 does not exist"),
+        (call(circuits.neuron_tokens, "L0N80"), "neuron 80 does not exist: there are 80"),
         (call(circuits.find, **PAIR, keep=0), "keep is 0"),
         (call(circuits.find, **PAIR, subsets=0), "subsets is 0"),
         (call(circuits.find, **{**PAIR, "source": OTHER[:, 1:]}), "the source prompts 9"),
-        (call(circuits.patch_edges, [[True]], base=TOKENS, source=OTHER),
-         r"\(1, 1\), it must be \(16, 40\)"),
-        (call(circuits.patching, base=TOKENS, source=OTHER, metric=circuits.repeat_loss(TOKENS, 4)),
+        (call(circuits.patch_edges, np.ones((1, 1), bool), base=TOKENS, source=OTHER),
+         r"\(1, 1\), it must be booleans of shape \(16, 40\)"),
+        (call(circuits.patching, base=TOKENS, source=OTHER, metric=circuits.repeat_loss(TOKENS, 4),
+              last_only=True),
          "use last_only=False"),
         (call(circuits.measure, [[1, 2]], bos=True), "has <.endoftext.>"),
         (call(circuits.repeated_tokens, 4, 0), "batch is 0"),
@@ -101,6 +102,22 @@ def call(function, *args, **options):
         (call(circuits.repeated_tokens, 13), "length is 13: it must be from 2 to 12"),
         (call(circuits.indirect_object), "no vocabulary"),
         (call(circuits.heads, length=40), "length is 40"),
+        (call(circuits.heads, []), "there are no tokens: give at least one"),
+        (call(circuits.lens, 5), "the prompt is 5: give a text, a list of texts, or token ids"),
+        (call(circuits.lens, [1, 2], [[3, 4]]), r"\[3, 4\] is a set of answers, expected"),
+        (call(circuits.run, ["a", [1, 2]]), "mixes lists of ids and texts: give a list of texts"),
+        (call(circuits.run, [[1, 2], 3]), "mixes ids and lists of ids: give a list of texts"),
+        (call(circuits.measure, []), r"texts is \[\]: give a list of texts, at least one"),
+        (call(circuits.measure, 5), "texts is 5: give a list of texts, at least one"),
+        (call(circuits.labels_of, "ROMEO"), "takes the ids of one prompt, not 'ROMEO': give"),
+        (call(circuits.labels_of, [[1, 2], [3]]), r"not \[\[1, 2\], \[3\]\]: give a list of ids"),
+        (call(circuits.labels_of, 5), "takes the ids of one prompt, not 5"),
+        (call(circuits.logit_difference, 1, 2, "odds"), "kind is 'odds': choose one of logit, "),
+        (call(circuits.logit_difference, [[1], []], 2), r"\[\[1\], \[\]\] has an empty set"),
+        (lambda model: circuits.logit_difference(model, [[1], [2]], 3)(np.zeros((3, 1, 61))),
+         "2 answers were given for 3 prompts: give one, or one for each"),
+        (lambda model: circuits.repeated_tokens(model, 3).metric(np.zeros((3, 1, 61))),
+         r"takes the model and returns the metric: write task.metric\(model\)\(logits\)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_error(work, message):
@@ -144,4 +161,4 @@ def test_a_model_that_holds_nan_is_named_with_the_parameter(work):
 @pytest.mark.parametrize("work", [lambda m: m.svd(), lambda m: m.eigenvalues()])
 def test_a_matrix_that_holds_nan_is_one_clear_error(work):
     with pytest.raises(Error, match="factors hold NaN or infinity"):
-        work(circuits.ov(Model(TINY, UNDEFINED), 1, 3))
+        work(circuits.ov(Model(TINY, UNDEFINED), "L1H3"))

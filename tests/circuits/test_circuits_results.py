@@ -3,7 +3,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from prompt_pair import CLEAN, METRIC, MODEL, NOISING, TEXT, close
+from prompt_pair import CLEAN, DENOISING, METRIC, MODEL, TEXT, close
 
 from gpt2_np import Error, circuits
 
@@ -11,10 +11,12 @@ RESULTS = [
     lambda: circuits.prompts(MODEL, CLEAN), lambda: circuits.run(MODEL, CLEAN, "z"),
     lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
     lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
-    lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, 0, 0),
-    lambda: circuits.find(MODEL, **NOISING, keep=0.5),
+    lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
+    lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
-    lambda: circuits.repeated_tokens(MODEL, 5),
+    lambda: circuits.repeated_tokens(MODEL, 5), lambda: circuits.gradients(MODEL, CLEAN, METRIC),
+    lambda: circuits.attribution(MODEL, CLEAN, 1, neurons="all", by_source=True),
+    lambda: circuits.top_tokens(MODEL, MODEL.params["wte"]),
 ]  # fmt: skip
 
 
@@ -70,11 +72,11 @@ def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
 TOKEN_LISTS = {
     "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-1],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
-    "full circuit": lambda m: [circuits.full_ov(m, 1, 1, folded=True).full(),
-                               circuits.full_qk(m, 1, 1, extended=True).full()],
-    "singular": lambda m: circuits.singular_tokens(m, 1, 1)[0]["writes"],
-    "neuron": lambda m: [*circuits.neuron_tokens(m, 1, 1)["reads"],
-                         *circuits.neuron_tokens(m, 1, 1)["lowers"]],
+    "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
+                               circuits.full_qk(m, "L1H1", extended=True).full()],
+    "singular": lambda m: circuits.singular_tokens(m, "L1H1")[0]["writes"],
+    "neuron": lambda m: [*circuits.neuron_tokens(m, "L1N1")["reads"],
+                         *circuits.neuron_tokens(m, "L1N1")["lowers"]],
     "measure": lambda m: [circuits.measure(m, [TEXT[:40], TEXT[:9]]).reliability],
     "task": lambda m: [circuits.repeated_tokens(m, 15).corrupted.tokens],
     "metric": lambda m: [circuits.log_probability(m, " the")(

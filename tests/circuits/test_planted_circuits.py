@@ -36,7 +36,7 @@ def test_head_scores_find_each_planted_head():
     assert scores.duplicate_token[NEGATIVE] == pytest.approx(0.5, abs=0.02)  # the rest on itself
     assert others(scores.induction, INDUCTION) < 0.2
     assert scores.entropy[PREVIOUS] < 0.05 < scores.entropy[0, 0]
-    assert scores.distance[PREVIOUS] == pytest.approx(17 / 18, abs=0.01)
+    assert scores.distance[PREVIOUS] == pytest.approx(1, abs=0.01)
 
 
 def test_weights_show_who_copies_who_suppresses_and_who_composes():
@@ -52,13 +52,13 @@ def test_weights_show_who_copies_who_suppresses_and_who_composes():
 
 
 def test_full_circuits_hold_the_planted_entries():
-    ov = circuits.full_ov(MODEL, *INDUCTION).full()
+    ov = circuits.full_ov(MODEL, INDUCTION).full()
     assert (ov.argmax(axis=1) == np.arange(CONFIG.n_vocab)).all()
-    assert (circuits.full_ov(MODEL, *NEGATIVE).full().argmin(axis=1) == np.arange(20)).all()
+    assert (circuits.full_ov(MODEL, NEGATIVE).full().argmin(axis=1) == np.arange(20)).all()
     token, before, _ = subspaces()
-    lookup = (token @ circuits.qk(MODEL, *INDUCTION) @ before.T).full()
+    lookup = (token @ circuits.qk(MODEL, INDUCTION) @ before.T).full()
     assert (lookup.argmax(axis=1) == np.arange(CONFIG.n_vocab)).all()
-    singular = circuits.singular_tokens(MODEL, *INDUCTION, n=19, top=1)
+    singular = circuits.singular_tokens(MODEL, INDUCTION, n=19, top=1)
     assert all(found["reads"][0][0] == found["writes"][0][0] for found in singular)
 
 

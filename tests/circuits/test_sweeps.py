@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from prompt_pair import ANSWERS, CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, NOISING, close
 
-from gpt2_np import circuits, gpt2_np
+from gpt2_np import Error, circuits, gpt2_np
 from gpt2_np.circuits import sweeps
 from gpt2_np.circuits.edits import MODES
 
@@ -143,3 +143,56 @@ def test_the_top_of_a_sweep_names_its_strongest_cells():
     assert by_position.effect[layer, position] == effect
     heads = circuits.patching(MODEL, "z", **DENOISING, by_position=True)
     assert re.fullmatch(r"L\dH\d, position \d+", heads.top(1)[0][0])
+
+
+@pytest.mark.parametrize("tool", [
+    lambda **o: circuits.patching(MODEL, "z", **o),
+    lambda **o: circuits.attribution_patching(MODEL, "z", **o),
+    lambda **o: circuits.path_patching(MODEL, "heads", "L2H1", **o),
+    lambda **o: circuits.ablation(MODEL, "mlp_out", mode="mean", by_position=False, **o),
+    lambda **o: circuits.ablation(MODEL, "z", **{**o, "source": None}),
+])  # fmt: skip
+def test_pairs_of_several_lengths_are_swept_as_each_alone_in_the_order_given(tool):
+    lengths = [12, 9, 12]
+    base, source = ([row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+                    for rows in (CLEAN, CORRUPTED))
+    sweep = tool(base=base, source=source, metric=METRIC)
+    for rows in ([0, 2], [1]):
+        alone = tool(base=[base[i] for i in rows], source=[source[i] for i in rows],
+                     metric=METRIC.of_rows(np.array(rows), 3))
+        close(sweep.per_prompt[..., rows], alone.per_prompt)
+        close(sweep.base[rows], alone.base)
+        assert (sweep.source is None) == (alone.source is None)
+    assert [len(row) for row in sweep.tokens] == lengths and sweep.kind == alone.kind
+
+
+def test_prompts_of_several_lengths_have_no_common_positions_and_pairs_must_match():
+    base = [[1, 2, 3], [4, 5]]
+    metric = circuits.logit_difference(MODEL, 1, 2)
+    with pytest.raises(Error, match="share no positions to sweep over: give by_position=False"):
+        circuits.patching(MODEL, "resid_pre", base=base, source=base, metric=metric)
+    with pytest.raises(Error, match="prompt 0 has 3 tokens and its source 2"):
+        circuits.patching(MODEL, "z", base=base, source=base[::-1], metric=metric)
+    with pytest.raises(Error, match="3 tokens and the source prompts 2"):
+        circuits.ablation(MODEL, "z", base=base[:1], source=base[1:], mode="mean", metric=metric)
+
+
+def test_a_sweep_says_if_it_denoises_or_noises():
+    there, back = (circuits.patching(MODEL, **pair) for pair in (NOISING, DENOISING))
+    better = there.base.mean() > there.source.mean()
+    assert [there.kind, back.kind] == ["noising", "denoising"][:: 1 if better else -1]
+    assert f"kind='{there.kind}'" in repr(there)
+    assert circuits.ablation(MODEL, base=CLEAN, metric=METRIC).kind == "ablation"
+    close(circuits.ablation(MODEL, mode="resample", **NOISING).per_prompt, there.per_prompt)
+
+
+def test_a_search_of_prompts_that_are_the_wrong_way_round_warns():
+    better = METRIC(circuits.run(MODEL, CLEAN).logits).mean() > METRIC(
+        circuits.run(MODEL, CORRUPTED).logits).mean()
+    right, wrong = (NOISING, DENOISING) if better else (DENOISING, NOISING)
+    found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **right)
+    assert found.kind == "noising" and found.base.mean() > found.none.mean()
+    close(found.none, found.source)  # every edge replaced is the source's run
+    with pytest.warns(circuits.PromptWarning, match="give the prompts that do the task as base"):
+        found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **wrong)
+    assert found.kind == "denoising"

@@ -144,7 +144,7 @@ def test_passes_of_several_threads_never_overlap():
     lambda: circuits.patch_edges(MODEL, np.zeros_like(EDGES), base=PROMPT, source=OTHER),
     lambda: circuits.find_edges(MODEL, **PAIR, keep=0.5, checks=1, subsets=1),
     lambda: circuits.path_patching(MODEL, **PAIR, through_mlps=True),
-    lambda: circuits.full_ov(MODEL, 1, 0, extended=True),
+    lambda: circuits.full_ov(MODEL, "L1H0", extended=True),
 ])  # fmt: skip
 def test_every_pass_takes_a_turn(job, monkeypatch):
     passes = []

@@ -111,6 +111,38 @@ def test_parts_of_the_stream_agree(pair, mlp_neurons):
     assert compared == len(labels) - 1
 
 
+def test_the_accumulated_stream_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    for at, layer in ((None, None), ("1_pre", 1), ("2_pre", 2)):
+        theirs, labels = cache.accumulated_resid(layer=layer, incl_mid=True, return_labels=True)
+        points, ours = circuits.decompose(pair.model, pair.clean, at).accumulated()
+        assert points == labels
+        assert error(ours, theirs) < 1e-4
+
+
+def test_a_stack_of_one_activation_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    ours = circuits.run(pair.model, pair.clean, "z")
+    assert error(ours.stack("z"), cache.stack_activation("z")) < 1e-4
+    assert error(ours["z", -1], cache["z", -1]) < 1e-4
+
+
+def test_unembedding_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    normalized, stream = cache["ln_final.hook_normalized"], cache["resid_post", -1]
+    normalized = gained(pair.peer, normalized) + pair.peer.ln_final.b
+    theirs = pair.peer.unembed(normalized)
+    n = pair.model.n_vocab
+    assert error(circuits.unembed(pair.model, normalized), theirs[..., :n]) < 1e-4
+    assert error(circuits.unembed(pair.model, stream, layer_norm=True), theirs[..., :n]) < 1e-4
+    processed = hooked(pair.model, processed=True)
+    vector = np.random.default_rng(0).standard_normal((2, pair.model.config.n_embd))
+    theirs = processed.unembed(torch.tensor(vector - vector.mean(axis=-1, keepdims=True)).float())
+    ours = circuits.unembed(pair.model, vector, folded=True)
+    theirs = theirs - processed.unembed.b_U
+    assert error(ours, (theirs - theirs.mean(dim=-1, keepdim=True))[..., :n]) < 1e-4
+
+
 def test_the_lens_agrees(pair):
     _, cache = pair.peer_cache(pair.clean)
     theirs, labels = cache.accumulated_resid(incl_mid=True, apply_ln=True, return_labels=True)
@@ -150,6 +182,31 @@ def test_attribution_agrees(pair):
         np.testing.assert_allclose(ours[label], value, rtol=1e-3, atol=1e-5)
     logits = circuits.run(pair.model, pair.clean).logits
     assert error(ours.total, pair.metric(logits)) < 1e-4
+
+
+def test_attribution_of_all_neurons_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    stack, labels = cache.stack_neuron_results(layer=-1, pos_slice=-1, return_labels=True)
+    stack = gained(pair.peer, cache.apply_ln_to_stack(stack, pos_slice=-1))
+    direction = pair.peer.W_U[:, pair.answers] - pair.peer.W_U[:, pair.wrong]  # [d, b]
+    theirs = torch.einsum("pbd,db->pb", stack, direction)
+    ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong, neurons="all")
+    where = {label: i for i, label in enumerate(ours.labels)}
+    assert error(ours.values[[where[label] for label in labels]], theirs) < 1e-4
+
+
+def test_attribution_by_source_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    scale = cache["ln_final.hook_scale"][:, -1]
+    direction = pair.peer.W_U[:, pair.answers] - pair.peer.W_U[:, pair.wrong]
+    ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong, by_source=True)
+    theirs = []
+    for layer in range(pair.model.config.n_layer):
+        read = direction.T * pair.peer.ln_final.w
+        read = (read - read.mean(dim=-1, keepdim=True)) / scale  # [b, d]
+        written = torch.einsum("bkhe,hed,bd->bhk", cache["v", layer], pair.peer.W_O[layer], read)
+        theirs.append((cache["pattern", layer][:, :, -1] * written).transpose(0, 1))
+    assert error(ours.by_source.values, torch.cat(theirs)) < 1e-4
 
 
 def test_attribution_as_published_agrees_with_processed_weights(pair):
@@ -244,8 +301,8 @@ def test_factored_matrices_agree(pair, processed):
     peer = hooked(pair.model, processed)
     layer, head = pair.model.config.n_layer - 1, 1
     for ours, theirs in (
-        (circuits.ov(pair.model, layer, head, processed), peer.OV[layer, head]),
-        (circuits.qk(pair.model, layer, head, processed), peer.QK[layer, head]),
+        (circuits.ov(pair.model, (layer, head), processed), peer.OV[layer, head]),
+        (circuits.qk(pair.model, (layer, head), processed), peer.QK[layer, head]),
     ):
         assert error(ours.full(), theirs.AB) < 1e-4
         assert error(ours.svd()[1], theirs.svd()[1]) < 1e-4
@@ -254,7 +311,7 @@ def test_factored_matrices_agree(pair, processed):
         assert error(*values) < 1e-3
     w_e, w_u = peer.W_E, peer.W_U
     full = FactoredMatrix(w_e @ peer.W_V[layer, head], peer.W_O[layer, head] @ w_u)
-    ours = circuits.full_ov(pair.model, layer, head, processed)
+    ours = circuits.full_ov(pair.model, (layer, head), processed)
     rows, columns = [0, 7, 11], [3, 2]
     assert error(ours.entries(rows, columns), full.AB[rows][:, columns]) < 1e-4
     copying = full.eigenvalues.numpy()
