@@ -106,7 +106,7 @@ def project_what_each_part_writes_onto_a_direction(model):
     name = "blocks.3.hook_resid_pre"
     questions = circuits.steering_vector(model, [("Is it so?\n", "It is so.\n")], name)
     parts = circuits.decompose(model, TEXT, name, position=-1)
-    asked = parts.project(questions)
+    asked = parts.project(questions, normalized=False)
     _, hand = by_hand(model, parts.tokens[0])
     agree(asked.sum(axis=0)[0, 0], hand[name][-1] @ questions)
     return parts.labels[asked[:, 0, 0].argmax()]

@@ -71,7 +71,7 @@ AS_THERE = {
     "constants_apart=True).heads()": lambda heads: heads.reshape(-1, 1),
     "previous_token": lambda scores: scores / scores.max(),
     "by_position=True).values": lambda values: values.transpose(0, 2, 1),
-    "eigenvalues()": np.sort_complex,
+    "eigenvalues()": lambda values: np.sort(np.abs(values)),
 }
 
 
@@ -86,7 +86,7 @@ def as_here(left, value, names):
     if "detect_head" in left:  # averages over all queries, ours over those with a previous token
         value = value / value.max()
     if "eigenvalues" in left:
-        return np.sort_complex(value.numpy())
+        return np.sort(np.abs(value.numpy()))
     return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
