@@ -29,14 +29,14 @@ WIDTH = 200  # characters of a result that are printed
 def see_which_words_may_come_next(model):
     seen = circuits.run(model, TEXT, "resid_post")
     likely = circuits.top_tokens(model, seen["resid_post", -1][0, -1], 3, layer_norm=True)
-    agree(likely.logits, np.sort(by_hand(model, seen.tokens[0])[0][-1])[:-4:-1])
+    agree(likely.logits, np.sort(by_hand(model, seen.tokens[0])["logits"][-1])[:-4:-1])
     return likely.texts
 
 
 def read_the_attention_patterns_of_a_layer(model):
     seen = circuits.run(model, TEXT, "pattern")
     pattern = seen["pattern", 1]  # [batch, head, query, key]
-    agree(pattern[0], by_hand(model, seen.tokens[0])[1]["blocks.1.attn.hook_pattern"])
+    agree(pattern[0], by_hand(model, seen.tokens[0])["blocks.1.attn.hook_pattern"])
     holds(("resid_pre", 1) not in seen and len(seen) == model.config.n_layer)
     return list(seen)
 
@@ -44,18 +44,19 @@ def read_the_attention_patterns_of_a_layer(model):
 def follow_the_size_of_the_stream_through_the_layers(model):
     seen = circuits.run(model, TEXT, "resid_post")
     sizes = np.linalg.norm(seen.stack("resid_post")[:, 0, -1], axis=-1)
-    _, hand = by_hand(model, seen.tokens[0])
+    hand = by_hand(model, seen.tokens[0])
     agree(sizes, [np.linalg.norm(hand[name][-1]) for name in seen])
     return sizes
 
 
 def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
-    starts = ["MENENIUS", "First Citizen", "KING RICHARD III"]
+    starts = ["MENENIUS", "DUKE VINCENTIO", "LADY MACBETH"]
     lenses = circuits.lens(model, starts, ":", position=-1)
-    first = [lens.points[int((lens.rank[:, 0, 0] == 0).argmax())] for lens in lenses]
-    _, hand = by_hand(model, lenses[1].tokens[0])
+    first = [lens.points[(lens.rank[:, 0, 0] == 0).argmax()] for lens in lenses]
+    hand = by_hand(model, lenses[1].tokens[0])
     p = softmax(read(model, hand["blocks.2.hook_resid_pre"][-1]))
     agree(lenses[1].probability[4, 0, 0], p[circuits.token_id(model, ":")])
+    holds(all(lens.rank[-1, 0, 0] == 0 for lens in lenses))
     return first
 
 
@@ -63,9 +64,8 @@ def see_which_parts_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong)
     agree(parts.total, names.metric(model)(circuits.run(model, names.clean).logits))
-    tokens, w_o = names.clean.tokens[0], matrices(model, 1, 1)[3]
-    _, hand = by_hand(model, tokens)
-    written = hand["blocks.1.attn.hook_z"][-1, 1] @ w_o
+    hand = by_hand(model, names.clean.tokens[0])
+    written = hand["blocks.1.attn.hook_z"][-1, 1] @ matrices(model, 1, 1)[3]
     agree(parts["L1H1"][0], written @ reading_direction(model, hand, names))
     return parts.top(3)
 
@@ -74,7 +74,7 @@ def follow_the_difference_of_two_logits_as_the_stream_grows(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, position=None)
     points, logits = parts.accumulated()  # [point, batch, position]
-    _, hand = by_hand(model, names.clean.tokens[0])
+    hand = by_hand(model, names.clean.tokens[0])
     stream = hand["blocks.2.hook_resid_pre"][-1]
     agree(logits[points.index("2_pre")][0, -1], stream @ reading_direction(model, hand, names))
     return dict(zip(points, logits[:, 0, -1].round(1).tolist(), strict=True))
@@ -83,7 +83,7 @@ def follow_the_difference_of_two_logits_as_the_stream_grows(model):
 def see_which_neurons_of_all_layers_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, neurons="all")
-    _, hand = by_hand(model, names.clean.tokens[0])
+    hand = by_hand(model, names.clean.tokens[0])
     w = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])
     agree(parts["L2N17"][0], hand["blocks.2.mlp.hook_post"][-1, 17] * w[17]
           @ reading_direction(model, hand, names))
@@ -95,7 +95,7 @@ def see_from_which_token_a_head_brought_the_answer(model):
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, by_source=True)
     moved = parts.by_source["L1H1"]  # [batch, key]
     tokens = names.clean.tokens[0]
-    _, hand = by_hand(model, tokens)
+    hand = by_hand(model, tokens)
     share, v = hand["blocks.1.attn.hook_pattern"][1, -1], hand["blocks.1.attn.hook_v"][:, 1]
     agree(moved[0], share * (v @ matrices(model, 1, 1)[3] @ reading_direction(model, hand, names)))
     holds(tokens[moved[0].argmax()] == names.answers[0])
@@ -107,7 +107,7 @@ def project_what_each_part_writes_onto_a_direction(model):
     questions = circuits.steering_vector(model, [("Is it so?\n", "It is so.\n")], name)
     parts = circuits.decompose(model, TEXT, name, position=-1)
     asked = parts.project(questions, normalized=False)
-    _, hand = by_hand(model, parts.tokens[0])
+    hand = by_hand(model, parts.tokens[0])
     agree(asked.sum(axis=0)[0, 0], hand[name][-1] @ questions)
     return parts.labels[asked[:, 0, 0].argmax()]
 
@@ -116,7 +116,7 @@ def weigh_one_set_of_answers_against_another(model):
     vowels, others = [[" a", " I", " o"]], [[" t", " th"]]
     metric = circuits.logit_difference(model, vowels, others, kind="probability")
     seen = circuits.run(model, "What is this but")
-    p = softmax(by_hand(model, seen.tokens[0])[0][-1])
+    p = softmax(by_hand(model, seen.tokens[0])["logits"][-1])
     ids = [[circuits.token_id(model, word) for word in words] for words in (*vowels, *others)]
     agree(metric(seen.logits)[0], p[ids[0]].sum() - p[ids[1]].sum())
     return metric(seen.logits)
@@ -125,7 +125,7 @@ def weigh_one_set_of_answers_against_another(model):
 def find_the_induction_heads(model):
     found = circuits.heads(model).induction  # [layer, head]
     repeated = circuits.repeated_tokens(model, 50, 4).clean.tokens
-    patterns = [by_hand(model, row)[1]["blocks.1.attn.hook_pattern"][1] for row in repeated]
+    patterns = [by_hand(model, row)["blocks.1.attn.hook_pattern"][1] for row in repeated]
     agree(found[1, 1], np.mean([np.diag(pattern, -49)[2:].mean() for pattern in patterns]))
     return best(found, model)
 
@@ -133,7 +133,7 @@ def find_the_induction_heads(model):
 def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
     each = circuits.heads(model, TEXTS)
     found = np.mean([attention.previous_token for attention in each], axis=0)
-    patterns = [by_hand(model, one.tokens[0])[1]["blocks.0.attn.hook_pattern"][0] for one in each]
+    patterns = [by_hand(model, one.tokens[0])["blocks.0.attn.hook_pattern"][0] for one in each]
     agree(found[0, 0], np.mean([np.diag(pattern, -1).mean() for pattern in patterns]))
     return best(found, model)
 
@@ -144,7 +144,7 @@ def cut_single_edges_of_attention(model):
     cut = circuits.knock_out([(window, light), (window + 1, light)], head=1)
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_attn_scores": cut})
     by_me = {"blocks.1.attn.hook_attn_scores": put((1, [window, window + 1], light), -np.inf)}
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
     return repr(cut)
 
 
@@ -152,8 +152,8 @@ def run_a_prompt_with_the_attention_of_another(model):
     names = circuits.name_repetition(model, 1)
     patterns = circuits.run(model, names.corrupted, "pattern")
     seen = circuits.run(model, names.clean, edits=patterns)
-    logits, _ = by_hand(model, names.clean.tokens[0], {
-        name: lambda _, new=array[0]: new for name, array in patterns.items()})
+    logits = by_hand(model, names.clean.tokens[0], {
+        name: lambda _, new=array[0]: new for name, array in patterns.items()})["logits"]
     agree(seen.logits[0], logits)
     return names.metric(model)(seen.logits)
 
@@ -168,7 +168,7 @@ def measure_the_loss_without_the_induction_heads(model):
     before, after = (loss(circuits.run(model, repeated.clean, edits=edits).logits).mean()
                      for edits in (None, without))
     by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1:4], 0)}
-    logits = [by_hand(model, row, by_me)[0] for row in repeated.clean.tokens]
+    logits = [by_hand(model, row, by_me)["logits"] for row in repeated.clean.tokens]
     agree(after, loss(np.stack(logits)).mean())
     holds(after > before + 1)
     return before, after
@@ -190,10 +190,10 @@ def put_in_a_heads_mean_over_many_texts(model):
     mean = circuits.mean_activation(model, TEXTS, "blocks.1.attn.hook_z")  # [head, d_head]
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_z": circuits.patch(mean, head=1)})
     rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
-    z = np.concatenate([by_hand(model, row)[1]["blocks.1.attn.hook_z"][1:] for row in rows])
+    z = np.concatenate([by_hand(model, row)["blocks.1.attn.hook_z"][1:] for row in rows])
     agree(mean, z.mean(axis=0))
     by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1], mean[1])}
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
     return mean.shape
 
 
@@ -201,7 +201,7 @@ def switch_off_one_neuron(model):
     off = circuits.ablated(model, "L2N17")
     seen = circuits.run(model, TEXT, edits=off)
     by_me = {"blocks.2.mlp.hook_post": put(np.s_[:, 17], 0)}
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)[0])
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
     return np.abs(seen.logits - circuits.run(model, TEXT).logits).max()
 
 
@@ -212,7 +212,7 @@ def patch_one_head_at_one_position(model):
     patch = circuits.patch(source[name], head=1, position=-1)
     seen = circuits.run(model, names.corrupted, edits={name: patch})
     by_me = {name: put((-1, 1), source[name][0, -1, 1])}
-    agree(seen.logits[0], by_hand(model, names.corrupted.tokens[0], by_me)[0])
+    agree(seen.logits[0], by_hand(model, names.corrupted.tokens[0], by_me)["logits"])
     return names.metric(model)(seen.logits)
 
 
@@ -227,7 +227,7 @@ def make_several_edits_of_one_activation_in_order(model):
         stream[2:4] += 0.5
         return 2 * stream
 
-    agree(seen.logits[0], by_hand(model, seen.tokens[0], {name: by_me})[0])
+    agree(seen.logits[0], by_hand(model, seen.tokens[0], {name: by_me})["logits"])
     return edits[name][:2]
 
 
@@ -240,7 +240,7 @@ def generate_a_batch_with_a_hook_of_my_own(model):
     rows = gpt2_np.generate_batch(model, prompts, 8, tap=tap)
     tokens = list(prompts[1])
     for _ in range(8):
-        logits, _ = by_hand(model, tokens, {"blocks.2.hook_resid_pre": lambda x: 2 * x})
+        logits = by_hand(model, tokens, {"blocks.2.hook_resid_pre": lambda x: 2 * x})["logits"]
         tokens.append(int(logits[-1].argmax()))
     holds(rows[1] == tokens[-8:])
     return model.tokenizer.decode(rows[1])
@@ -252,7 +252,7 @@ def steer_what_the_model_writes(model):
              ("Is it so? Art thou well? Why?\n", "It is so. Thou art well. Then.\n")]
     ask = circuits.add(circuits.steering_vector(model, pairs, name), 2, position=slice(-1, None))
     before, after = (
-        "".join(gpt2_np.complete(model, "MENENIUS:\n", 60, temperature=0.8, seed=seed, tap=tap)
+        "".join(gpt2_np.complete(model, "MENENIUS:\n", 50, temperature=0.8, seed=seed, tap=tap)
                 for seed in range(3)).count("?")
         for tap in (None, circuits.as_tap(model, {name: ask})))
     holds(after > 2 * before)
@@ -277,7 +277,7 @@ def patch_the_stream_at_every_layer_and_position(model):
                               metric=names.metric(model))
     name, position = "blocks.2.hook_resid_pre", names.clean.tokens.shape[1] - 1
     new = circuits.run(model, names.clean, name)[name][0, position]
-    logits, _ = by_hand(model, names.corrupted.tokens[0], {name: put(position, new)})
+    logits = by_hand(model, names.corrupted.tokens[0], {name: put(position, new)})["logits"]
     agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.stack([logits] * 4))[0])
     return sweep.top(3)
 
@@ -316,7 +316,7 @@ def replace_every_head_by_its_mean(model):
 
 
 def patch_every_neuron_of_a_layer(model):
-    names = circuits.name_repetition(model, 2)
+    names = circuits.name_repetition(model, 1)
     sweep = circuits.patching(model, "post", base=names.corrupted, source=names.clean,
                               metric=names.metric(model), layers=[2])
     source = circuits.run(model, names.clean, "blocks.2.mlp.hook_post")
@@ -329,7 +329,7 @@ def patch_every_neuron_of_a_layer(model):
 def estimate_all_patches_from_gradients(model):
     names = circuits.name_repetition(model, 8)
     both = {"base": names.corrupted, "source": names.clean, "metric": names.metric(model)}
-    estimate = circuits.attribution_patching(model, "z", **both, steps=4)
+    estimate = circuits.attribution_patching(model, "z", **both, steps=2)
     beside = circuits.compare(estimate, circuits.patching(model, "z", **both))
     holds(beside.rank_correlation > 0.5)
     return repr(beside)
@@ -340,10 +340,10 @@ def see_what_small_changes_would_do(model):
     slopes = circuits.gradients(model, names.clean, names.metric(model), names="resid_pre")
     name, step = "blocks.2.hook_resid_pre", 1e-4
     direction = np.random.default_rng(0).normal(size=slopes[name].shape[1:])
-    up, down = (by_hand(model, names.clean.tokens[0], {name: lambda x, s=s: x + s * direction})[0]
+    up, down = (by_hand(model, names.clean.tokens[0], {name: lambda x, s=s: x + s * direction})
                 for s in (step, -step))
-    metric = names.metric(model)
-    agree((slopes[name] * direction).sum(), (metric(up[None]) - metric(down[None]))[0] / 2 / step)
+    rise = np.stack([up["logits"] - down["logits"]])
+    agree((slopes[name] * direction).sum(), names.metric(model)(rise)[0] / 2 / step)
     return np.linalg.norm(slopes[name], axis=-1)[0]
 
 
@@ -352,20 +352,20 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
     both = {"base": names.clean, "source": names.corrupted, "metric": names.metric(model)}
     sweep = circuits.path_patching(model, "heads", "L1H1.k", **both, through_mlps=False)
     mlp = circuits.path_patching(model, "MLP0", "L1H1.k", **both)
-    runs = [by_hand(model, given.tokens[0])[1] for given in (names.clean, names.corrupted)]
+    runs = [by_hand(model, given.tokens[0]) for given in (names.clean, names.corrupted)]
     old, new = (run["blocks.0.attn.hook_z"][:, 0] @ matrices(model, 0, 0)[3] for run in runs)
     block = doubled(model.params["blocks"][1])
     arriving = norm(runs[0]["blocks.1.hook_resid_pre"] - old + new, block["ln_1"])
     b_k = block["attn"]["c_attn"]["b"].reshape(3, model.config.n_head, -1)[1, 1]
     k = arriving @ matrices(model, 1, 1)[1] + b_k
     by_me = {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)}
-    logits, _ = by_hand(model, names.clean.tokens[0], by_me)
+    logits = by_hand(model, names.clean.tokens[0], by_me)["logits"]
     agree(sweep.per_prompt[0, 0], names.metric(model)(logits[None]))
     return *sweep.top(2), *mlp.top()
 
 
 def find_a_small_circuit_that_does_the_task(model):
-    repeated = circuits.repeated_tokens(model, 10, 4)
+    repeated = circuits.repeated_tokens(model, 10, 2)
     metric = repeated.metric(model)
     found = circuits.find(model, keep=0.8, base=repeated.clean, source=repeated.corrupted,
                           metric=metric)
@@ -429,7 +429,7 @@ def find_the_texts_that_excite_a_neuron_most(model):
     found = circuits.max_activating(model, TEXTS, "L2N17", top=2)
     spread = circuits.histogram(model, TEXTS, "L2N17")
     rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
-    values = [by_hand(model, row)[1]["blocks.2.mlp.hook_post"][1:, 17] for row in rows]
+    values = [by_hand(model, row)["blocks.2.mlp.hook_post"][1:, 17] for row in rows]
     highest = max(range(3), key=lambda i: values[i].max())
     holds((found[0].text, found[0].position) == (highest, 1 + values[highest].argmax()))
     agree((spread.mean, spread.max), (np.concatenate(values).mean(), found[0].value))
@@ -454,7 +454,7 @@ def measure_the_model_with_and_without_a_head(model):
     whole, without = (circuits.measure(model, TEXTS, edits=edits)
                       for edits in (None, circuits.ablated(model, "L0H0")))
     rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
-    losses = [-np.log(softmax(by_hand(model, row)[0]))[np.arange(len(row) - 1), row[1:]]
+    losses = [-np.log(softmax(by_hand(model, row)["logits"]))[np.arange(len(row) - 1), row[1:]]
               for row in rows]
     agree(whole.loss.value, np.concatenate(losses).mean())
     return str(whole.loss), str(without.loss)
@@ -499,7 +499,7 @@ def holds(fact):
 
 
 def by_hand(model, tokens, changes=None):
-    """Return GPT-2's logits [q, v] and activations, in plain NumPy and float64, for one prompt.
+    """Return the activations and "logits" of one prompt by name, in plain NumPy and float64.
 
     `changes` maps names of activations to functions that change or replace them.
     """
@@ -527,7 +527,7 @@ def by_hand(model, tokens, changes=None):
         gelu = 0.5 * pre * (1 + np.tanh((2 / np.pi) ** 0.5 * (pre + 0.044715 * pre**3)))
         post = see(f"{at}.mlp.hook_post", gelu)
         x = see(f"{at}.hook_resid_post", x + post @ mlp["c_proj"]["w"] + mlp["c_proj"]["b"])
-    return read(model, x), seen
+    return {**seen, "logits": read(model, x)}
 
 
 def put(index, value):
