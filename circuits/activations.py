@@ -18,7 +18,15 @@ from ..gpt2_np import Config, Error, Model, forward
 from ..inference.turns import turn
 from .inputs import PromptsLike, check_index, prompts
 from .interventions import Edits, EditsLike, Place
-from .names import BLOCK_NAMES, SHORT_NAMES, activation_names, as_glob, matching_names, nearest
+from .names import (
+    BLOCK_NAMES,
+    SHORT_NAMES,
+    activation_names,
+    as_glob,
+    matching_names,
+    nearest,
+    stream_point,
+)
 from .short_reprs import Result
 
 
@@ -47,7 +55,8 @@ class Activations(Result, Mapping[str, np.ndarray]):
         if not found:
             wanted = name[0] if isinstance(name, tuple) else name
             known = activation_names(self.config)
-            there = fnmatch.filter(known, as_glob(wanted)) or wanted in BLOCK_NAMES
+            there = (wanted in BLOCK_NAMES
+                     or fnmatch.filter(known, as_glob(stream_point(wanted, self.config))))
             raise NotKept(f"{shown(name)} was not kept" + (
                 f": ask for it with names={wanted!r}" if there
                 else nearest(wanted, [*SHORT_NAMES, *known])))
@@ -78,7 +87,7 @@ class Activations(Result, Mapping[str, np.ndarray]):
         if isinstance(name, tuple) and len(name) == 2:
             check_index("layer", name[1], self.config.n_layer, negative=True)
             return self.in_layers(name[0], name[1] % self.config.n_layer)
-        return fnmatch.filter(self.activations, as_glob(name))
+        return fnmatch.filter(self.activations, as_glob(stream_point(name, self.config)))
 
     def in_layers(self, kind: str, layer: int | str = "*") -> list[str]:
         """Return the names of a kind that were kept, in one layer or in all of them."""
@@ -143,12 +152,14 @@ def run(
 ) -> Run:
     """Return the logits alone, and with `names` also activations: "z", or "*" for all of them.
 
-    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`, `r.logits`.
+    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`, and
+    `r.logits`.
     `names` is one or several full names, short names or globs, or a predicate. `edits` maps such
     names to edits: arrays, or functions (name, array) that return an array or change theirs; or a
     list of edits, made one after another. It may be a tap, and a list of mappings and taps. Edits
     come before an activation is kept. `last_only` gives logits of the last position, [b, 1, v].
-    Raises Error for a name that does not exist, with the nearest that do, and for an edit of
+    Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
+    out. Raises Error for a name that does not exist, with the nearest that do, and for an edit of
     another shape.
     """
     given = prompts(model, text_or_tokens, bos)

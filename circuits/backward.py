@@ -62,6 +62,9 @@ def gradients(
     With `edits`, as for `run`, gradients are the edited model's, with respect to activations after
     their edits. None goes back through values that were put in. Raises Error for edits of layer
     norms and of hook_result, and for functions, because their own gradients are not known.
+
+    Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
+    out.
     """
     if not isinstance(metric, Differentiable):
         raise Error("this metric has no gradient: use logit_difference, log_probability or "

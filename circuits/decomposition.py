@@ -19,7 +19,7 @@ from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, Error, Model
 from .activations import recorded
 from .head_weights import attention_weights
-from .inputs import PromptsLike, check_index, position_slice, prompts
+from .inputs import PromptsLike, check_count, check_index, position_slice, prompts
 from .interventions import Edits, EditsLike
 from .names import (
     BY_QUERY,
@@ -29,7 +29,6 @@ from .names import (
     layer_of,
     matching_names,
     nearest,
-    stream_point,
 )
 from .short_reprs import Result
 from .weights import centred, checked_vectors, on_host
@@ -71,6 +70,19 @@ class Terms(Result):
         points = [f"{i // 2}_{('pre', 'mid')[i % 2]}" for i in range(len(names) - 2)]
         return [*points, self.at], np.cumsum(sums, axis=0)[1:]
 
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """Return the labels with the largest terms, in either direction, and their means.
+
+        Means are over prompts. Raises Error for terms that are not one number a prompt.
+        """
+        check_count("n", n)
+        if self.values.ndim != 2:
+            raise Error(f"the terms have shape {self.values.shape}: top ranks one number a prompt, "
+                        "an attribution's to an answer at one position")
+        means = self.values.mean(axis=-1)
+        order = np.argsort(-np.abs(means), kind="stable")[:n]
+        return [(self.labels[i], float(means[i])) for i in order]
+
 
 def sub_layer_of(label):
     """Return "5_attn_out" or "5_mlp_out" for a part's label, or the label of an embedding."""
@@ -97,27 +109,38 @@ class Parts(Terms):
     at: str = "final_post"
 
     def project(self, direction: np.ndarray, normalized: bool = True) -> np.ndarray:
-        """Return each part along a direction [d], or one a prompt [b, d], as [p, b, q].
+        """Return each part along a direction as [p, b, q]. The direction is [d], [b, d], [b, q, d].
 
         `normalized` puts the parts through the final layer norm, at the scale of the stream that
         they sum to and without its bias: at the end of the last layer, along a token's row of the
-        embedding, these are the terms of `attribution`. Else they are plain products.
+        embedding, these are the terms of `attribution`. If it is False they are plain products.
         """
-        direction = one_direction_each(direction, len(self.tokens), self.gain)
+        directions = directions_for(direction, self.values.shape[1:3], self.gain)
         if not normalized:
-            return einsum("pbqd,bd->pbq", self.values, direction)
+            return along(self.values, directions)
         stream = centred(self.values.sum(axis=0))
         scale = np.sqrt((stream * stream).mean(axis=-1) + LAYER_NORM_EPSILON)
-        return einsum("pbqd,bd->pbq", self.values, centred(direction * self.gain)) / scale
+        return along(self.values, centred(directions * self.gain)) / scale
 
 
-def one_direction_each(direction, n, like):
-    """Return a direction [d], or one for each of n prompts, as [n, d]; `like` is any vector [d]."""
+def along(vectors, directions):
+    """Return the products of vectors [p, b, q, d] with directions [b, d] or [b, q, d]."""
+    return einsum(f"pbqd,{'bq'[: directions.ndim - 1]}d->pbq", vectors, directions)
+
+
+def directions_for(direction, shape, like):
+    """Return a direction as one for each prompt, [b, d], or for each position, [b, q, d].
+
+    `shape` is (b, q), `like` any vector [d].
+    """
     found = checked_vectors("direction", direction, like)
-    if found.ndim > 2 or (found.ndim == 2 and len(found) not in (1, n)):
-        raise Error(f"direction has shape {found.shape}: give one, [{len(like)}], or one for each "
-                    f"of {n} prompts, [{n}, {len(like)}]")
-    return np.broadcast_to(found, (n, len(like)))
+    full = (*shape[: max(found.ndim - 1, 1)], len(like))
+    try:
+        return np.broadcast_to(found, full)
+    except ValueError:
+        n, d = shape[0], len(like)
+        raise Error(f"direction has shape {found.shape}: give one, [{d}], one for each of {n} "
+                    f"prompts, [{n}, {d}], or for each position, [{n}, {shape[1]}, {d}]") from None
 
 
 def decompose(
@@ -142,7 +165,8 @@ def decompose(
     as attention bias. TransformerLens puts it there when it processes weights.
 
     With `edits`, as for `run`, the parts are the edited ones. The change that an edit makes to the
-    stream itself or to attn_out is a part of its own, "edit_resid_mid5".
+    stream itself or to attn_out is a part of its own, "edit_resid_mid5". Text gets <|endoftext|>
+    put before it, unlike in `complete` and `score`; `bos=False` leaves it out.
     """
     given, last = prompts(model, text_or_tokens, bos), stream_name(None, model.config)
     at = stream_name(at, model.config)
@@ -171,12 +195,13 @@ def stream_terms(model, given, at, position, neurons, constants_apart, edits, di
                  by_source=False):
     """Return the StreamTerms of a stream from one pass.
 
-    Along `directions` [b, d], one a prompt, no part's vectors are ever held.
+    Along `directions`, [b, d] or [b, q, d], no part's vectors are ever held.
     """
-    config, reader = model.config, Reader(directions)
+    config = model.config
     n_attention, n_mlp = (layer_of(at) + n for n in WRITTEN_BEFORE[kind_of(at)])
     apart = neuron_layers(neurons, config)
     here = position_slice(position, given.tokens)
+    reader = Reader(directions if np.ndim(directions) < 3 else directions[:, here])
     shape = (*given.tokens[:, here].shape, *([config.n_embd] if directions is None else []))
     n_parts = 2 + n_attention * (config.n_head + 1) + n_mlp + len(apart) * 4 * config.n_embd
     check_size((n_parts, *shape), "choose a position, fewer neurons, or attribution to an answer")
@@ -231,7 +256,7 @@ def stream_terms(model, given, at, position, neurons, constants_apart, edits, di
 
 
 class Reader:
-    """Reads the stream: all of it, or along one direction a prompt, [b, d].
+    """Reads the stream: all of it, or along a direction a prompt, [b, d], or position, [b, q, d].
 
     Weights that write to the stream are multiplied by the directions before the activations are,
     so that a head or a neuron is a number from the start.
@@ -239,20 +264,24 @@ class Reader:
 
     def __init__(self, directions=None):
         self.directions = directions
+        self.axes = "d" if directions is None else "bq"[: directions.ndim - 1]
 
     def vectors(self, x):  # [b, q, d] -> [b, q, d] or [b, q]
-        return x if self.directions is None else einsum("bqd,bd->bq", x, self.directions)
+        return x if self.directions is None else along(x[None], self.directions)[0]
 
-    def weights(self, w):  # [..., d] -> [..., d] or [..., b]
-        return w if self.directions is None else w @ self.directions.T
+    def weights(self, w):  # [..., d] -> [..., d], [..., b] or [..., b, q]
+        if self.directions is None:
+            return w
+        *each, d = self.directions.shape
+        return (w @ self.directions.reshape(-1, d).T).reshape(*w.shape[:-1], *each)
 
-    def bias(self, w):  # [d] -> [d] or [b, q]
-        return w if self.directions is None else self.weights(w)[:, None]
+    def bias(self, w):  # [d] -> [d], [b, 1] or [b, q]
+        return w if self.directions is None else self.weights(w).reshape(len(self.directions), -1)
 
     def written(self, x, axes, weights, result):
         """Return what activations write by weights that were read; `axes` are as for einsum."""
-        each, end = ("d", "d") if self.directions is None else ("b", "")
-        return einsum(f"{axes[0]},{axes[1]}{each}->{result}{end}", x, weights)
+        end = "d" if self.directions is None else ""
+        return einsum(f"{axes[0]},{axes[1]}{self.axes}->{result}{end}", x, weights)
 
 
 def attention_terms(model, layer, reader, constants_apart, z, v, pattern):
@@ -265,8 +294,8 @@ def attention_terms(model, layer, reader, constants_apart, z, v, pattern):
         z, v = z - constant, v if v is None else v - constant
     w_o, moved = reader.weights(weights.W_O), None
     if v is not None:
-        moved = pattern * reader.written(v, ("bkhe", "he"), w_o, "bhk")[:, :, None]
-        moved = moved.swapaxes(0, 1)  # [h, b, q, k]
+        moved = reader.written(v, ("bkhe", "he"), w_o, f"h{reader.axes}k")  # [h, b, k] or [hbqk]
+        moved = pattern.swapaxes(0, 1) * moved.reshape(*moved.shape[:2], -1, moved.shape[-1])
     return reader.written(z, ("bqhe", "he"), w_o, "hbq"), reader.bias(bias)[None], moved
 
 
@@ -308,7 +337,7 @@ def stream_name(at, config):
     if isinstance(at, int | np.integer):
         raise Error(f"at is {at}, a layer: say which of its points, '{at}_pre', '{at}_mid' or "
                     f"'{at}_post'")
-    found = sorted(matching_names(stream_point("final_post" if at is None else at, config), config))
+    found = sorted(matching_names("final_post" if at is None else at, config))
     if len(found) != 1:
         raise Error(f"at is {shown(at)}, which is {len(found)} activations: name one, such as "
                     "blocks.0.hook_resid_mid")

@@ -264,12 +264,17 @@ def one_each(values, n):
     return np.broadcast_to(values, (n, *values.shape[1:]))
 
 
-def labels_of(model: Model, tokens: Tokens) -> list[str]:
-    """Return the text of each token, for tables and plots; its id if the vocabulary has none."""
+def labels_of(model: Model, tokens: Tokens | str) -> list[str]:
+    """Return the text of each token, for tables and plots; its id if the vocabulary has none.
+
+    Of a text it returns those of its tokens as tools see them, <|endoftext|> first.
+    """
+    if isinstance(tokens, str):
+        tokens = prompts(model, tokens).tokens[0]
     if (not isinstance(tokens, list | tuple | np.ndarray)
             or not all(isinstance(i, int | np.integer) for i in tokens)):
-        raise Error(f"labels_of takes the ids of one prompt, not {shown(tokens)}: give a list of "
-                    "ids, such as result.tokens[0]")
+        raise Error(f"labels_of takes a text or the ids of one prompt, not {shown(tokens)}: give a "
+                    "list of ids, such as result.tokens[0]")
     tokenizer, n = model.tokenizer, model.n_vocab
     return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
 

@@ -19,7 +19,7 @@ from .decomposition import (
     FINAL_BIAS,
     Terms,
     check_size,
-    one_direction_each,
+    directions_for,
     stream_name,
     stream_terms,
 )
@@ -71,7 +71,7 @@ def attribution(
 
     The logit is that of `answer`, or its difference from that of `wrong`, or every token's if
     neither is given. Each is a text of one token or an id: one for all prompts, or one for each.
-    Or it is the product with `direction`, [d] or one a prompt [b, d], of the stream after the final
+    Or it is the product with `direction`, [d], [b, d] or [b, q, d], of the stream after the final
     layer norm, which the unembedding reads. `position` may be None for all.
 
     `by_source` tells which position each head's term was moved from: `by_source["L5H1"]` [b, key]
@@ -80,6 +80,8 @@ def attribution(
 
     `neurons` ("all" for all layers), `constants_apart` and `edits` are those of `decompose`: with
     other heads ablated it shows what a backup head says. The final layer norm cannot be edited.
+    Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
+    out.
     """
     given = prompts(model, text_or_tokens, bos)
     edits = Edits(model, edits)
@@ -87,12 +89,14 @@ def attribution(
     if by_source and constants_apart:
         edits.refuse("by_source with constants_apart", ("pattern",), "leave one of them out")
     norm, wte = on_host(model.params["ln_f"]), model.params["wte"]
-    directions = wanted_directions(model, len(given.tokens), answer, wrong, direction, norm["g"])
+    directions = wanted_directions(model, given.tokens.shape, answer, wrong, direction, norm["g"])
     asked = (model, given, stream_name(None, model.config), position, neurons, constants_apart,
              edits)
     if directions is not None:
         found = stream_terms(*asked, centred(directions * norm["g"]), by_source)
-        values = with_last(found.values / found.scale[..., 0], (directions @ norm["b"])[:, None])
+        bias = (directions @ norm["b"]).reshape(len(directions), -1)  # [b, 1] or [b, q]
+        bias = bias if position is None or bias.shape[1] == 1 else bias[:, [position]]
+        values = with_last(found.values / found.scale[..., 0], bias)
     elif by_source:
         raise Error("by_source needs one number to explain: give an answer or a direction")
     else:
@@ -118,20 +122,20 @@ def with_last(values, bias):
     return np.concatenate([values, np.broadcast_to(bias, (1, *values.shape[1:]))])
 
 
-def wanted_directions(model, n, answer, wrong, direction, like):
-    """Return what is explained as a direction for each of n prompts, or None for every token."""
+def wanted_directions(model, shape, answer, wrong, direction, like):
+    """Return what is explained as directions [b, d] or [b, q, d], or None for every token."""
     if wrong is not None and answer is None:
         raise Error("wrong was given without answer: give both, or answer alone")
     if direction is not None:
         if answer is not None:
             raise Error("direction stands in place of answer and wrong: give one of them")
-        return one_direction_each(direction, n, like)
+        return directions_for(direction, shape, like)
     if answer is None:
         return None
     wte = model.params["wte"]
 
     def rows(answers):
-        ids = one_each(answer_ids(model, answers), n)
+        ids = one_each(answer_ids(model, answers), shape[0])
         return on_host(wte[namespace(wte).asarray(ids)])
 
     return rows(answer) if wrong is None else rows(answer) - rows(wrong)

@@ -6,7 +6,7 @@ move it. (Heimersheim & Nanda 2024, "How to use and interpret activation patchin
 
 A metric may be able to do more. `Differentiable` is needed for gradients and to attribute it to
 edges. With `ReadsStream` sweeps leave out the unembedding, a tenth to a quarter of their time.
-`Positions` says that it needs more than the last position, `ByPrompt` that prompts have answers of
+`ReadsPositions` says that it needs more than the last position, `ByPrompt` that prompts have answers of
 their own.
 """
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Metric(Protocol):
 
 
 @runtime_checkable
-class Positions(Metric, Protocol):
+class ReadsPositions(Metric, Protocol):
     """A metric that says which logits it needs: of the last position only, or of all.
 
     One that does not say it is of the last position, unless a tool's own last_only is False.
@@ -250,7 +250,7 @@ def reads_last(metric, last_only=None):
     """Return True if a metric is of the last position alone: as asked for, or as it says itself."""
     if last_only is not None:
         return last_only
-    return metric.last_only if isinstance(metric, Positions) else True
+    return metric.last_only if isinstance(metric, ReadsPositions) else True
 
 
 def of_rows(metric, rows, n):

@@ -66,7 +66,7 @@ def matching_names(names, config):
         return {name for name in known if names(name)}
     matching = set()
     for name in [names] if isinstance(names, str) else names:
-        found = set(fnmatch.filter(known, as_glob(name)))
+        found = set(fnmatch.filter(known, as_glob(stream_point(name, config))))
         if not found:
             raise Error(f"unknown activation {shown(name)}{nearest(name, [*SHORT_NAMES, *known])}")
         matching |= found

@@ -121,10 +121,11 @@ def test_an_activation_is_found_by_its_short_name_and_layer():
         (("resid_post", -1), "blocks.2.hook_resid_post"),
         (("ln1.hook_scale", 2), "blocks.2.ln1.hook_scale"),
         ("hook_embed", "hook_embed"), ("embed", "hook_embed"),
+        ("2_mid", "blocks.2.hook_resid_mid"), ("final_post", "blocks.2.hook_resid_post"),
     ):  # fmt: skip
         assert EVERY[key] is EVERY.activations[name]
         assert key in EVERY
-    some = circuits.run(MODEL, CLEAN, ["blocks.[01].hook_resid_post", "hook_embed"])
+    some = circuits.run(MODEL, CLEAN, ["0_post", "blocks.1.hook_resid_post", "hook_embed"])
     for key in (("resid_post", -1), ("resid_post", 3), "blocks.2.hook_resid_post", "z",
                 ("foo", 1), ("embed", 0), "foo", 5, None, (), ("z",), ("z", "1"), (5, 0)):
         assert key not in some
@@ -153,6 +154,7 @@ def test_a_kind_of_activation_is_stacked_over_the_layers_that_were_kept():
     (lambda r: r["resid_pots", 0], "'resid_pots' is not .*; did you mean resid_post"),
     (lambda r: r.stack("resid_pre"), "'resid_pre' was kept of no layer: ask .* names='resid_pre'"),
     (lambda r: r.stack("embed"), "'embed' is not an activation of layers"),
+    (lambda r: r["1_mid"], "'1_mid' was not kept: ask for it with names='1_mid'"),
     (lambda r: r[5], "5 was not kept"),
 ])  # fmt: skip
 def test_an_activation_that_was_not_kept_is_named_with_what_keeps_it(read, message):

@@ -98,6 +98,12 @@ def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
     assert circuits.labels_of(padded, [0, n]) == [speaking.tokenizer.decode([0]), str(n)]
 
 
+def test_the_labels_of_a_text_are_those_of_the_tokens_that_tools_see(speaking):
+    labels = circuits.labels_of(speaking, "The cat sat")
+    assert labels[0] == "<|endoftext|>" and "".join(labels[1:]) == "The cat sat"
+    assert labels == circuits.labels_of(speaking, circuits.run(speaking, "The cat sat").tokens[0])
+
+
 def test_nothing_is_folded_unless_it_is_asked_for():
     defaults = {name: inspect.signature(getattr(circuits, name)).parameters.get("folded")
                 for name in circuits.__all__ if inspect.isfunction(getattr(circuits, name))}

@@ -68,16 +68,17 @@ def test_accumulated_parts_are_the_stream_at_every_point():
     assert circuits.decompose(MODEL, CLEAN, "0_pre").accumulated()[0] == ["0_pre"]
 
 
-@pytest.mark.parametrize("each", [False, True])
-def test_parts_along_a_direction_are_those_of_a_calculation_by_hand(each):
+@pytest.mark.parametrize("shape", [(20,), (3, 20), (1, 20), (3, 12, 20)])
+def test_parts_along_a_direction_are_those_of_a_calculation_by_hand(shape):
     model = Model(TINY, random_params(TINY, 0, np.float64, scale=0.3))
-    direction = np.random.default_rng(0).standard_normal((3, 20) if each else 20)
+    direction = np.random.default_rng(0).standard_normal(shape)
     parts, norm = circuits.decompose(model, CLEAN), model.params["ln_f"]
     stream = parts.values.sum(axis=0)
     spread = np.sqrt(stream.var(axis=-1) + 1e-5)
+    each = np.broadcast_to(direction if direction.ndim != 2 else direction[:, None], (3, 12, 20))
     found, plain = parts.project(direction), parts.project(direction, normalized=False)
     for p, b, q in ((0, 0, 0), (4, 1, 7), (17, 2, 11)):
-        vector, along = parts.values[p, b, q], direction[b] if each else direction
+        vector, along = parts.values[p, b, q], each[b, q]
         read = (vector - vector.mean()) / spread[b, q] * norm["g"]
         assert found[p, b, q] == pytest.approx(read @ along, abs=1e-12)
         assert plain[p, b, q] == pytest.approx(vector @ along, abs=1e-12)
@@ -105,7 +106,7 @@ def test_a_point_of_the_stream_may_be_named_as_the_lens_names_it(point, name):
     (lambda: circuits.decompose(MODEL, CLEAN)["L0H9"], "unknown part 'L0H9'; did you mean L0H"),
     (lambda: circuits.decompose(MODEL, CLEAN).project(np.ones(7)), r"\(7,\): .* width, 20"),
     (lambda: circuits.decompose(MODEL, CLEAN).project(np.ones((2, 20))),
-     r"direction has shape \(2, 20\): give one, \[20\], or one for each of 3 prompts, \[3, 20\]"),
+     r"direction has shape \(2, 20\): give one, \[20\], one for each of 3 prompts, \[3, 20\]"),
     (lambda: circuits.decompose(MODEL, CLEAN).project("up"), "the values are 'up': give numbers"),
 ])  # fmt: skip
 def test_a_question_without_an_answer_is_one_clear_error(read, message):

@@ -89,6 +89,32 @@ def test_attribution_at_all_positions_is_that_at_each():
     assert every.heads().shape == (3, 4, 3, 12, 61)
 
 
+def test_a_direction_may_be_one_for_each_position():
+    """The next token's row at each position: what spoke for the text as it goes on."""
+    following = DOUBLE.params["wte"][np.roll(CLEAN, -1, axis=1)]
+    options = {"neurons": [1], "by_source": True, "constants_apart": True}
+    whole = circuits.attribution(DOUBLE, CLEAN, direction=following, position=None, **options)
+    for q in (0, 5, 11):
+        one = circuits.attribution(DOUBLE, CLEAN, direction=following, position=q - 12, **options)
+        token = circuits.attribution(DOUBLE, CLEAN, CLEAN[:, (q + 1) % 12], position=q, **options)
+        for found in (one, token):
+            same(whole.values[:, :, q], found.values)
+            same(whole.by_source.values[:, :, q], found.by_source.values)
+    logits = circuits.run(DOUBLE, CLEAN).logits
+    same(whole.total[:, :-1], np.take_along_axis(logits[:, :-1], CLEAN[:, 1:, None], axis=-1)[..., 0])
+
+
+def test_the_top_parts_are_those_with_the_largest_mean():
+    found = circuits.attribution(MODEL, CLEAN, ANSWERS, WRONG, neurons="all")
+    means = dict(zip(found.labels, found.values.mean(axis=-1).tolist(), strict=True))
+    best = sorted(means, key=lambda label: -abs(means[label]))[:7]
+    assert found.top(7) == [(label, pytest.approx(means[label])) for label in best]
+    assert len(circuits.attribution(MODEL, CLEAN, 3).top()) == 10
+    for wrong in (circuits.attribution(MODEL, CLEAN), circuits.decompose(MODEL, CLEAN)):
+        with pytest.raises(Error, match="top ranks one number a prompt"):
+            wrong.top()
+
+
 def test_neurons_of_all_layers_are_the_terms_that_their_vectors_have():
     found = circuits.attribution(DOUBLE, CLEAN, ANSWERS, WRONG, neurons="all")
     wte = DOUBLE.params["wte"]
@@ -145,7 +171,8 @@ def test_a_head_whose_z_was_put_in_has_no_sources():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"direction": np.ones(19)}, r"direction has shape \(19,\): .* the model's width, 20"),
-    ({"direction": np.ones((2, 20))}, "or one for each of 3 prompts"),
+    ({"direction": np.ones((2, 20))}, r"\[3, 20\], or for each position, \[3, 12, 20\]"),
+    ({"direction": np.ones((3, 11, 20))}, r"or for each position, \[3, 12, 20\]"),
     ({"direction": np.ones(20), "answer": 3}, "in place of answer and wrong: give one of them"),
     ({"direction": [[1, 2], [3]]}, "give numbers, in rows of one length"),
     ({"wrong": 3}, "wrong was given without answer"),
