@@ -8,6 +8,7 @@ fact that must hold (`holds`). Copy the one you need. Default model: shakespeare
 those of that model. Task 40 needs matplotlib.
 """
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def follow_the_difference_of_two_logits_as_the_stream_grows(model):
     hand = by_hand(model, names.clean.tokens[0])
     stream = hand["blocks.2.hook_resid_pre"][-1]
     agree(logits[points.index("2_pre")][0, -1], stream @ reading_direction(model, hand, names))
-    return dict(zip(points, logits[:, 0, -1].round(1).tolist(), strict=True))
+    return dict(zip(points, logits[:, 0, -1].tolist(), strict=True))
 
 
 def see_which_neurons_of_all_layers_speak_for_an_answer(model):
@@ -140,10 +141,10 @@ def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
 
 def cut_single_edges_of_attention(model):
     words = circuits.labels_of(model, TEXT)
-    light, window = words.index(" light"), words.index(" window")
-    cut = circuits.knock_out([(window, light), (window + 1, light)], head=1)
+    light, wind = words.index(" light"), words.index(" wind")
+    cut = circuits.knock_out([(wind, light), (wind + 1, light)], head=1)
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_attn_scores": cut})
-    by_me = {"blocks.1.attn.hook_attn_scores": put((1, [window, window + 1], light), -np.inf)}
+    by_me = {"blocks.1.attn.hook_attn_scores": put((1, [wind, wind + 1], light), -np.inf)}
     agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
     return repr(cut)
 
@@ -153,7 +154,7 @@ def run_a_prompt_with_the_attention_of_another(model):
     patterns = circuits.run(model, names.corrupted, "pattern")
     seen = circuits.run(model, names.clean, edits=patterns)
     logits = by_hand(model, names.clean.tokens[0], {
-        name: lambda _, new=array[0]: new for name, array in patterns.items()})["logits"]
+        name: put(..., array[0]) for name, array in patterns.items()})["logits"]
     agree(seen.logits[0], logits)
     return names.metric(model)(seen.logits)
 
@@ -344,23 +345,24 @@ def see_what_small_changes_would_do(model):
                 for s in (step, -step))
     rise = np.stack([up["logits"] - down["logits"]])
     agree((slopes[name] * direction).sum(), names.metric(model)(rise)[0] / 2 / step)
-    return np.linalg.norm(slopes[name], axis=-1)[0]
+    return np.linalg.norm(slopes[name][0], axis=-1).max()
 
 
 def see_who_feeds_the_keys_of_an_induction_head(model):
-    names = circuits.name_repetition(model, 1)
-    both = {"base": names.clean, "source": names.corrupted, "metric": names.metric(model)}
+    repeated = circuits.repeated_tokens(model, 8, 1)
+    clean, corrupted, metric = repeated.clean, repeated.corrupted, repeated.metric(model)
+    both = {"base": clean, "source": corrupted, "metric": metric}
     sweep = circuits.path_patching(model, "heads", "L1H1.k", **both, through_mlps=False)
-    mlp = circuits.path_patching(model, "MLP0", "L1H1.k", **both)
-    runs = [by_hand(model, given.tokens[0]) for given in (names.clean, names.corrupted)]
-    old, new = (run["blocks.0.attn.hook_z"][:, 0] @ matrices(model, 0, 0)[3] for run in runs)
+    mlp = circuits.path_patching(model, "MLP0", ["L1H1.k", "L1H2.k"], **both)
+    old, new = (by_hand(model, given.tokens[0]) for given in (clean, corrupted))
+    change = new["blocks.0.attn.hook_z"][:, 0] - old["blocks.0.attn.hook_z"][:, 0]
+    stream = old["blocks.1.hook_resid_pre"] + change @ matrices(model, 0, 0)[3]
     block = doubled(model.params["blocks"][1])
-    arriving = norm(runs[0]["blocks.1.hook_resid_pre"] - old + new, block["ln_1"])
     b_k = block["attn"]["c_attn"]["b"].reshape(3, model.config.n_head, -1)[1, 1]
-    k = arriving @ matrices(model, 1, 1)[1] + b_k
-    by_me = {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)}
-    logits = by_hand(model, names.clean.tokens[0], by_me)["logits"]
-    agree(sweep.per_prompt[0, 0], names.metric(model)(logits[None]))
+    k = norm(stream, block["ln_1"]) @ matrices(model, 1, 1)[1] + b_k
+    patched = by_hand(model, clean.tokens[0], {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)})
+    agree(sweep.per_prompt[0, 0], metric(patched["logits"][None]))
+    holds(sweep.top(1)[0][0] == "L0H0")
     return *sweep.top(2), *mlp.top()
 
 
@@ -592,7 +594,7 @@ def main():
     model, failed = gpt2_np.load(args.model), 0
     for number, function in enumerate(TASKS, 1):
         try:
-            result = " ".join(str(function(model)).split())
+            result = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(str(function(model)).split()))
         except Exception as error:
             result, failed = f"FAILED: {error}", failed + 1
         print(f"{number:2d} {function.__name__.replace('_', ' ')}: {result[:WIDTH]}")
