@@ -34,20 +34,13 @@ def see_which_words_may_come_next(model):
     return likely.texts
 
 
-def read_the_attention_patterns_of_a_layer(model):
-    seen = circuits.run(model, TEXT, "pattern")
-    pattern = seen["pattern", 1]  # [batch, head, query, key]
-    agree(pattern[0], by_hand(model, seen.tokens[0])["blocks.1.attn.hook_pattern"])
-    holds(("resid_pre", 1) not in seen and len(seen) == model.config.n_layer)
-    return list(seen)
-
-
-def follow_the_size_of_the_stream_through_the_layers(model):
-    seen = circuits.run(model, TEXT, "resid_post")
-    sizes = np.linalg.norm(seen.stack("resid_post")[:, 0, -1], axis=-1)
+def read_the_attention_of_one_layer_and_the_stream_of_all(model):
+    seen = circuits.run(model, TEXT, ["pattern", "resid_post"])
+    pattern, streams = seen["pattern", 1], seen.stack("resid_post")  # [b, h, q, k], [l, b, q, d]
     hand = by_hand(model, seen.tokens[0])
-    agree(sizes, [np.linalg.norm(hand[name][-1]) for name in seen])
-    return sizes
+    agree(pattern[0], hand["blocks.1.attn.hook_pattern"])
+    agree(streams[:, 0], [hand[name] for name in seen if name.endswith("resid_post")])
+    return np.linalg.norm(streams[:, 0, -1], axis=-1)
 
 
 def see_at_which_layer_an_answer_appears_in_prompts_of_any_length(model):
@@ -233,16 +226,14 @@ def make_several_edits_of_one_activation_in_order(model):
 
 
 def generate_a_batch_with_a_hook_of_my_own(model):
-    def doubled_stream(name, stream):
-        return 2 * stream
-
-    tap = circuits.as_tap(model, {"blocks.2.hook_resid_pre": doubled_stream})
+    name = "blocks.2.hook_resid_pre"
+    tap = circuits.as_tap(model, {name: lambda name, stream: 2 * stream})
     prompts = [model.tokenizer.encode(text) for text in TEXTS]
     rows = gpt2_np.generate_batch(model, prompts, 8, tap=tap)
     tokens = list(prompts[1])
     for _ in range(8):
-        logits = by_hand(model, tokens, {"blocks.2.hook_resid_pre": lambda x: 2 * x})["logits"]
-        tokens.append(int(logits[-1].argmax()))
+        hand = by_hand(model, tokens, {name: lambda stream: 2 * stream})
+        tokens.append(int(hand["logits"][-1].argmax()))
     holds(rows[1] == tokens[-8:])
     return model.tokenizer.decode(rows[1])
 
@@ -294,15 +285,14 @@ def see_which_heads_are_enough_and_which_are_needed(model):
 
 
 def patch_pairs_of_prompts_of_different_lengths(model):
-    two = [circuits.repeated_tokens(model, length, 2) for length in (8, 12)]
-    clean, corrupted = ([row for one in two for row in getattr(one, kind).tokens]
-                        for kind in ("clean", "corrupted"))
-    metric = circuits.logit_difference(model, *(
-        np.concatenate([getattr(one, kind) for one in two]) for kind in ("answers", "wrong")))
-    sweep = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
+    short, long = (circuits.repeated_tokens(model, length, 2) for length in (8, 12))
+    answers, wrong = [*short.answers, *long.answers], [*short.wrong, *long.wrong]
+    sweep = circuits.patching(model, "z", base=[*short.corrupted.tokens, *long.corrupted.tokens],
+                              source=[*short.clean.tokens, *long.clean.tokens],
+                              metric=circuits.logit_difference(model, answers, wrong))
     alone = [circuits.patching(model, "z", base=one.corrupted, source=one.clean,
-                               metric=one.metric(model)) for one in two]
-    agree(sweep.per_prompt, np.concatenate([each.per_prompt for each in alone], axis=-1))
+                               metric=one.metric(model)).per_prompt for one in (short, long)]
+    agree(sweep.per_prompt, np.concatenate(alone, axis=-1))
     return sweep.top(3)
 
 
@@ -478,6 +468,20 @@ def look_at_the_results(model):
     return f"{len(figures)} figures"
 
 
+def read_one_sentence_after_a_mistake(model):
+    sentences = []
+    for mistake in (lambda: circuits.run(model, TEXT, "patern"),
+                    lambda: circuits.ablated(model, "L9H9"),
+                    lambda: circuits.lens(model, TEXT, "Romeo"),
+                    lambda: gpt2_np.complete(model, TEXT, tap=circuits.ablated(model, "L1H1"))):
+        try:
+            mistake()
+        except gpt2_np.Error as error:
+            sentences.append(str(error))
+    holds(len(sentences) == 4 and "did you mean pattern?" in sentences[0])
+    return sentences[0]
+
+
 # Every function above this line is a task.
 TASKS = [one for one in list(globals().values()) if getattr(one, "__module__", "") == __name__]
 
@@ -485,14 +489,11 @@ TASKS = [one for one in list(globals().values()) if getattr(one, "__module__", "
 # --- the checks ------------------------------------------------------------------------
 
 
-def agree(ours, by_me, tolerance=1e-4):
+def agree(ours, by_me):
     """Raise AssertionError unless two results differ by at most 1e-4 of the largest number."""
     ours, by_me = np.asarray(ours, float), np.asarray(by_me, float)
-    if ours.shape != by_me.shape:
-        raise AssertionError(f"shape {ours.shape}, by hand {by_me.shape}")
-    worst = np.abs(ours - by_me).max() / max(1.0, np.abs(by_me).max())
-    if not worst <= tolerance:
-        raise AssertionError(f"{worst:.1e} away from the calculation by hand")
+    if ours.shape != by_me.shape or not np.abs(ours - by_me).max() <= 1e-4 * np.abs(by_me).max():
+        raise AssertionError(f"{ours} is away from the calculation by hand, {by_me}")
 
 
 def holds(fact):
@@ -534,11 +535,7 @@ def by_hand(model, tokens, changes=None):
 
 def put(index, value):
     """Return a function that changes an array there."""
-
-    def change(array):
-        array[index] = value
-
-    return change
+    return lambda array: array.__setitem__(index, value)
 
 
 def doubled(params):
@@ -594,7 +591,8 @@ def main():
     model, failed = gpt2_np.load(args.model), 0
     for number, function in enumerate(TASKS, 1):
         try:
-            result = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(str(function(model)).split()))
+            result = " ".join(str(function(model)).split())
+            result = re.sub(r"\d+\.\d\d+", lambda found: f"{float(found[0]):.2f}", result)
         except Exception as error:
             result, failed = f"FAILED: {error}", failed + 1
         print(f"{number:2d} {function.__name__.replace('_', ' ')}: {result[:WIDTH]}")
