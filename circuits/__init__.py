@@ -58,8 +58,10 @@ from .logit_attribution import Attribution, attribution
 from .logit_lens import Lens, lens
 from .low_rank import LowRank
 from .metrics import (
+    ByPrompt,
     Differentiable,
     Metric,
+    ReadsPositions,
     ReadsStream,
     log_probability,
     logit_difference,
@@ -75,16 +77,16 @@ from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 
 __all__ = [
-    "Attention", "Attribution", "Circuit", "Comparison", "Differentiable", "EdgeScores", "Edit",
-    "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens", "LowRank",
-    "Measures", "Metric", "Parts", "PromptWarning", "Prompts", "ReadsStream", "Run", "Sweep",
-    "Task", "TopTokens", "ablated", "ablation", "activation_name", "activation_names", "add",
-    "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
-    "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
-    "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
-    "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",
-    "mean_activation", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
-    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
-    "repeat_loss", "repeated_tokens", "run", "run_generate", "singular_tokens", "steering_vector",
-    "token_id", "top_tokens", "unembed", "zero",
+    "Attention", "Attribution", "ByPrompt", "Circuit", "Comparison", "Differentiable", "EdgeScores",
+    "Edit", "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens",
+    "LowRank", "Measures", "Metric", "Parts", "PromptWarning", "Prompts", "ReadsPositions",
+    "ReadsStream", "Run", "Sweep", "Task", "TopTokens", "ablated", "ablation", "activation_name",
+    "activation_names", "add", "as_tap", "attribution", "attribution_patching", "bootstrap",
+    "compare", "composition", "copying_scores", "decompose", "edge_attribution", "edge_names",
+    "find", "find_edges", "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram",
+    "indirect_object", "knock_out", "labels_of", "lens", "log_probability", "logit_difference",
+    "max_activating", "mean_activation", "measure", "name_repetition", "neuron_tokens",
+    "node_names", "ov", "parse_node", "patch", "patch_edges", "patching", "path_patching",
+    "prompts", "qk", "repeat_loss", "repeated_tokens", "run", "run_generate", "singular_tokens",
+    "steering_vector", "token_id", "top_tokens", "unembed", "zero",
 ]  # fmt: skip

@@ -152,12 +152,13 @@ def run(
 ) -> Run:
     """Return the logits alone, and with `names` also activations: "z", or "*" for all of them.
 
-    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`, and
-    `r.logits`.
-    `names` is one or several full names, short names or globs, or a predicate. `edits` maps such
-    names to edits: arrays, or functions (name, array) that return an array or change theirs; or a
-    list of edits, made one after another. It may be a tap, and a list of mappings and taps. Edits
-    come before an activation is kept. `last_only` gives logits of the last position, [b, 1, v].
+    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`. `names` is
+    one or several full names, short names, globs or `lens`'s points, or a predicate. `edits` maps
+    such names to edits: arrays, or functions (name, array) that return an array or change theirs;
+    or a list of edits, made one after another. It may be a tap, and a list of mappings and taps.
+    Edits come before an activation is kept. `last_only` gives logits of the last position,
+    [b, 1, v].
+
     Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
     out. Raises Error for a name that does not exist, with the nearest that do, and for an edit of
     another shape.

@@ -14,7 +14,8 @@ from typing import overload
 import numpy as np
 
 from ..backend import to_host
-from ..gpt2_np import Model, Tokens, forward
+from ..bpe import shown
+from ..gpt2_np import Error, Model, Tokens, forward
 from ..inference.turns import turn
 from .inputs import (
     OnePrompt,
@@ -22,11 +23,13 @@ from .inputs import (
     PromptsLike,
     begins_with_end,
     by_length,
+    check_count,
     check_numbers,
     windows_of,
 )
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
+from .names import nearest
 from .short_reprs import Result
 from .tasks import repeated_tokens
 
@@ -53,6 +56,19 @@ class Attention(Result):
     distance: np.ndarray
     tokens: np.ndarray
     bos: bool
+
+    def top(self, kind: str, n: int = 10) -> list[tuple[str, float]]:
+        """Return the heads with the highest scores of a kind, such as "induction", and these.
+
+        Heads that have no score are left out. Raises Error for a kind that is not a score.
+        """
+        check_count("n", n)
+        if kind not in KINDS:
+            raise Error(f"unknown score {shown(kind)}{nearest(kind, KINDS)}")
+        scores = getattr(self, kind)
+        order = np.argsort(-scores, axis=None, kind="stable")[: min(n, np.isfinite(scores).sum())]
+        return [(f"L{layer}H{head}", float(scores[layer, head])) for layer, head in
+                zip(*np.unravel_index(order, scores.shape), strict=True)]
 
 
 @overload
@@ -97,7 +113,8 @@ def heads(
     Prompts of one length are averaged; those of several lengths give a list, one Attention a
     prompt. A text longer than n_ctx is read in windows that overlap by half. Each position is
     counted in the first window that has it, and looks back no further than that window's
-    beginning; edits see one window after another.
+    beginning; edits see one window after another. Text gets <|endoftext|> put before it, unlike in
+    `complete` and `score`; `bos=False` leaves it out.
     """
     if text_or_tokens is None:
         config = model.config

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, Error, Model
 from .activations import recorded
 from .head_weights import attention_weights
-from .inputs import PromptsLike, check_count, check_index, position_slice, prompts
+from .inputs import Batched, PromptsLike, check_count, check_index, position_slice, prompts
 from .interventions import Edits, EditsLike
 from .names import (
     BY_QUERY,
@@ -30,7 +30,6 @@ from .names import (
     matching_names,
     nearest,
 )
-from .short_reprs import Result
 from .weights import centred, checked_vectors, on_host
 
 WRITTEN_BEFORE = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
@@ -40,12 +39,13 @@ MOST_NUMBERS = 1 << 31  # of one result: 8 GiB in float32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Terms(Result):
+class Terms(Batched):
     """The terms of a sum: `values` [p, ...] over `labels`. One by its label: `terms["L5H1"]`."""
 
     labels: list[str]
     values: np.ndarray
     at = "final_post"
+    prompt_axes: ClassVar[dict[str, int]] = {"values": 1}
 
     def __getitem__(self, label: str) -> np.ndarray:
         if label not in self.labels:
@@ -107,6 +107,7 @@ class Parts(Terms):
     bos: bool
     gain: np.ndarray
     at: str = "final_post"
+    prompt_axes: ClassVar[dict[str, int]] = {"values": 1, "tokens": 0}
 
     def project(self, direction: np.ndarray, normalized: bool = True) -> np.ndarray:
         """Return each part along a direction as [p, b, q]. The direction is [d], [b, d], [b, q, d].

@@ -129,23 +129,32 @@ class Batched(Result):
 
     def of_prompt(self: Batch, row: int) -> Batch:
         """Return the result of one prompt, an array in which that axis has length 1."""
-        arrays = {name: getattr(self, name) for name in self.prompt_axes}
         own: Any = self
-        return replace(own, **{name: array.take([row], self.prompt_axes[name])
-                               for name, array in arrays.items() if array is not None})
+        arrays = {name: getattr(self, name) for name in self.prompt_axes}
+        return replace(own, **{
+            name: array.of_prompt(row) if isinstance(array, Batched)
+            else array.take([row], self.prompt_axes[name])
+            for name, array in arrays.items() if array is not None})
 
 
 Batch = TypeVar("Batch", bound=Batched)
 
 
-def one_each_in_order(model, groups, results):
-    """Return the results of groups as a list of single prompts' results, in the order given."""
-    found = {}
-    for group, result in zip(groups, results, strict=True):
-        for i, row in enumerate(group.rows.tolist()):
+def for_each_length(model, text_or_tokens, bos, work, long=False):
+    """Return work(prompts, rows, n), a Batched of the prompts `rows` of n.
+
+    For prompts of several lengths it is a list of single prompts' results, in the order given.
+    """
+    groups, found = by_length(model, text_or_tokens, bos, long=long), {}
+    n = sum(len(rows) for rows, _ in groups)
+    for rows, given in groups:
+        result = work(given, rows, n)
+        if len(groups) == 1:
+            return result
+        for i, row in enumerate(rows.tolist()):
             own = result.of_prompt(i)
             found[row] = replace(own, bos=begins_with_end(model, own.tokens))
-    return [found[row] for row in sorted(found)]
+    return [found[row] for row in range(n)]
 
 
 def pairs_by_length(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, overload
 
 import numpy as np
 
 from ..backend import einsum, namespace
-from ..gpt2_np import Error, Model
+from ..gpt2_np import Error, Model, Tokens
 from .decomposition import (
     FINAL_BIAS,
     Terms,
@@ -23,7 +24,16 @@ from .decomposition import (
     stream_name,
     stream_terms,
 )
-from .inputs import Answers, PromptsLike, answer_ids, check_numbers, one_each, prompts
+from .inputs import (
+    Answers,
+    OnePrompt,
+    Prompts,
+    PromptsLike,
+    answer_ids,
+    check_numbers,
+    for_each_length,
+    one_each,
+)
 from .interventions import Edits, EditsLike
 from .weights import centred, on_host
 
@@ -42,6 +52,7 @@ class Attribution(Terms):
     tokens: np.ndarray
     bos: bool
     by_source: Terms | None = None
+    prompt_axes: ClassVar[dict[str, int]] = {"values": 1, "total": 0, "tokens": 0, "by_source": 1}
 
     def heads(self) -> np.ndarray:
         """Return the heads' terms, [layer, head, b] (or [layer, head, b, v])."""
@@ -53,6 +64,36 @@ class Attribution(Terms):
 HEAD = re.compile(r"L\d+H\d+")
 
 
+@overload
+def attribution(
+    model: Model,
+    text_or_tokens: Prompts | OnePrompt,
+    answer: Answers | None = None,
+    wrong: Answers | None = None,
+    *,
+    direction: np.ndarray | None = None,
+    position: int | None = -1,
+    by_source: bool = False,
+    neurons: Sequence[int] | str = (),
+    constants_apart: bool = False,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
+) -> Attribution: ...
+@overload
+def attribution(
+    model: Model,
+    text_or_tokens: Sequence[str] | Sequence[Tokens],
+    answer: Answers | None = None,
+    wrong: Answers | None = None,
+    *,
+    direction: np.ndarray | None = None,
+    position: int | None = -1,
+    by_source: bool = False,
+    neurons: Sequence[int] | str = (),
+    constants_apart: bool = False,
+    edits: EditsLike | None = None,
+    bos: bool | None = None,
+) -> Attribution | list[Attribution]: ...
 def attribution(
     model: Model,
     text_or_tokens: PromptsLike,
@@ -66,7 +107,7 @@ def attribution(
     constants_apart: bool = False,
     edits: EditsLike | None = None,
     bos: bool | None = None,
-) -> Attribution:
+) -> Attribution | list[Attribution]:
     """Return the direct effect of each part of the stream on a logit at one position, or at all.
 
     The logit is that of `answer`, or its difference from that of `wrong`, or every token's if
@@ -81,15 +122,34 @@ def attribution(
     `neurons` ("all" for all layers), `constants_apart` and `edits` are those of `decompose`: with
     other heads ablated it shows what a backup head says. The final layer norm cannot be edited.
     Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
-    out.
+    out. Prompts of several lengths give a list, one Attribution a prompt.
     """
-    given = prompts(model, text_or_tokens, bos)
     edits = Edits(model, edits)
     edits.refuse("attribution", ("ln_final",), "logits are not linear in the parts through it")
     if by_source and constants_apart:
         edits.refuse("by_source with constants_apart", ("pattern",), "leave one of them out")
+    if wrong is not None and answer is None:
+        raise Error("wrong was given without answer: give both, or answer alone")
+    if direction is not None and answer is not None:
+        raise Error("direction stands in place of answer and wrong: give one of them")
+
+    def attribution_of(given, rows, n):
+        ids = [None if one is None else one_each(answer_ids(model, one), n)[rows]
+               for one in (answer, wrong)]
+        own = direction
+        if own is not None and len(rows) < n:
+            own = directions_for(direction, (n, 1), on_host(model.params["ln_f"]["g"]))[rows]
+        return attribution_of_group(model, given, ids, own, position, by_source, neurons,
+                                    constants_apart, edits)
+
+    return for_each_length(model, text_or_tokens, bos, attribution_of)
+
+
+def attribution_of_group(model, given, ids, direction, position, by_source, neurons,
+                         constants_apart, edits):
+    """Return the Attribution of prompts of one length; `ids` are answers and wrong, [b] or None."""
     norm, wte = on_host(model.params["ln_f"]), model.params["wte"]
-    directions = wanted_directions(model, given.tokens.shape, answer, wrong, direction, norm["g"])
+    directions = wanted_directions(model, given.tokens.shape, ids, direction, norm["g"])
     asked = (model, given, stream_name(None, model.config), position, neurons, constants_apart,
              edits)
     if directions is not None:
@@ -122,20 +182,11 @@ def with_last(values, bias):
     return np.concatenate([values, np.broadcast_to(bias, (1, *values.shape[1:]))])
 
 
-def wanted_directions(model, shape, answer, wrong, direction, like):
+def wanted_directions(model, shape, ids, direction, like):
     """Return what is explained as directions [b, d] or [b, q, d], or None for every token."""
-    if wrong is not None and answer is None:
-        raise Error("wrong was given without answer: give both, or answer alone")
     if direction is not None:
-        if answer is not None:
-            raise Error("direction stands in place of answer and wrong: give one of them")
         return directions_for(direction, shape, like)
-    if answer is None:
-        return None
     wte = model.params["wte"]
-
-    def rows(answers):
-        ids = one_each(answer_ids(model, answers), shape[0])
-        return on_host(wte[namespace(wte).asarray(ids)])
-
-    return rows(answer) if wrong is None else rows(answer) - rows(wrong)
+    answer, wrong = (None if one is None else on_host(wte[namespace(wte).asarray(one)])
+                     for one in ids)
+    return answer if wrong is None else answer - wrong

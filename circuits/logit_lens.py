@@ -23,10 +23,9 @@ from .inputs import (
     Prompts,
     PromptsLike,
     answer_ids,
-    by_length,
     check_numbers,
+    for_each_length,
     one_each,
-    one_each_in_order,
     position_slice,
     windows_of,
 )
@@ -110,18 +109,19 @@ def lens(
 
     Prompts of several lengths give a list, one Lens a prompt. A text longer than n_ctx is read in
     windows that overlap by half, each position in the first window that has it; edits see one
-    window after another.
+    window after another. Text gets <|endoftext|> put before it, unlike in `complete` and `score`;
+    `bos=False` leaves it out.
     """
     if not 1 <= top <= model.n_vocab:
         raise Error(f"top is {top}: it must be from 1 to the vocabulary's {model.n_vocab}")
     edits = Edits(model, edits)
     edits.refuse("lens", ("ln_final",), "it reads every layer through the model's own layer norm")
-    groups = by_length(model, text_or_tokens, bos, long=True)
-    if answer is not None:
-        answer = one_each(answer_ids(model, answer), sum(len(rows) for rows, _ in groups))
-    results = [lens_of_group(model, given, None if answer is None else answer[rows], position, top,
-                             frozen, keep_logits, edits) for rows, given in groups]
-    return results[0] if len(groups) == 1 else one_each_in_order(model, groups, results)
+
+    def lens_of(given, rows, n):
+        answers = None if answer is None else one_each(answer_ids(model, answer), n)[rows]
+        return lens_of_group(model, given, answers, position, top, frozen, keep_logits, edits)
+
+    return for_each_length(model, text_or_tokens, bos, lens_of, long=True)
 
 
 def lens_of_group(model, given, answers, position, top, frozen, keep_logits, edits):

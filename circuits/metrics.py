@@ -6,12 +6,12 @@ move it. (Heimersheim & Nanda 2024, "How to use and interpret activation patchin
 
 A metric may be able to do more. `Differentiable` is needed for gradients and to attribute it to
 edges. With `ReadsStream` sweeps leave out the unembedding, a tenth to a quarter of their time.
-`ReadsPositions` says that it needs more than the last position, `ByPrompt` that prompts have answers of
-their own.
+`ReadsPositions` says that it needs more than the last position, `ByPrompt` that each prompt has an
+answer of its own.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backend import einsum, namespace, to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model, softmax
+from ..gpt2_np import Error, Model, Tokens, softmax
 from .inputs import AnswerSets, answer_sets, one_each
 from .short_reprs import Result
 
@@ -219,13 +219,13 @@ def log_probability(model: Model, answers: AnswerSets) -> Differentiable:
     return logit_difference(model, answers, None, "log_probability")
 
 
-def repeat_loss(tokens: np.ndarray, n: int) -> RepeatLoss:
+def repeat_loss(tokens: Tokens | Sequence[Tokens], n: int) -> RepeatLoss:
     """Return the metric "mean loss (nats) of the last `n` tokens given all before them".
 
-    It needs the logits of all positions: give sweeps `last_only=False`. It does not know the
+    It reads the logits of all positions, and says so to sweeps and gradients. It does not know the
     vocabulary, so rows that pad an embedding count.
     """
-    tokens = np.atleast_2d(tokens)
+    tokens = np.atleast_2d(np.asarray(tokens))
     if not 1 <= n < tokens.shape[1]:
         raise Error(f"n is {n}: it must be from 1 to {tokens.shape[1] - 1}, as the first of "
                     f"{tokens.shape[1]} tokens has no loss")

@@ -68,7 +68,8 @@ def attribution_patching(
                 model, base, metric, name, old, change, steps, edits)
             per_prompt[layer] = measured + cell_sums(change * slope, what, axes)
         arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
-        return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos)
+        return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos,
+                     estimated=True)
 
     return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
 
@@ -148,6 +149,8 @@ def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     `estimate` is `attribution_patching`'s, `exact` that of `patching` on the same prompts. Raises
     Error if the sweeps have other cells or prompts.
     """
+    if exact.estimated and not estimate.estimated:
+        raise Error("the sweeps are the wrong way round: give the estimate first, then patching's")
     for name, mine, other in (("what", estimate.what, exact.what),
                               ("axes", estimate.axes, exact.axes),
                               ("shape", estimate.per_prompt.shape, exact.per_prompt.shape)):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import namespace, to_host
+from ..bpe import shown
 from ..gpt2_np import Error, Model, Tap, layer_norm, mlp
 from ..inference.turns import turn
 from .activations import run
@@ -50,7 +51,7 @@ def path_patching(
 
     Pairs of prompts may differ in length, and other options are those of `patching`. Raises Error
     for edits of the stream and of attention's sum, through which a path's change cannot be told
-    from the rest.
+    from the rest, and for a sender that is named and writes after every receiver has read.
     """
     axes, names, cells = checked_senders(model.config, senders)
     readers = checked_receivers(model.config, receivers)
@@ -58,6 +59,10 @@ def path_patching(
     edits.refuse("path_patching", REFUSED, "edit embeddings, heads or MLPs")
     kinds = sorted({cell.what for cell in cells})
     ends = {reader.start for reader in readers} or {2 * model.config.n_layer}
+    for name, cell in zip(names, cells, strict=False):
+        if cell.start > max(ends):
+            raise Error(f"no path leads from {name} to {shown(receivers)}: a sender must write "
+                        "before a receiver reads")
 
     def of_one_length(base, source, metric):
         at = None if position is None else position_slice(position, base.tokens).start

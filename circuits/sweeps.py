@@ -82,6 +82,7 @@ class Sweep(Result):
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
     the prompts that the activations came from (None for zeros and means). `senders` are the names
     along an axis "sender", of path patching. `tokens` is a list of rows if lengths differ.
+    `estimated` is True for attribution patching.
     """
 
     what: str
@@ -92,6 +93,7 @@ class Sweep(Result):
     tokens: np.ndarray | list[np.ndarray]
     bos: bool
     senders: tuple[str, ...] = ()
+    estimated: bool = False
     properties = ("kind",)
 
     @property

@@ -35,7 +35,7 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop, one_text, start_of_text
+from .options import GenerationOptions, Seed, Stop, one_text, sampling_of, start_of_text
 from .packing import Packed
 from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
@@ -163,7 +163,7 @@ def quiet_stream(model, prompt, n_tokens, bos=False, stop=(), seed=None, draft=T
     if bos:  # in place of what this tokenizer may put before every text
         own = len(tokenizer.start_ids) if isinstance(prompt, str) else 0
         tokens = [*start_of_text(model, bos), *tokens[own:]]
-    stop, sampling = stop_list(stop), Sampling(**options)
+    stop, sampling = stop_list(stop), sampling_of(options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
 
@@ -186,7 +186,7 @@ def run_batch(
     model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
 ) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
-    seeds, sampling = row_seeds(seed, len(prompts)), Sampling(**options)
+    seeds, sampling = row_seeds(seed, len(prompts)), sampling_of(options)
     generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:
         pass

@@ -1,13 +1,13 @@
 """Types of the options of generation and scoring, and the check of the token ids of one text."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error, Model, TapFunction, Tokens, token_batch
+from ..gpt2_np import Config, Error, Model, Sampling, TapFunction, Tokens, token_batch
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ def one_text(tokens: Tokens, config: Config) -> np.ndarray:
         raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
                     "generate_batch and score_batch take several")
     return ids[0]
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Return options of `sample`, checked. Raises TypeError for others."""
+    known = GenerationOptions.__optional_keys__
+    for name in options.keys() - known:
+        hint = "tap=circuits.as_tap(model, edits)" if name == "edits" else ", ".join(sorted(known))
+        raise TypeError(f"there is no option {name!r}: give {hint}")
+    return Sampling(**options)
 
 
 def start_of_text(model: Model, bos: bool) -> list[int]:

@@ -288,7 +288,7 @@ def test_pip_installs_one_package_and_no_other_name(installed):
              if path.is_file() and path.suffix != ".pyc"}
     sources = {path.as_posix() for path in product_files()}
     kernels = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("cuda/*.cu")}
-    pages = {f"{folder}/README.md" for folder in PACKAGES if folder and folder != "inference"}
+    pages = {f"{folder}/README.md" for folder in PACKAGES if folder}
     model = {f"models/shakespeare/{name}" for name in
              ("README.md", "config.json", "merges.txt", "model.safetensors", "vocab.json")}
     assert len(kernels) == 2

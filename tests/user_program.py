@@ -53,6 +53,12 @@ def right(name: str | Path) -> None:
     circuits.attribution(model, ids, " art", edits=[edits, {"resid_mid": circuits.add(vector)}])
     print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
+    kept = circuits.run(model, ids, "resid_post")
+    last: np.ndarray = kept["resid_post", -1]
+    best_tokens = circuits.top_tokens(model, last, 3, layer_norm=True)
+    along = circuits.attribution(model, ids, direction=vector, position=None, neurons="all")
+    print(len(kept), kept.stack("resid_post"), best_tokens.texts, along["L1N17"], along.layers())
+    print(circuits.decompose(model, ids, "1_mid").project(vector, normalized=False).shape)
     task = circuits.repeated_tokens(model, 5, 2)
     sweep = circuits.patching(model, "z", base=task.corrupted, source=task.clean,
                               metric=task.metric(model))
@@ -95,5 +101,6 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     circuits.logit_difference(model, 5, 6, kind="odds")  # error
     circuits.max_activating(model, 5, "L1N17")  # error
     circuits.attribution_patching(model, ids, ids, ids)  # error
+    circuits.attribution(model, ids, 3, direction="up")  # error
     print(circuits.run(model, ids).logitts)  # error
     print(gpt2_np.bpe.Tokeniser, model.n_voc)  # error

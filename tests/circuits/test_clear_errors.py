@@ -86,6 +86,12 @@ def test_a_dtype_may_be_numpys_own():
     assert model.params["wte"].dtype == np.float64
 
 
+def test_labels_of_a_text_are_those_of_the_positions_of_its_run(speaking):
+    labels, seen = circuits.labels_of(speaking, "The cat"), circuits.run(speaking, "The cat")
+    assert labels[0] == "<|endoftext|>" and "".join(labels[1:]) == "The cat"
+    assert labels == circuits.labels_of(speaking, seen.tokens[0])
+
+
 def test_no_texts_have_no_measures():
     with pytest.raises(Error, match="list of texts"):
         circuits.measure(MODEL, [])

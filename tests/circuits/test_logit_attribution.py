@@ -100,8 +100,8 @@ def test_a_direction_may_be_one_for_each_position():
         for found in (one, token):
             same(whole.values[:, :, q], found.values)
             same(whole.by_source.values[:, :, q], found.by_source.values)
-    logits = circuits.run(DOUBLE, CLEAN).logits
-    same(whole.total[:, :-1], np.take_along_axis(logits[:, :-1], CLEAN[:, 1:, None], axis=-1)[..., 0])
+    logits = circuits.run(DOUBLE, CLEAN).logits[:, :-1]
+    same(whole.total[:, :-1], np.take_along_axis(logits, CLEAN[:, 1:, None], axis=-1)[..., 0])
 
 
 def test_the_top_parts_are_those_with_the_largest_mean():

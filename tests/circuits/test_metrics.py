@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_pair import ANSWERS, CLEAN, MODEL, TEXT, WRONG, close
+from prompt_pair import ANSWERS, CLEAN, CORRUPTED, MODEL, TEXT, WRONG, close
 from random_model import TINY, random_params
 
 from gpt2_np import Error, Model, circuits
@@ -185,6 +185,52 @@ def test_gradients_of_any_metric_are_its_slopes(name, metric):
         name: lambda _, x, s=sign: x + s * step}).logits) for sign in (1, -1))
     slope = (found * step).sum(axis=tuple(range(1, step.ndim)))
     np.testing.assert_allclose((up - down) / 2, slope, rtol=2e-5, atol=1e-12)
+
+
+DOUBLE = Model(TINY, random_params(TINY, 0, np.float64, scale=0.3))
+OF_ALL = [LastAndFirst(), circuits.repeat_loss(CLEAN, 7)]
+
+
+@pytest.mark.parametrize("metric", OF_ALL)
+def test_sweeps_measure_a_metric_of_all_positions_unasked(metric):
+    sweep = circuits.patching(MODEL, "z", base=CLEAN, source=CORRUPTED, metric=metric)
+    z = circuits.run(MODEL, CORRUPTED, "z")["blocks.1.attn.hook_z"]
+    patched = circuits.run(MODEL, CLEAN, edits={"blocks.1.attn.hook_z": circuits.patch(z, head=2)})
+    close(sweep.per_prompt[1, 2], metric(patched.logits))
+
+
+@pytest.mark.parametrize("metric", OF_ALL)
+def test_attribution_patching_of_a_metric_of_all_positions_adds_up(metric):
+    """With steps, the cells of a layer add up to the patch of the whole layer."""
+    pair = {"base": CLEAN, "source": CORRUPTED, "metric": metric}
+    found = circuits.attribution_patching(DOUBLE, "z", **pair, layers=[1], steps=30)
+    name = "blocks.1.attn.hook_z"
+    z = circuits.run(DOUBLE, CORRUPTED, name)[name]
+    whole = metric(circuits.run(DOUBLE, CLEAN, edits={name: z}).logits) - found.base
+    np.testing.assert_allclose((found.per_prompt[1] - found.base).sum(axis=0), whole, rtol=1e-3)
+
+
+def test_edge_attribution_of_the_repeat_loss_is_exact_for_small_changes():
+    params = random_params(TINY, 0, np.float64, scale=0.3)
+    params["wte"][1] = params["wte"][0] + 1e-6 * np.random.default_rng(0).standard_normal(20)
+    model, base, source = Model(TINY, params), [[2, 0, 5, 0, 9]], [[2, 1, 5, 0, 9]]
+    metric = circuits.repeat_loss(base, 3)
+    pair = {"base": base, "source": source}
+    scores = circuits.edge_attribution(model, metric=metric, **pair)
+    before = metric(circuits.run(model, base).logits)
+    for edge in (("embed", "L0H2.v"), ("L0H1", "L1H0.q"), ("MLP0", "L2H1.k"), ("L1H3", "logits")):
+        change = metric(circuits.patch_edges(model, edge, **pair, last_only=False)) - before
+        np.testing.assert_allclose(scores[edge], change, rtol=1e-3, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:the metric is")  # a random model does no task
+def test_a_circuit_of_edges_is_found_for_the_repeat_loss():
+    metric = circuits.repeat_loss(CLEAN[:1], 7)
+    base, source = (circuits.run(MODEL, tokens[:1]).logits for tokens in (CLEAN, CORRUPTED))
+    found = circuits.find_edges(MODEL, 0.3, base=CLEAN[:1], source=CORRUPTED[:1], metric=metric,
+                                checks=3, subsets=1)
+    close([found.base.mean(), found.source.mean()], [metric(base).mean(), metric(source).mean()])
+    assert found.kept and 0.3 - 1e-9 <= found.share.value <= 1.7
 
 
 def test_a_gradient_of_another_shape_is_a_clear_error():

@@ -128,6 +128,8 @@ def test_the_rank_correlation_is_spearmans():
             MODEL, base=CLEAN, source=CLEAN, metric=lambda x: x[:, -1, 0]), "no gradient"),
         (lambda: circuits.attribution_patching(
             MODEL, base=CLEAN, source=CLEAN[:, 1:], metric=METRIC), "source prompts 11"),
+        (lambda: circuits.compare(circuits.patching(DOUBLE, "z", **DENOISING), estimate()),
+         "the wrong way round: give the estimate first"),
         (lambda: circuits.compare(estimate(), estimate(what="q")), "what is z in the estimate, q"),
         (lambda: circuits.compare(estimate(), estimate(by_position=True)), "axes is"),
         (lambda: circuits.compare(estimate(layers=[0]), estimate(layers=[1])), "no cell in common"),

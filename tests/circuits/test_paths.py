@@ -83,6 +83,7 @@ def test_mlps_and_neurons_send_and_receive_as_heads_do(receivers, through_mlps):
     options = {"receivers": receivers, "through_mlps": through_mlps}
     if receivers != "logits":
         options["receivers"] = ["L2H1.q", (1, 3, "k"), "MLP1", "MLP2"]
+        senders = senders[:-1]  # no later part reads MLP2
     sweep = circuits.path_patching(MODEL, senders, **NOISING, **options)
     assert sweep.axes == ("sender",) and sweep.senders[3] == "L1H3"
     for i, sender in enumerate(senders):
@@ -115,3 +116,5 @@ def test_path_patching_of_one_position_equals_its_definition():
 def test_a_later_sender_reaches_no_receiver():
     sweep = circuits.path_patching(MODEL, **NOISING, receivers=[(1, 0, "q")])
     close(sweep.effect[1:], np.zeros((2, 4)))
+    with pytest.raises(Error, match=r"no path leads from L1H0 to 'L1H0.q': a sender must write"):
+        circuits.path_patching(MODEL, ["L0H1", "L1H0"], "L1H0.q", **NOISING)

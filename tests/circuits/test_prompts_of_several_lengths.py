@@ -18,11 +18,13 @@ ragged = st.lists(st.lists(ids, min_size=1, max_size=7), min_size=1, max_size=6)
 
 
 def same(a, b, tolerance=1e-5):
-    """Two results agree in every field; a list of results agrees with a list."""
+    """Two results agree in every field, and in the results that they hold."""
     assert type(a) is type(b)
     for field in dataclasses.fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        if dataclasses.is_dataclass(x):
+            same(x, y, tolerance)
+        elif isinstance(x, np.ndarray) and x.dtype.kind == "f":
             np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
         elif isinstance(x, np.ndarray):
             np.testing.assert_array_equal(x, y)
@@ -61,9 +63,30 @@ def test_the_lens_of_prompts_of_several_lengths_is_that_of_each_alone(rows, data
         same(found, circuits.lens(MODEL, np.array(rows), answers, **options))
 
 
+@settings(max_examples=15)
+@given(rows=ragged, data=st.data())
+def test_the_attribution_of_prompts_of_several_lengths_is_that_of_each_alone(rows, data):
+    options = {"position": data.draw(st.sampled_from([None, -1, 0])), "neurons": [1],
+               "by_source": data.draw(st.booleans())}
+    asked = data.draw(st.sampled_from(["one", "each", "direction", "directions"]))
+    n = len(rows)
+    vectors = np.random.default_rng(n).standard_normal((n, TINY.n_embd)).astype(np.float32)
+    given = {"one": ({"answer": 3, "wrong": 7}, lambda i: {"answer": 3, "wrong": 7}),
+             "each": ({"answer": [*range(n)], "wrong": 50}, lambda i: {"answer": i, "wrong": 50}),
+             "direction": ({"direction": vectors[0]}, lambda i: {"direction": vectors[0]}),
+             "directions": ({"direction": vectors}, lambda i: {"direction": vectors[i]})}
+    together, alone = given[asked]
+    found = circuits.attribution(MODEL, rows, **together, **options)
+    if several_lengths(rows):
+        for i, (one, row) in enumerate(zip(found, rows, strict=True)):
+            same(one, circuits.attribution(MODEL, row, **alone(i), **options), 1e-4)
+    else:
+        same(found, circuits.attribution(MODEL, np.array(rows), **together, **options))
+
+
 def test_texts_of_several_lengths_give_results_in_the_order_given(speaking):
     texts = ["The cat sat on the mat", "The dog", "", "The cat", "and the dog sat on the cat."]
-    for tool in (circuits.heads, circuits.lens):
+    for tool in (circuits.heads, circuits.lens, circuits.attribution):
         for one, text in zip(tool(speaking, texts), texts, strict=True):
             same(one, tool(speaking, text))
             assert one.bos
@@ -75,7 +98,7 @@ def test_texts_of_several_lengths_give_results_in_the_order_given(speaking):
 def test_the_result_of_each_prompt_says_if_it_begins_with_the_end_of_a_text(speaking):
     end = speaking.tokenizer.end_of_text
     rows = [[end, 5], [7, 8], [9, 8, 7]]
-    for tool in (circuits.heads, circuits.lens):
+    for tool in (circuits.heads, circuits.lens, circuits.attribution):
         assert [one.bos for one in tool(speaking, rows)] == [True, False, False]
 
 
@@ -88,7 +111,7 @@ def test_the_result_of_one_prompt_of_a_batch_is_that_prompts():
 def test_edits_are_made_in_prompts_of_every_length():
     edits = circuits.ablated(MODEL, "L0H1")
     rows = [[1, 2, 3, 1], [4, 5], [6, 7, 8, 9]]
-    for tool in (circuits.heads, circuits.lens):
+    for tool in (circuits.heads, circuits.lens, circuits.attribution):
         for one, row in zip(tool(MODEL, rows, edits=edits), rows, strict=True):
             same(one, tool(MODEL, row, edits=edits))
 
@@ -249,8 +272,11 @@ def test_the_logits_of_a_long_text_are_not_kept_at_all_positions():
 
 
 def test_a_wrong_number_of_answers_is_a_clear_error():
-    with pytest.raises(Error, match="2 answers were given for 3 prompts"):
-        circuits.lens(MODEL, [[1, 2], [3], [4, 5]], [6, 7])
+    for tool in (circuits.lens, circuits.attribution):
+        with pytest.raises(Error, match="2 answers were given for 3 prompts"):
+            tool(MODEL, [[1, 2], [3], [4, 5]], [6, 7])
+    with pytest.raises(Error, match=r"shape \(2, 20\): .* each of 3 prompts, \[3, 20\]"):
+        circuits.attribution(MODEL, [[1, 2], [3], [4, 5]], direction=np.ones((2, 20)))
 
 
 def test_head_scores_of_one_token_are_not_numbers():

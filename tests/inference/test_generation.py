@@ -331,6 +331,8 @@ def test_the_shared_options_are_those_of_generate():
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="topk"):
         generate_batch(MODEL, [PROMPT], 5, topk=3)
+    with pytest.raises(TypeError, match=r"no option 'edits': give tap=circuits.as_tap"):
+        generate_batch(MODEL, [PROMPT], 5, edits={})
 
 
 # --- text ------------------------------------------------------------------------------
