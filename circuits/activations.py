@@ -114,6 +114,11 @@ class Run(Activations):
 
     logits: np.ndarray
 
+    def __repr__(self) -> str:
+        nothing = "the logits alone: names='z', or '*' for all, keeps activations too"
+        text = Activations.__repr__(self)
+        return text if self.activations else text.replace("activations={}", nothing, 1)
+
 
 class Recorder:
     """A tap that edits some activations and keeps some on the host, after their edits.

@@ -18,7 +18,7 @@ from ..gpt2_np import Error, Model
 from .inputs import check_index, check_numbers
 from .low_rank import LowRank, triangle
 from .names import parse_head
-from .weights import centred, embedding, highest, on_host, unembed, unembedding
+from .weights import best_tokens, centred, embedding, on_host, unembed, unembedding
 
 
 class AttentionWeights(NamedTuple):
@@ -109,10 +109,9 @@ def singular_tokens(
 ) -> list[dict[str, Any]]:
     """Return the largest singular directions of a head's OV circuit, with tokens at both ends.
 
-    One dict each: "value"; "reads" and "writes", each (token ids, scores) of `top` tokens: those
-    whose embedding lies furthest along the input direction, and those whose logit the output
-    raises most. Both signs of a singular vector are equivalent; the one that reads more strongly
-    is given.
+    One dict each: "value"; "reads" and "writes", each TopTokens of `top` tokens: those whose
+    embedding lies furthest along the input direction, and those whose logit the output raises
+    most. Both signs of a singular vector are equivalent; the one that reads more strongly is given.
     """
     into = embedding(model, folded)
     u, values, vt = ov(model, head, folded).svd()
@@ -121,8 +120,8 @@ def singular_tokens(
     for i in range(min(n, len(values))):
         reads, writes = into @ u[:, i], written[i]
         sign = 1 if reads.max() >= -reads.min() else -1
-        found.append({"value": float(values[i]), "reads": highest(sign * reads, top),
-                      "writes": highest(sign * writes, top)})
+        found.append({"value": float(values[i]), "reads": best_tokens(model, sign * reads, top),
+                      "writes": best_tokens(model, sign * writes, top)})
     return found
 
 

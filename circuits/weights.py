@@ -30,10 +30,10 @@ from .short_reprs import Result
 
 def neuron_tokens(
     model: Model, neuron: Any, top: int = 8, folded: bool = False
-) -> dict[str, Any]:
+) -> dict[str, TopTokens]:
     """Return the tokens that a neuron "L2N17" reads, and those whose logits it raises and lowers.
 
-    "reads", "raises", "lowers": (token ids, scores) each, for the `top` tokens.
+    "reads", "raises", "lowers": the `top` tokens of each. Those of "lowers" come with the amount.
     """
     layer, neuron = parse_neuron(model.config, neuron)
     block = on_host(model.params["blocks"][layer])
@@ -41,8 +41,8 @@ def neuron_tokens(
     if folded:
         reading, writing = centred(reading * block["ln_2"]["g"]), centred(writing)
     logits = unembed(model, writing, folded=folded)
-    return {"reads": highest(embedding(model, folded) @ reading, top),
-            "raises": highest(logits, top), "lowers": highest(-logits, top)}
+    return {"reads": best_tokens(model, embedding(model, folded) @ reading, top),
+            "raises": best_tokens(model, logits, top), "lowers": best_tokens(model, -logits, top)}
 
 
 def unembed(
@@ -67,14 +67,24 @@ def unembed(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TopTokens(Result):
-    """The tokens with the highest logits, best first: `ids`, `logits` and `texts`, [..., top]."""
+    """The tokens with the highest logits, best first: `ids`, `logits` and `texts`, [..., top].
+
+    `ids, logits = found` takes the first two. For what a part reads, `logits` are its products
+    with the embedding.
+    """
 
     ids: np.ndarray
     logits: np.ndarray
     texts: np.ndarray
 
+    def __getitem__(self, index: int) -> np.ndarray:
+        return (self.ids, self.logits)[index]
+
     def __repr__(self) -> str:
-        return "\n".join([f"TopTokens of {len(self.lines())} vectors:", *self.lines(4)[:8]])
+        lines = self.lines(4)
+        if len(lines) == 1:
+            return f"TopTokens({lines[0]})"
+        return "\n".join([f"TopTokens of {len(lines)} vectors:", *lines[:8]])
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -97,9 +107,8 @@ def top_tokens(
     layer_norm=True))` shows the best tokens after each position.
     """
     check_count("top", top)
-    ids, logits = highest(unembed(model, vectors, layer_norm=layer_norm, folded=folded), top)
-    texts = np.array(labels_of(model, ids.ravel()), object).reshape(ids.shape)
-    return TopTokens(ids, logits, texts)
+    logits = unembed(model, vectors, layer_norm=layer_norm, folded=folded)
+    return best_tokens(model, logits, top)
 
 
 def checked_vectors(name, vectors, like):
@@ -111,11 +120,12 @@ def checked_vectors(name, vectors, like):
     return found.astype(like.dtype, copy=False)
 
 
-def highest(scores, n):
-    """Return the ids and scores of the n largest over the last axis, largest first."""
-    check_numbers("scores of tokens", scores)
-    best = np.argsort(-scores, axis=-1, kind="stable")[..., :n]
-    return best, np.take_along_axis(scores, best, axis=-1)
+def best_tokens(model, logits, n):
+    """Return the n tokens with the largest logits [..., v]."""
+    check_numbers("scores of tokens", logits)
+    ids = np.argsort(-logits, axis=-1, kind="stable")[..., :n]
+    texts = np.array(labels_of(model, ids.ravel()), object).reshape(ids.shape)
+    return TopTokens(ids, np.take_along_axis(logits, ids, axis=-1), texts)
 
 
 def embedding(model, folded=False, extended=False):

@@ -52,6 +52,8 @@ def test_a_repr_names_types_shapes_and_the_ends_of_long_lists():
     assert "logits=float32[3,12,61]" in text
     assert "{58 items: 'hook_embed': float32[3,12,20], 'hook_pos_embed': " in text
     assert "..., 'ln_final.hook_normalized': float32[3,12,20]}" in text
+    first, *_ = repr(circuits.run(MODEL, CLEAN)).splitlines()
+    assert first.startswith("Run(the logits alone: names='z', or '*' for all, keeps activations")
     assert repr(METRIC) == "LogitDifference(answer=int64[3,1], wrong=int64[3,1])"
 
 

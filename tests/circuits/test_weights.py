@@ -47,6 +47,8 @@ def test_top_tokens_print_a_line_for_each_vector(speaking):
     first, second = str(found).splitlines()
     assert first.startswith(f"{found.texts[0, 0]!r} {found.logits[0, 0]:.2f}  ")
     assert second.endswith(f"{found.logits[1, 9]:.2f}")
+    one = circuits.top_tokens(speaking, speaking.params["wte"][40], 3)
+    assert repr(one) == f"TopTokens({one})" and str(one) == "  ".join(first.split("  ")[:3])
     many = repr(circuits.top_tokens(speaking, np.ones((30, 24)))).splitlines()
     assert many[0] == "TopTokens of 30 vectors:" and len(many) == 9
 
@@ -56,9 +58,9 @@ def test_tokens_of_neurons_and_singular_directions_are_top_tokens():
         vector = MODEL.params["blocks"][1]["mlp"]["c_proj"]["w"][5]
         vector = vector - vector.mean() if folded else vector
         found = circuits.top_tokens(MODEL, vector, 6, folded=folded)
-        ids, scores = circuits.neuron_tokens(MODEL, "L1N5", 6, folded)["raises"]
+        ids, logits = circuits.neuron_tokens(MODEL, "L1N5", 6, folded)["raises"]
         assert ids.tolist() == found.ids.tolist()
-        close(scores, found.logits)
+        close(logits, found.logits)
         [first] = circuits.singular_tokens(MODEL, "L1H2", n=1, folded=folded)
         vt = circuits.ov(MODEL, "L1H2", folded).svd()[2]
         either = [circuits.top_tokens(MODEL, sign * vt[0], 8, folded=folded) for sign in (1, -1)]
