@@ -2,10 +2,9 @@
 
     python examples/forty_tasks.py [model]
 
-Each function is one task: its name says which, its first lines do it, and the rest checks the
-result, by hand in plain NumPy and float64 where there is a calculation by hand (`agree`), or by a
-fact that must hold (`holds`). Copy the one you need. Default model: shakespeare; some facts are
-those of that model. Task 40 needs matplotlib.
+A function is a task: its name says which, its first lines do it, the rest checks the result: by
+hand, in plain NumPy and float64 (`agree`), or by a fact that must hold (`holds`). Copy what you
+need. Default model: shakespeare, whose facts some of these are. Pictures need matplotlib.
 """
 import argparse
 import re
@@ -18,14 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that
 
 import gpt2_np
 from gpt2_np import circuits
+from gpt2_np.circuits import pictures
 
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?"
 TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpeak, speak.")
-WIDTH = 200  # characters of a result that are printed
-
-
-# --- reading a run ---------------------------------------------------------------------
-
 
 def see_which_words_may_come_next(model):
     seen = circuits.run(model, TEXT, "resid_post")
@@ -117,19 +112,19 @@ def weigh_one_set_of_answers_against_another(model):
 
 
 def find_the_induction_heads(model):
-    found = circuits.heads(model).induction  # [layer, head]
-    repeated = circuits.repeated_tokens(model, 50, 4).clean.tokens
-    patterns = [by_hand(model, row)["blocks.1.attn.hook_pattern"][1] for row in repeated]
-    agree(found[1, 1], np.mean([np.diag(pattern, -49)[2:].mean() for pattern in patterns]))
-    return best(found, model)
+    found = circuits.heads(model)
+    rows = circuits.repeated_tokens(model, 50, 4).clean.tokens
+    patterns = [by_hand(model, row)["blocks.1.attn.hook_pattern"][1] for row in rows]
+    agree(found.induction[1, 1], np.mean([np.diag(one, -49)[2:].mean() for one in patterns]))
+    return found.top("induction", 3)
 
 
 def find_heads_that_look_one_token_back_in_texts_of_any_length(model):
     each = circuits.heads(model, TEXTS)
-    found = np.mean([attention.previous_token for attention in each], axis=0)
     patterns = [by_hand(model, one.tokens[0])["blocks.0.attn.hook_pattern"][0] for one in each]
-    agree(found[0, 0], np.mean([np.diag(pattern, -1).mean() for pattern in patterns]))
-    return best(found, model)
+    agree([one.previous_token[0, 0] for one in each],
+          [np.diag(pattern, -1).mean() for pattern in patterns])
+    return [one.top("previous_token", 1) for one in each]
 
 
 def cut_single_edges_of_attention(model):
@@ -159,7 +154,7 @@ def measure_the_loss_without_the_induction_heads(model):
     repeated = circuits.repeated_tokens(model, 20, 4)
     loss = circuits.repeat_loss(repeated.clean.tokens, 19)  # of the second halves
     without = circuits.ablated(model, ["L1H1", "1.2", (1, 3)])
-    before, after = (loss(circuits.run(model, repeated.clean, edits=edits).logits).mean()
+    before, after = (float(loss(circuits.run(model, repeated.clean, edits=edits).logits).mean())
                      for edits in (None, without))
     by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1:4], 0)}
     logits = [by_hand(model, row, by_me)["logits"] for row in repeated.clean.tokens]
@@ -192,8 +187,7 @@ def put_in_a_heads_mean_over_many_texts(model):
 
 
 def switch_off_one_neuron(model):
-    off = circuits.ablated(model, "L2N17")
-    seen = circuits.run(model, TEXT, edits=off)
+    seen = circuits.run(model, TEXT, edits=circuits.ablated(model, "L2N17"))
     by_me = {"blocks.2.mlp.hook_post": put(np.s_[:, 17], 0)}
     agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
     return np.abs(seen.logits - circuits.run(model, TEXT).logits).max()
@@ -276,9 +270,9 @@ def patch_the_stream_at_every_layer_and_position(model):
 
 def see_which_heads_are_enough_and_which_are_needed(model):
     names = circuits.name_repetition(model, 8)
-    metric = names.metric(model)
-    enough = circuits.patching(model, "z", base=names.corrupted, source=names.clean, metric=metric)
-    needed = circuits.patching(model, "z", base=names.clean, source=names.corrupted, metric=metric)
+    clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
+    enough = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
+    needed = circuits.patching(model, "z", base=clean, source=corrupted, metric=metric)
     holds((enough.kind, needed.kind) == ("denoising", "noising"))
     agree(enough.base, needed.source)
     return *enough.top(2), *needed.top(2)
@@ -297,23 +291,24 @@ def patch_pairs_of_prompts_of_different_lengths(model):
 
 
 def replace_every_head_by_its_mean(model):
-    names = circuits.name_repetition(model, 8)
-    sweep = circuits.ablation(model, "z", base=names.clean, source=names.corrupted, mode="mean",
-                              metric=names.metric(model))
-    one = circuits.ablated(model, "L1H1", "mean", source=names.corrupted)
-    agree(sweep.per_prompt[1, 1], names.metric(model)(
-        circuits.run(model, names.clean, edits=one).logits))
+    names = circuits.name_repetition(model, 4)
+    clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
+    sweep = circuits.ablation(model, "z", base=clean, source=corrupted, mode="mean", metric=metric)
+    name = "blocks.1.attn.hook_z"
+    by_me = {name: put(np.s_[:, 1], np.mean(
+        [by_hand(model, row)[name][:, 1] for row in corrupted.tokens], axis=0))}
+    logits = [by_hand(model, row, by_me)["logits"] for row in clean.tokens]
+    agree(sweep.per_prompt[1, 1], metric(np.stack(logits)))
     return sweep.top(3)
 
 
 def patch_every_neuron_of_a_layer(model):
-    names = circuits.name_repetition(model, 1)
-    sweep = circuits.patching(model, "post", base=names.corrupted, source=names.clean,
-                              metric=names.metric(model), layers=[2])
-    source = circuits.run(model, names.clean, "blocks.2.mlp.hook_post")
-    edits = {name: circuits.patch(array, neuron=17) for name, array in source.items()}
-    agree(sweep.per_prompt[2, 17], names.metric(model)(
-        circuits.run(model, names.corrupted, edits=edits).logits))
+    names, name = circuits.name_repetition(model, 1), "blocks.2.mlp.hook_post"
+    clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
+    sweep = circuits.patching(model, name, base=corrupted, source=clean, metric=metric)
+    by_me = {name: put(np.s_[:, 17], by_hand(model, clean.tokens[0])[name][:, 17])}
+    logits = by_hand(model, corrupted.tokens[0], by_me)["logits"]
+    agree(sweep.per_prompt[2, 17], metric(logits[None]))
     return sweep.top(3)
 
 
@@ -358,12 +353,11 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
 
 def find_a_small_circuit_that_does_the_task(model):
     repeated = circuits.repeated_tokens(model, 10, 2)
-    metric = repeated.metric(model)
-    found = circuits.find(model, keep=0.8, base=repeated.clean, source=repeated.corrupted,
-                          metric=metric)
+    clean, corrupted, metric = repeated.clean, repeated.corrupted, repeated.metric(model)
+    found = circuits.find(model, keep=0.8, base=clean, source=corrupted, metric=metric)
     rest = [node for node in circuits.node_names(model.config) if node not in found.kept]
-    edits = circuits.ablated(model, rest, "resample", source=repeated.corrupted)
-    kept = metric(circuits.run(model, repeated.clean, edits=edits).logits).mean()
+    edits = circuits.ablated(model, rest, "resample", source=corrupted)
+    kept = metric(circuits.run(model, clean, edits=edits).logits).mean()
     whole, none = found.base.mean(), found.none.mean()
     agree(found.share.value, (kept - none) / (whole - none))
     holds("L1H1" in found.kept and 0.8 <= found.share.value <= 1.2)
@@ -408,10 +402,10 @@ def read_a_neuron_and_a_heads_directions_in_tokens(model):
     neuron = circuits.neuron_tokens(model, "L2N17", top=3)
     directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
     written = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])[17]
-    agree(neuron["raises"][1], np.sort(doubled(model.params["wte"]) @ written)[:-4:-1])
+    agree(neuron["raises"].logits, np.sort(doubled(model.params["wte"]) @ written)[:-4:-1])
     _, _, w_v, w_o = matrices(model, 1, 1)
     agree(directions[0]["value"], np.linalg.svd(w_v @ w_o)[1][0])
-    return circuits.labels_of(model, neuron["raises"][0])
+    return neuron["raises"].texts
 
 
 # --- over texts ------------------------------------------------------------------------
@@ -434,11 +428,10 @@ def fit_a_probe_on_activations(model):
     words = circuits.labels_of(model, text)[1:]
     x, y = seen["resid_post", 1][0, 1:-1], np.array([word.startswith("\n") for word in words[1:]])
     held_out = np.arange(len(y)) % 3 == 0
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
-    w = np.linalg.solve(x[~held_out].T @ x[~held_out] + 100 * np.eye(x.shape[1]),
+    w = np.linalg.solve(x[~held_out].T @ x[~held_out] + np.eye(x.shape[1]),
                         x[~held_out].T @ (y - y.mean())[~held_out])
     right = ((x[held_out] @ w > 0.5 - y.mean()) == y[held_out]).mean()
-    holds(right >= max(y[held_out].mean(), 1 - y[held_out].mean()))
+    holds(right > max(y[held_out].mean(), 1 - y[held_out].mean()))
     return f"line ends foreseen in {right:.0%} of {held_out.sum()} held-out tokens"
 
 
@@ -456,8 +449,6 @@ def look_at_the_results(model):
     names = circuits.name_repetition(model, 4)
     sweep = circuits.patching(model, "z", base=names.corrupted, source=names.clean,
                               metric=names.metric(model))
-    from gpt2_np.circuits import pictures
-
     try:
         figures = [pictures.plot_map(sweep), pictures.plot_lens(circuits.lens(model, TEXT), model),
                    pictures.plot_map(circuits.heads(model)), pictures.plot_bars(sweep)]
@@ -482,7 +473,7 @@ def read_one_sentence_after_a_mistake(model):
     return sentences[0]
 
 
-# Every function above this line is a task.
+# Every function above is a task.
 TASKS = [one for one in list(globals().values()) if getattr(one, "__module__", "") == __name__]
 
 
@@ -595,7 +586,7 @@ def main():
             result = re.sub(r"\d+\.\d\d+", lambda found: f"{float(found[0]):.2f}", result)
         except Exception as error:
             result, failed = f"FAILED: {error}", failed + 1
-        print(f"{number:2d} {function.__name__.replace('_', ' ')}: {result[:WIDTH]}")
+        print(f"{number:2d} {function.__name__.replace('_', ' ')}: {result[:200]}")
     if failed:
         sys.exit(f"forty_tasks: {failed} of {len(TASKS)} tasks failed")
 
