@@ -1,4 +1,4 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons.
+"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons, excite.
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -8,6 +8,7 @@ as JSON or as a picture. Tables go to standard output and everything else to sta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ import numpy as np
 
 from .. import circuits
 from ..command_line import (
+    STDIN_CLOSED,
     add_model_options,
     called,
     decode_utf_8,
@@ -129,6 +131,17 @@ def command_line() -> argparse.ArgumentParser:
     answers(add, required=False)
     add("--layer", type=int, metavar="L", help="this layer only")
     add("--neuron", type=int, metavar="N", help="show the tokens of this neuron of --layer")
+    for name, about, top in (
+        ("excite", "Texts that excite a neuron or a head most.", "windows"),
+        ("histogram", "How often a neuron, a head or an activation is high, and how high.", None),
+    ):
+        add = command(name, about, top)
+        add("unit", help="a neuron L2N17 or a head L1H1" + (
+            "" if top else ", or an activation such as blocks.2.hook_resid_post"))
+        add("files", nargs="+", metavar="FILE", help="UTF-8 text, or - for standard input")
+        add("--lines", action="store_true", help="each line is a text of its own")
+        if name == "histogram":
+            add("--bins", type=int, default=20, metavar="N", help="at most N bins (default 20)")
     return parser
 
 
@@ -136,6 +149,8 @@ def check_usage(args, parser):
     """End the program if arguments do not go together."""
     if getattr(args, "top", 1) < 1:
         parser.error(f"--top is {args.top}: it must be at least 1")
+    if args.command == "histogram" and args.bins < 2:
+        parser.error(f"--bins is {args.bins}: it must be at least 2")
     if args.command in ("patch", "find"):
         check_prompt_pair(args, parser)
     if args.command == "find" and args.edges and args.mode != "resample":
@@ -450,8 +465,47 @@ def one_neuron(model, args):
                   lambda path: plot_bars(ends, path, title))
 
 
+def texts_of(args):
+    """Yield the texts of the files, or of each of their lines, one after another."""
+    for name in args.files:
+        if name == "-" and sys.stdin is None:
+            raise Error(STDIN_CLOSED)
+        try:
+            with contextlib.ExitStack() as stack:
+                file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+                for number, data in enumerate(file if args.lines else [file.read()], 1):
+                    source = f"line {number} of {name}" if args.lines else name
+                    text = decode_utf_8(data.rstrip(b"\r\n") if args.lines else data, source)
+                    if text.strip():
+                        yield text
+        except OSError as error:
+            raise Error(f"{name} cannot be read: {error.strerror}") from None
+
+
+def excite(model, args):
+    found = circuits.max_activating(model, texts_of(args), args.unit, args.top, bos=bos_of(args))
+    rows = [[one.value, one.text, one.position, one.window()] for one in found]
+    records = [{"value": one.value, "text": one.text, "token": one.position, "start": one.start,
+                "marked": one.marked, "tokens": one.tokens, "values": one.values} for one in found]
+    data = {"unit": found.unit, "measure": found.measure, "examples": records,
+            "n_tokens": found.n_tokens, "n_texts": found.n_texts}
+    bars = [f"{one.text}: {one.position} {one.labels[one.marked]!r}" for one in found]
+    return Report(None, data, ["value", "text", "token", "window"], rows, [found.title],
+                  lambda path: plot_bars({found.unit: (bars, [one.value for one in found])}, path,
+                                         found.title))
+
+
+def histogram(model, args):
+    found = circuits.histogram(model, texts_of(args), args.unit, args.bins, bos=bos_of(args))
+    edges, counts = found.edges.tolist(), found.counts.tolist()
+    rows = [[low, high, count, "#" * math.ceil(40 * count / max(counts))]
+            for low, high, count in zip(edges, edges[1:], counts, strict=False)]
+    return Report(None, vars(found), ["from", "to", "values", ""], rows, [found.title],
+                  lambda path: plot_bars(found, path))
+
+
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons}
+            "neurons": neurons, "excite": excite, "histogram": histogram}
 
 
 if __name__ == "__main__":

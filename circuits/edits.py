@@ -26,6 +26,7 @@ MODES = ("zero", "mean", "resample")
 def patch(values: Any, head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEdit:
     """Return an edit that puts in `values`, an activation or one that NumPy broadcasts to it.
 
+    (`patching` is the sweep: a patch of one head or position after another, and the metric.)
     `head`, `neuron` (of pre and post) and `position` restrict it: each an int, a list, a slice, or
     None for all. For attention patterns the position is the query's. Positions are those of the
     text: while it is generated, slice(5, None) is every one from 5 on, and negative ones count
@@ -104,9 +105,11 @@ def ablated(
 ) -> dict[str, PlacedEdit]:
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
-    "zero"; "mean" puts in the mean over the `source` prompts, position by position; "resample"
-    their activations, prompt by prompt. Source prompts must be as long as those of the run;
-    `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
+    They go into `edits=` of any tool, for one part or a list. (`ablation` is the sweep: one part
+    ablated after another, and the metric.) `mode` "zero" puts in zeros, "mean" the mean over the
+    `source` prompts, position by position, "resample" their activations, prompt by prompt. Source
+    prompts must be as long as those of the run; `patch(mean_activation(...), head)` puts in a mean
+    over texts of any lengths.
     """
     units = units_by_name(parse_node(model.config, node) for node in node_list(nodes))
     new, *_ = replacements(model, source, mode, source, sorted(units))

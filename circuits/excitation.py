@@ -57,6 +57,11 @@ class Example:
 
     def line(self, before: int = BEFORE, after: int = AFTER) -> str:
         """Return a line: value, place, and the text around the marked token, «so»."""
+        place = f"text {self.text}, token {self.position}"
+        return f"{self.value:9.4g}  {place:24s}  {self.window(before, after)}"
+
+    def window(self, before: int = BEFORE, after: int = AFTER) -> str:
+        """Return the text around the marked token, «so», and where a head looks from there."""
         start = max(0, self.marked - before)
         parts = [visible(label) for label in self.labels[start : self.marked + after + 1]]
         parts[self.marked - start] = f"«{parts[self.marked - start]}»"
@@ -65,8 +70,7 @@ class Example:
             best = int(self.attention.argmax())
             about = f"  (attends {self.attention[best]:.2f} to «{visible(self.labels[best])}»"
             about += f", {self.marked - best} back)" if best < self.marked else ", itself)"
-        place = f"text {self.text}, token {self.position}"
-        return f"{self.value:9.4g}  {place:24s}  {''.join(parts)}{about}"
+        return "".join(parts) + about
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,16 +55,14 @@ def attribution_patching(
     def of_one_length(base, source, metric):
         here, there = (run(model, given, names, edits=edits, last_only=last_only)
                        for given in (base, source))
-        slopes = {}
-        if steps == 1:
-            slopes = gradients(model, base, metric, names=names, edits=edits)
+        slopes = gradients(model, base, metric, names=names, edits=edits) if steps == 1 else None
         axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
         measured = checked_values(metric(here.logits), len(base.tokens))
         per_prompt = np.full((*sizes, len(measured)), np.nan)
         for layer, name in zip(layers, names, strict=True):
             old = widened(here[name])
             change = widened(there[name]) - old
-            slope = slopes[name] if steps == 1 else mean_gradient(
+            slope = slopes[name] if slopes is not None else mean_gradient(
                 model, base, metric, name, old, change, steps, edits)
             per_prompt[layer] = measured + cell_sums(change * slope, what, axes)
         arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))

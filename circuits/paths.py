@@ -43,24 +43,26 @@ def path_patching(
 ) -> Sweep:
     """A sweep: run `base` while one sender at a time sends its `source` output to the receivers.
 
-    `senders` are "heads" (axes layer, head), "mlps" (axis layer), or one or several heads, MLPs and
-    neurons by name (axis sender). `receivers` are "logits", or one or several of "L9H6.q", "L9H6"
-    for all three inputs of a head, and "MLP3". A sender's output is that of `source` at one
-    `position` or all. Every other head is held as in `base`, and only the receivers see the
-    difference. MLPs between are computed anew, or held too if `through_mlps` is off.
+    `base` is the run that is changed, `source` the one that activations come from; `kind` of the
+    result says which does the task better. `senders` are "heads" (axes layer, head), "mlps" (axis
+    layer), or one or several heads, MLPs and neurons by name (axis sender). `receivers` are
+    "logits", or one or several of "L9H6.q", "L9H6" for all three inputs of a head, and "MLP3". A
+    sender's output is that of `source` at one `position` or all. Every other head is held as in
+    `base`, and only the receivers see the difference. MLPs between are computed anew, or held too
+    if `through_mlps` is off.
 
     Pairs of prompts may differ in length, and other options are those of `patching`. Raises Error
     for edits of the stream and of attention's sum, through which a path's change cannot be told
     from the rest, and for a sender that is named and writes after every receiver has read.
     """
-    axes, names, cells = checked_senders(model.config, senders)
+    axes, names, sending = checked_senders(model.config, senders)
     readers = checked_receivers(model.config, receivers)
     edits, last_only = Edits(model, edits), reads_last(metric, last_only)
     edits.refuse("path_patching", REFUSED, "edit embeddings, heads or MLPs")
-    kinds = sorted({cell.what for cell in cells})
+    kinds = sorted({sender.what for sender in sending})
     ends = {reader.start for reader in readers} or {2 * model.config.n_layer}
-    for name, cell in zip(names, cells, strict=False):
-        if cell.start > max(ends):
+    for name, sender in zip(names, sending, strict=False):
+        if sender.start > max(ends):
             raise Error(f"no path leads from {name} to {shown(receivers)}: a sender must write "
                         "before a receiver reads")
 
@@ -70,18 +72,18 @@ def path_patching(
         seen = run(model, source, kinds, edits=edits, last_only=last_only)
         n_shared = stored.first_changed(shared_positions(base, source))
         first = stored.first_changed(max(n_shared, at or 0))  # nothing differs before
-        shape = [1 + max(cell.index[axis] for cell in cells) for axis in range(len(axes))]
+        shape = [1 + max(sender.cell[axis] for sender in sending) for axis in range(len(axes))]
         per_prompt = np.tile(stored.measured, (*shape, 1))
-        reaching = [cell for cell in cells if cell.start <= max(ends) and first < stored.length]
+        reaching = [one for one in sending if one.start <= max(ends) and first < stored.length]
         with progress_bar(len(reaching), progress) as bar:
             for start, chosen in batches(reaching, stored.copies_at_once(first)):
                 sent = np.concatenate([
-                    stored.change(seen.activations, cell.what, n_shared, position=at, **cell.unit,
-                                  )[:, first:] for cell in chosen])
+                    stored.change(seen.activations, one.what, n_shared, position=at, **one.unit)
+                    for one in chosen])[:, first:]
                 streams = direct_streams(stored, sent, start, ends, first, through_mlps)
                 values = received_metric(stored, streams, readers, first)
-                for cell, value in zip(chosen, values, strict=True):
-                    per_prompt[cell.index] = value
+                for sender, value in zip(chosen, values, strict=True):
+                    per_prompt[sender.cell] = value
                 bar.update(len(chosen))
         return Sweep("path", axes, per_prompt, stored.measured, stored.source_metric(seen.logits),
                      base.tokens, base.bos, names)
@@ -90,13 +92,13 @@ def path_patching(
 
 
 class Sender(NamedTuple):
-    """A sender: its cell, the activation that it sends, and which part of it.
+    """A sender: its cell in the result, the activation that it sends, and which part of it.
 
     `start` is the first sub-layer that reads it. Sub-layer 2 l is the attention of layer l, 2 l + 1
     its MLP, and the last one is the logits.
     """
 
-    index: tuple[int, ...]
+    cell: tuple[int, ...]
     what: str
     unit: dict[str, int]
     start: int
@@ -127,12 +129,13 @@ def checked_senders(config, senders):
         indices, names = [(i,) for i in range(len(nodes))], tuple(node_name(*n) for n in nodes)
     if not nodes:
         raise Error("there are no senders: give some, such as 'L5H1', or 'heads' or 'mlps' for all")
-    cells = []
+    sending = []
     for index, (layer, head, *neuron) in zip(indices, nodes, strict=True):
         what = "post" if neuron else "mlp_out" if head is None else "z"
-        unit = {"neuron": neuron[0]} if neuron else {} if head is None else {"head": head}
-        cells.append(Sender(index, what, {"layer": layer, **unit}, 2 * layer + 1 + (head is None)))
-    return axes, names, cells
+        unit = {"layer": layer} | (
+            {"neuron": neuron[0]} if neuron else {} if head is None else {"head": head})
+        sending.append(Sender(index, what, unit, 2 * layer + 1 + (head is None)))
+    return axes, names, sending
 
 
 def checked_receivers(config, receivers):
@@ -147,10 +150,10 @@ def checked_receivers(config, receivers):
     return [Receiver(*one) for node in several for one in parse_inputs(config, node)]
 
 
-def batches(cells, at_once):
+def batches(sending, at_once):
     """Yield sub-layers and up to `at_once` senders that start there."""
-    for start in sorted({cell.start for cell in cells}):
-        here = [cell for cell in cells if cell.start == start]
+    for start in sorted({sender.start for sender in sending}):
+        here = [sender for sender in sending if sender.start == start]
         for i in range(0, len(here), at_once):
             yield start, here[i : i + at_once]
 

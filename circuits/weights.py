@@ -12,6 +12,7 @@ TransformerLens's default processing does.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +78,8 @@ class TopTokens(Result):
     logits: np.ndarray
     texts: np.ndarray
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return (self.ids, self.logits)[index]
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.ids, self.logits))
 
     def __repr__(self) -> str:
         lines = self.lines(4)

@@ -59,7 +59,9 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
 
 def start_of_text(model: Model, bos: bool) -> list[int]:
     """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list."""
-    end = getattr(model.tokenizer, "end_of_text", None)
-    if bos and end is None:
+    end: int | None = getattr(model.tokenizer, "end_of_text", None)
+    if not bos:
+        return []
+    if end is None:
         raise Error("bos=True needs a vocabulary that has <|endoftext|>: leave it out")
-    return [end] if bos else []
+    return [end]

@@ -1,6 +1,7 @@
 """A program as users write it. Type checkers accept every line but those marked with `error`."""
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,14 @@ def right(name: str | Path) -> None:
                                              metric=task.metric(model))
     best: tuple[str, float] = sweep.top(3)[0]
     print(circuits.compare(estimate, sweep).rank_correlation, best)
+    pair: dict[str, Any] = {"base": task.clean, "source": task.corrupted}
+    paths = circuits.path_patching(model, "mlps", "L1H1.k", metric=task.metric(model), **pair)
+    without = circuits.ablation(model, base=task.clean, metric=task.metric(model), mode="zero")
+    edge: tuple[tuple[str, str], float] = circuits.edge_attribution(
+        model, metric=task.metric(model), **pair).top(1)[0]
+    print(paths.kind, without.kind, circuits.patch_edges(model, [edge[0]], **pair).shape)
+    print(circuits.ov(model, "L1H1").norm(), circuits.neuron_tokens(model, "L2N17")["reads"])
+    print(gpt2_np.complete(model, "ROMEO.", 5, bos=True), gpt2_np.score(model, ids, bos=True))
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
@@ -95,6 +104,8 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     if model.tokenizer is not None:
         model.tokenizer.encodee("ROMEO.")  # error
     circuits.run(model, ids, edit={})  # error
+    circuits.patching(model, "z", base=ids, source=ids)  # error
+    circuits.ablation(model, base=ids, metric=len, by_positions=True)  # error
     circuits.lens(model, 0.5)  # error
     print(circuits.lens(model, [ids, ids]).probability)  # error
     circuits.heads(model, "ROMEO.", seeed=1)  # error

@@ -13,8 +13,8 @@ WEIGHTS = {
     "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).svd()[1],
     "copying": circuits.copying_scores,
     "composition": lambda m: circuits.composition(m, "K"),
-    "singular": lambda m: circuits.singular_tokens(m, "L1H2")[0]["writes"][1],
-    "neuron": lambda m: circuits.neuron_tokens(m, "L1N5", folded=True)["reads"][1],
+    "singular": lambda m: circuits.singular_tokens(m, "L1H2")[0]["writes"].logits,
+    "neuron": lambda m: circuits.neuron_tokens(m, "L1N5", folded=True)["reads"].logits,
 }  # fmt: skip
 
 
@@ -104,10 +104,10 @@ def test_singular_and_neuron_directions_rank_the_whole_vocabulary():
     assert found[0]["value"] == pytest.approx(s[0], rel=1e-4)
     reads = MODEL.params["wte"] @ u[:, 0]
     sign = 1 if reads.max() >= -reads.min() else -1
-    assert found[0]["reads"][0].tolist() == np.argsort(-sign * reads)[:4].tolist()
+    assert found[0]["reads"].ids.tolist() == np.argsort(-sign * reads)[:4].tolist()
     writes = sign * vt[0] @ MODEL.params["wte"].T
-    assert found[0]["writes"][0].tolist() == np.argsort(-writes)[:4].tolist()
+    assert found[0]["writes"].ids.tolist() == np.argsort(-writes)[:4].tolist()
     ends = circuits.neuron_tokens(MODEL, "L1N5", top=3)
     logits = MODEL.params["wte"] @ MODEL.params["blocks"][1]["mlp"]["c_proj"]["w"][5]
-    assert ends["raises"][0].tolist() == np.argsort(-logits)[:3].tolist()
-    assert ends["lowers"][0].tolist() == np.argsort(logits)[:3].tolist()
+    assert ends["raises"].ids.tolist() == np.argsort(-logits)[:3].tolist()
+    assert ends["lowers"].ids.tolist() == np.argsort(logits)[:3].tolist()

@@ -59,7 +59,7 @@ def test_full_circuits_hold_the_planted_entries():
     lookup = (token @ circuits.qk(MODEL, INDUCTION) @ before.T).full()
     assert (lookup.argmax(axis=1) == np.arange(CONFIG.n_vocab)).all()
     singular = circuits.singular_tokens(MODEL, INDUCTION, n=19, top=1)
-    assert all(found["reads"][0][0] == found["writes"][0][0] for found in singular)
+    assert all(found["reads"].ids[0] == found["writes"].ids[0] for found in singular)
 
 
 def test_attribution_and_the_lens_name_the_induction_head():

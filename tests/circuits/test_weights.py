@@ -64,7 +64,7 @@ def test_tokens_of_neurons_and_singular_directions_are_top_tokens():
         [first] = circuits.singular_tokens(MODEL, "L1H2", n=1, folded=folded)
         vt = circuits.ov(MODEL, "L1H2", folded).svd()[2]
         either = [circuits.top_tokens(MODEL, sign * vt[0], 8, folded=folded) for sign in (1, -1)]
-        assert first["writes"][0].tolist() in [one.ids.tolist() for one in either]
+        assert first["writes"].ids.tolist() in [one.ids.tolist() for one in either]
 
 
 def test_rows_that_pad_the_embedding_are_no_tokens(speaking, padded):
