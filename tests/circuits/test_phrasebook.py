@@ -1,4 +1,6 @@
 """Each line of the table for users of TransformerLens runs; tests/parity compares the numbers."""
+import re
+
 import numpy as np
 import phrasebook
 import pytest
@@ -12,6 +14,12 @@ def names():
 def test_the_table_has_thirty_lines_without_repeats():
     assert len(phrasebook.ROWS) == phrasebook.SECTION.count("\n| `") == 30
     assert all(len(set(column)) == 30 for column in zip(*phrasebook.ROWS, strict=True))
+
+
+def test_the_examples_of_the_page_run():
+    found = re.findall(r"^```python\n(.*?)^```", phrasebook.PAGE, re.MULTILINE | re.DOTALL)
+    assert len(found) == 2
+    exec("\n".join(found).replace("model, 20, 8", "model, 4, 2"), {})  # fewer and shorter prompts
 
 
 @pytest.mark.parametrize("line", [ours for _, ours in phrasebook.ROWS])
