@@ -175,7 +175,7 @@ def see_who_takes_over_when_the_strongest_heads_are_gone(model):
     return best(rise, model)
 
 
-def put_in_a_heads_mean_over_many_texts(model):
+def put_in_the_mean_of_a_head_over_many_texts(model):
     mean = circuits.mean_activation(model, TEXTS, "blocks.1.attn.hook_z")  # [head, d_head]
     seen = circuits.run(model, TEXT, edits={"blocks.1.attn.hook_z": circuits.patch(mean, head=1)})
     rows = [circuits.prompts(model, text).tokens[0] for text in TEXTS]
@@ -183,7 +183,7 @@ def put_in_a_heads_mean_over_many_texts(model):
     agree(mean, z.mean(axis=0))
     by_me = {"blocks.1.attn.hook_z": put(np.s_[:, 1], mean[1])}
     agree(seen.logits[0], by_hand(model, seen.tokens[0], by_me)["logits"])
-    return mean.shape
+    return f"a mean of shape {mean.shape}"
 
 
 def switch_off_one_neuron(model):
@@ -379,7 +379,7 @@ def rank_the_edges_between_parts_and_patch_one(model):
 # --- weights ---------------------------------------------------------------------------
 
 
-def read_a_heads_two_circuits_in_tokens(model):
+def read_the_two_circuits_of_a_head_in_tokens(model):
     copies = circuits.copying_scores(model)[1, 1]
     ov, qk = circuits.full_ov(model, "L1H1"), circuits.full_qk(model, "L0H3")
     sea, land = ([circuits.token_id(model, word)] for word in (" sea", " land"))
@@ -398,7 +398,7 @@ def see_which_heads_are_built_on_one_another(model):
     return best(keys[:, :, 1, 1], model)
 
 
-def read_a_neuron_and_a_heads_directions_in_tokens(model):
+def read_a_neuron_and_the_directions_of_a_head_in_tokens(model):
     neuron = circuits.neuron_tokens(model, "L2N17", top=3)
     directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
     written = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])[17]
