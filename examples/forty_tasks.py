@@ -22,6 +22,7 @@ from gpt2_np.circuits import pictures
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?"
 TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpeak, speak.")
 
+
 def see_which_words_may_come_next(model):
     seen = circuits.run(model, TEXT, "resid_post")
     likely = circuits.top_tokens(model, seen["resid_post", -1][0, -1], 3, layer_norm=True)
