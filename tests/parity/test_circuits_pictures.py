@@ -1,4 +1,7 @@
 """Pictures are drawn with matplotlib, by the commands and from Python, for any token."""
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib import image
@@ -145,3 +148,9 @@ def test_bars_are_drawn_of_results():
 def test_a_notebook_shows_the_figure_that_a_cell_ends_in():
     png = pictures.plot_map(np.eye(3))._repr_png_()
     assert png.startswith(b"\x89PNG")
+
+
+def test_the_pictures_of_the_forty_tasks_are_drawn():
+    example = Path(gpt2_np.__file__).parent / "examples" / "forty_tasks.py"
+    draw = runpy.run_path(str(example))["look_at_the_results"]
+    assert draw(gpt2_np.load("shakespeare")) == "4 figures"
