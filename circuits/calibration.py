@@ -63,10 +63,12 @@ def measure(
     Confidence is the probability of the most probable token. Expected calibration error is the
     mean distance of accuracy from confidence over equal bins. A text longer than n_ctx is read in
     windows that overlap by half. Resampling is by text: give several. `edits`, as for `run`, see
-    one window after another, [1, q, ...], and their positions are those of the window.
+    one window after another, [1, q, ...], and their positions are those of the window. Text gets
+    <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it out.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise Error("measure takes a list of texts: intervals are over texts")
+    if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts):
+        raise Error(f"texts is {shown(texts)}: give a list of texts, at least one, as intervals "
+                    "are over texts")
     check_count("bins", bins)
     rows = [measured_ids(model, text, bos) for text in texts]
     sums = sums_over_texts(model, rows, bins, Edits(model, edits))

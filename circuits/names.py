@@ -1,15 +1,18 @@
 """Names of activations and nodes: TransformerLens's, so that code and published figures carry over.
 
 An activation is named in full ("blocks.5.attn.hook_q"), by a glob ("blocks.*.hook_resid_pre") or
-in short ("resid_pre", which is every layer's). A head is "L9H6", "9.6" or (9, 6); an MLP "MLP3"; a
-neuron "L2N17". (Nanda & Bloom 2022, TransformerLens.)
+in short ("resid_pre", which is every layer's). A head is "L9H6", "9.6" or (9, 6); one of its inputs
+"L9H6.k"; an MLP "MLP3"; a neuron "L2N17". (Nanda & Bloom 2022, TransformerLens.)
 """
 from __future__ import annotations
 
 import difflib
 import fnmatch
 import re
+from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Config, Error
@@ -31,7 +34,11 @@ def activation_name(short: str, layer: int) -> str:
     """Return the full name of a layer's activation: ("q", 5) gives "blocks.5.attn.hook_q".
 
     Short names are resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, pattern, ...
+    Layers count from 0: no model is given here, so that its last layer is not known.
     """
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or layer < 0:
+        raise Error(f"layer is {shown(layer)}: it must be an integer from 0 on, such as "
+                    "model.config.n_layer - 1 for the last")
     if short not in SHORT_NAMES:
         raise Error(f"unknown activation {shown(short)}{nearest(short, SHORT_NAMES)}")
     return f"blocks.{layer}.{SHORT_NAMES[short]}"
@@ -59,7 +66,7 @@ def matching_names(names, config):
         return {name for name in known if names(name)}
     matching = set()
     for name in [names] if isinstance(names, str) else names:
-        found = set(fnmatch.filter(known, as_glob(name)))
+        found = set(fnmatch.filter(known, as_glob(stream_point(name, config))))
         if not found:
             raise Error(f"unknown activation {shown(name)}{nearest(name, [*SHORT_NAMES, *known])}")
         matching |= found
@@ -90,6 +97,17 @@ def stream_points(config):
     return [*points, "final_post"]
 
 
+def stream_point(point, config):
+    """Return the stream at a label of `stream_points`: "2_mid" gives "blocks.2.hook_resid_mid".
+
+    "2_post" is known too. Any other name is returned as it is.
+    """
+    if point == "final_post":
+        return activation_name("resid_post", config.n_layer - 1)
+    found = re.fullmatch(r"(\d+)_(pre|mid|post)", str(point))
+    return activation_name(f"resid_{found[2]}", int(found[1])) if found else point
+
+
 def head_names(config: Config) -> list[str]:
     """Return the name of every head, layer by layer: "L0H0", "L0H1", ..."""
     return [f"L{layer}H{head}" for layer in range(config.n_layer) for head in range(config.n_head)]
@@ -110,15 +128,72 @@ def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int,
              if isinstance(node, str) else None)
     if found and found[4]:
         node = int(found[4]), None, int(found[5])
-        check_index("layer", node[0], config.n_layer)
-        check_index(f"layer {node[0]}'s neuron", node[2], 4 * config.n_embd)
-        return node
-    if found:
+    elif found:
         node = (int(found[3]), None) if found[3] else (int(found[1]), int(found[2]))
-    if not (isinstance(node, tuple) and len(node) == 2):
+    if not (isinstance(node, tuple) and (len(node) == 2 or (len(node) == 3 and node[1] is None))):
         raise Error(f"{shown(node)} is not a head or MLP: write 'L9H6', '9.6', (9, 6), 'MLP3' or, "
                     "for a neuron, 'L2N17'")
     check_index("layer", node[0], config.n_layer)
-    if node[1] is not None:
+    if len(node) == 3:
+        check_index(f"layer {node[0]}'s neuron", node[2], 4 * config.n_embd)
+    elif node[1] is not None:
         check_index(f"layer {node[0]}'s head", node[1], config.n_head)
     return node
+
+
+def parse_head(config, node):
+    """Return a head as (layer, head). Raises Error for an MLP or a neuron."""
+    layer, head, *_ = parse_node(config, node)
+    if head is None:
+        raise Error(f"{shown(node)} is not a head: write 'L9H6', '9.6' or (9, 6)")
+    return layer, head
+
+
+def parse_neuron(config, node):
+    """Return a neuron as (layer, neuron). Raises Error for a head or an MLP."""
+    layer, *_, neuron = parse_node(config, node)
+    if len(parse_node(config, node)) != 3:
+        raise Error(f"{shown(node)} is not a neuron: write 'L2N17'")
+    return layer, neuron
+
+
+def parse_inputs(config, node):
+    """Return the inputs that a receiver has: [(9, 6, "k")] of "L9H6.k" or (9, 6, "k").
+
+    A whole head "L9H6" has three, q, k and v, an MLP "MLP3" one, [(3, None, "in")].
+    """
+    whole, kinds = node, "qkv"
+    if isinstance(node, str) and node[-2:-1] == "." and not node[-1].isdigit():
+        whole, kinds = node[:-2], node[-1]
+    elif isinstance(node, tuple) and len(node) == 3 and isinstance(node[2], str):
+        whole, kinds = node[:2], node[2]
+    layer, head, *neuron = parse_node(config, whole)
+    if neuron or kinds not in ("q", "k", "v", "qkv") or (head is None and kinds != "qkv"):
+        raise Error(f"{shown(node)} is no receiver: write 'L9H6.q', '.k' or '.v', 'L9H6' for all "
+                    "three, or 'MLP3'")
+    return [(layer, None, "in")] if head is None else [(layer, head, kind) for kind in kinds]
+
+
+def node_name(layer, head, *rest):
+    """Return the name of a parsed node or input: "L9H6", "L9H6.k", "MLP3" or "L2N17"."""
+    if head is None:
+        return f"L{layer}N{rest[0]}" if rest and rest[0] != "in" else f"MLP{layer}"
+    return f"L{layer}H{head}" + "".join(f".{kind}" for kind in rest)
+
+
+def node_list(nodes):
+    """Return one node, or several, as a list. A tuple that begins with a number is one node."""
+    one = isinstance(nodes, str) or not isinstance(nodes, Iterable) or (
+        isinstance(nodes, tuple) and bool(nodes) and isinstance(nodes[0], int | np.integer))
+    return [nodes] if one else list(nodes)
+
+
+def cell_name(axes, index):
+    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+    units = {"head": "H", "neuron": "N"}
+    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
+        rest = zip(axes[2:], index[2:], strict=True)
+        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
+    else:
+        names, rest = [], zip(axes, index, strict=True)
+    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])

@@ -20,54 +20,56 @@ import numpy as np
 from ..gpt2_np import Error, Model
 from .activations import run
 from .backward import gradients
-from .inputs import PromptsLike, check_count, check_same_length, one_each, prompts
+from .inputs import PromptsLike, check_count, one_each
 from .interventions import EditsLike
-from .metrics import Metric, checked_values
+from .metrics import Metric, checked_values, reads_last
 from .names import BY_QUERY, activation_name
-from .sweeps import Sweep, cell_name, patched_kind, sweep_axes, widened
+from .sweeps import Sweep, by_groups, patched_kind, prompt_groups, sweep_axes, widened
 
 
 def attribution_patching(
     model: Model,
-    metric: Metric,
     what: str = "z",
     *,
     base: PromptsLike,
     source: PromptsLike,
+    metric: Metric,
     by_position: bool | None = None,
     layers: Sequence[int] | None = None,
     steps: int = 1,
     edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Sweep:
-    """Estimate `patching`: the metric if one activation of `base` were that of `source`.
+    """A sweep, estimated: the metric if one activation of `base` were that of `source`.
 
-    The result has the form of `patching`'s, and the options mean the same. The metric must know its
+    The result has the form of `patching`'s, and arguments mean the same. The metric must know its
     gradient. With `steps` 1 it is the gradient at `base`, and costs one pass back. More steps
     average it over the midpoints of as many stretches of the way to `source`, a layer's whole
     activation at a time: a pass forward and back for each step and layer. The effects of a layer's
     cells then add up to that of patching the whole layer.
     """
     check_count("steps", steps)
-    base, source = prompts(model, base, bos), prompts(model, source, bos)
-    check_same_length(base, source, "source")
     what, layers = patched_kind(what, layers, model.config)
-    names = [activation_name(what, layer) for layer in layers]
-    here, there = (run(model, given, names, edits=edits, last_only=True)
-                   for given in (base, source))
-    if steps == 1:
-        slopes = gradients(model, base, metric, names=names, edits=edits)
-    axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
-    measured = checked_values(metric(here.logits), len(base.tokens))
-    per_prompt = np.full((*sizes, len(measured)), np.nan)
-    for layer, name in zip(layers, names, strict=True):
-        old = widened(here[name])
-        change = widened(there[name]) - old
-        if steps > 1:
-            slopes = {name: mean_gradient(model, base, metric, name, old, change, steps, edits)}
-        per_prompt[layer] = measured + cell_sums(change * slopes[name], what, axes)
-    arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
-    return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos)
+    names, last_only = [activation_name(what, layer) for layer in layers], reads_last(metric)
+
+    def of_one_length(base, source, metric):
+        here, there = (run(model, given, names, edits=edits, last_only=last_only)
+                       for given in (base, source))
+        slopes = gradients(model, base, metric, names=names, edits=edits) if steps == 1 else None
+        axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
+        measured = checked_values(metric(here.logits), len(base.tokens))
+        per_prompt = np.full((*sizes, len(measured)), np.nan)
+        for layer, name in zip(layers, names, strict=True):
+            old = widened(here[name])
+            change = widened(there[name]) - old
+            slope = slopes[name] if slopes is not None else mean_gradient(
+                model, base, metric, name, old, change, steps, edits)
+            per_prompt[layer] = measured + cell_sums(change * slope, what, axes)
+        arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
+        return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos,
+                     estimated=True, tokenizer=model.tokenizer)
+
+    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
 
 
 def mean_gradient(model, base, metric, name, old, change, steps, edits):
@@ -145,18 +147,20 @@ def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     `estimate` is `attribution_patching`'s, `exact` that of `patching` on the same prompts. Raises
     Error if the sweeps have other cells or prompts.
     """
+    if exact.estimated and not estimate.estimated:
+        raise Error("the sweeps are the wrong way round: give the estimate first, then patching's")
     for name, mine, other in (("what", estimate.what, exact.what),
                               ("axes", estimate.axes, exact.axes),
                               ("shape", estimate.per_prompt.shape, exact.per_prompt.shape)):
         if mine != other:
             raise Error(f"the sweeps cannot be compared: {name} is {mine} in the estimate, {other} "
                         "in the exact one: sweep the same activation of the same prompts")
-    if not np.array_equal(estimate.tokens, exact.tokens):
+    if not all(map(np.array_equal, estimate.tokens, exact.tokens)):
         raise Error("the sweeps cannot be compared: their prompts differ")
     both = np.isfinite(estimate.values) & np.isfinite(exact.values)
     if not both.any():
         raise Error("the sweeps have no cell in common: look at their layers")
-    cells = [cell_name(exact.axes, index) for index in np.argwhere(both).tolist()]
+    cells = [exact.cell(index) for index in np.argwhere(both).tolist()]
     values = exact.effect[both], estimate.effect[both]
     return Comparison(exact.what, cells, *values, rank_correlation(*values))
 

@@ -7,6 +7,7 @@ al. 2023, "Towards Automated Circuit Discovery", on pruning.)
 """
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,20 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .bootstrapping import Estimate, bootstrap
+from .drawings import circuit_picture
 from .edits import replacements, replacing_edits, units_by_name
-from .inputs import PromptsLike, check_count, check_same_length, prompts
+from .inputs import (
+    PromptsLike,
+    PromptWarning,
+    check_count,
+    check_same_length,
+    one_each,
+    prompts,
+)
 from .interventions import Edits, EditsLike
-from .metrics import Metric, checked_values
+from .metrics import Metric, checked_values, reads_last
 from .names import activation_name, node_names, parse_node
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, table
 from .sweeps import BaseRun
 
 
@@ -35,8 +44,10 @@ class Circuit(Result):
     `share` (faithfulness) is the share of the whole effect that is left if every other part is
     replaced. `incompleteness` is the mean |F(C \\ K) - F(M \\ K)| over random subsets K of the
     parts, as a share of the effect; 0 is best. `minimality` is the share that is lost without each
-    part, above 0 if it helps. Intervals are over prompts. `whole` and `none` are the metric with
-    all parts and with none.
+    part, above 0 if it helps. Intervals are over prompts.
+
+    `base` [b] is the metric with all parts, `none` [b] that with every part replaced, and `source`
+    [b] that of the prompts that replace them (None for means).
     """
 
     kept: list[Any]
@@ -45,20 +56,37 @@ class Circuit(Result):
     incompleteness: Estimate
     minimality: dict[Any, Estimate]
     scores: dict[Any, float] | None
-    whole: float
-    none: float
+    base: np.ndarray
+    none: np.ndarray
+    source: np.ndarray | None
     keep: float
     tokens: np.ndarray
     bos: bool
 
+    @property
+    def kind(self) -> str:
+        """"noising" if replacing all parts lowers the metric, else "denoising"."""
+        return "noising" if self.none.mean() < self.base.mean() else "denoising"
+
+    def __repr__(self) -> str:
+        lost = sorted(self.minimality.items(), key=lambda part: -part[1].value)[: MOST_LINES - 1]
+        return table(f"Circuit of {len(self.kept)} of {self.n_all} parts, which keeps {self.share} "
+                     f"of the effect\n({self.kind}, metric {self.base.mean():.4g} with all, "
+                     f"{self.none.mean():.4g} with none); the share lost without each:",
+                     [[name if isinstance(name, str) else " → ".join(name), str(share)]
+                      for name, share in lost])
+
+    def _repr_html_(self) -> str:
+        return circuit_picture(self)
+
 
 def find(
     model: Model,
-    clean: PromptsLike,
-    corrupted: PromptsLike,
-    metric: Metric,
     keep: float = 0.9,
     *,
+    base: PromptsLike,
+    source: PromptsLike,
+    metric: Metric,
     mode: str = "resample",
     subsets: int = 8,
     seed: int = 0,
@@ -68,32 +96,37 @@ def find(
 ) -> Circuit:
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
 
-    A pruned node gets its activation from `corrupted` ("resample"), or its mean there ("mean").
-    Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
-    leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
-    overshoots. The result is a local minimum, from which no single node can go, and every step is
-    exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
+    The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
+    ("resample"), or its mean there ("mean"). Each round prunes every remaining node alone to rank
+    them. Then as many of the weakest go as leave the share between `keep` and 2 - `keep`: pruning
+    parts that work against the task overshoots. The result is a local minimum, from which no single
+    node can go, and every step is exact. `edits`, as for `run`, hold in every pass, so that the
+    circuit is the edited model's.
+
+    `base` should do the task better than `source`. Given the wrong way round they have a circuit
+    too, which keeps the metric low: a PromptWarning says so.
     """
-    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
     if mode not in ("resample", "mean"):
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
-    check_same_length(clean, corrupted, "corrupted", any_number=mode == "mean")
+    check_same_length(base, source, "source", any_number=mode == "mean")
     names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
-    edits = Edits(model, edits)
-    source, n_shared = replacements(model, clean, mode, corrupted, names, edits)
+    edits, n, last_only = Edits(model, edits), len(base.tokens), reads_last(metric)
+    new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
+    of_source = None if logits is None else checked_values(metric(one_each(logits, n)), n)
 
     def measure(removed):
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        seen = run(model, clean, edits=replaced, last_only=True)
-        return checked_values(metric(seen.logits), len(clean.tokens))
+        replaced = [edits, replacing_edits(units_by_name(removed), new)]
+        seen = run(model, base, edits=replaced, last_only=last_only)
+        return checked_values(metric(seen.logits), n)
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
-    pruning, removed = Pruning(measure, list(nodes), keep, clean), []
+    pruning, removed = Pruning(measure, list(nodes), keep, base, of_source), []
     while True:
         left = [node for node in nodes if node not in removed]
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        stored = BaseRun(model, clean, metric, ("z", "mlp_out"), replaced)
-        alone = removed_alone(stored, source, n_shared, left, progress)
+        replaced = [edits, replacing_edits(units_by_name(removed), new)]
+        stored = BaseRun(model, base, metric, ("z", "mlp_out"), replaced, last_only)
+        alone = removed_alone(stored, new, n_shared, left, progress)
         ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
         count = pruning.most_removable(removed, ranked)
         if not count:
@@ -105,13 +138,13 @@ def find(
         removed += ranked[:count]
 
 
-def removed_alone(stored, source, n_shared, left, progress):
+def removed_alone(stored, new, n_shared, left, progress):
     """Return {node: metric [b]} of the run with one more node replaced."""
     alone = {}
     for what in ("z", "mlp_out"):
         index = {node: node[:1] if what == "mlp_out" else node
                  for node in left if (node[1] is None) == (what == "mlp_out")}
-        sweep = stored.sweep(source, what, False, None, n_shared, progress and bool(index),
+        sweep = stored.sweep(new, what, False, None, n_shared, progress and bool(index),
                              set(index.values()))
         alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
     return alone
@@ -123,14 +156,20 @@ class Pruning:
     Shares are of the effect of all parts: the metric of the whole model minus that of none.
     """
 
-    def __init__(self, measure, parts, keep, given):
+    def __init__(self, measure, parts, keep, given, of_source):
         if not 0 < keep <= 1:
             raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
         self.measure, self.keep, self.given, self.n_all = measure, keep, given, len(parts)
+        self.of_source = of_source
         self.whole, self.none = measure([]), measure(parts)
         if abs((self.whole - self.none).mean()) < 1e-6 * max(1.0, abs(self.whole.mean())):
             raise Error("replacing every part of the model does not change the metric, so there is "
                         "no effect to explain: look at the prompts and the answers")
+        if self.whole.mean() < self.none.mean():
+            warnings.warn(
+                f"the metric is {self.whole.mean():.4g} on base and rises to "
+                f"{self.none.mean():.4g} if every part is replaced from source: give the prompts "
+                "that do the task as base, and those that do not as source", PromptWarning, 3)
 
     def share(self, values, index=slice(None)):
         whole, none = self.whole[index].mean(), self.none[index].mean()
@@ -178,8 +217,9 @@ class Pruning:
             incompleteness=estimate(incompleteness),
             minimality={names[part]: estimate(lost(part)) for part in kept},
             scores=scores and {names[part]: float(scores[part]) for part in kept},
-            whole=float(self.whole.mean()),
-            none=float(self.none.mean()),
+            base=self.whole,
+            none=self.none,
+            source=self.of_source,
             keep=self.keep,
             tokens=self.given.tokens,
             bos=self.given.bos,

@@ -18,12 +18,13 @@ import functools
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypedDict, Unpack
 
 import numpy as np
 
 from ..backend import namespace, to_host
-from ..bpe import shown
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import (
     NO_TAP,
     Cache,
@@ -38,30 +39,32 @@ from ..gpt2_np import (
 )
 from ..inference.turns import turn
 from .activations import run
+from .drawings import sweep_picture
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
     PromptsLike,
+    by_length,
     check_count,
     check_index,
     check_numbers,
-    check_same_length,
+    in_order,
     one_each,
-    prompts,
-    shared_positions,
+    pairs_by_length,
 )
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place, Replacement
-from .metrics import Metric, ReadsStream, checked_values
+from .metrics import Metric, ReadsStream, checked_values, of_rows, reads_last
 from .names import (
     BY_HEAD,
     BY_NEURON,
     SHORT_NAMES,
     activation_name,
+    cell_name,
     kind_of,
     layer_of,
     matching_names,
 )
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, prompts_in, table
 from .weights import on_host
 
 # Batches of about this many positions let the matrix products reach full speed and hold a few
@@ -79,7 +82,9 @@ class Sweep(Result):
     """The metric after each intervention, over `axes`.
 
     `per_prompt` is [*axes, b]. `base` [b] is the metric without intervention, `source` [b] that of
-    the prompts that the activations came from (None for ablations).
+    the prompts that the activations came from (None for zeros and means). `senders` are the names
+    along an axis "sender", of path patching. `tokens` is a list of rows if lengths differ.
+    `estimated` is True for attribution patching.
     """
 
     what: str
@@ -87,8 +92,21 @@ class Sweep(Result):
     per_prompt: np.ndarray
     base: np.ndarray
     source: np.ndarray | None
-    tokens: np.ndarray
+    tokens: np.ndarray | list[np.ndarray]
     bos: bool
+    senders: tuple[str, ...] = ()
+    estimated: bool = False
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
+
+    @property
+    def kind(self) -> str:
+        """"denoising" if the source has the higher metric, else "noising", or "ablation".
+
+        Denoising puts what is right into prompts without the answer, and finds parts that suffice.
+        Noising destroys it, and finds parts that are needed. With a metric that is better lower, a
+        loss, the two words change places.
+        """
+        return kind_of_patching(self.base, self.source)
 
     @property
     def values(self) -> np.ndarray:
@@ -102,7 +120,7 @@ class Sweep(Result):
 
     @property
     def normalized(self) -> np.ndarray:
-        """The effect as a share of the way from base to source, for ablations from base to 0.
+        """The effect as a share of the way from base to source, without a source from base to 0.
 
         0.95 says that patching restored, or ablation removed, 95%; below 0 is away from it. Raises
         Error if base and source do not differ.
@@ -121,67 +139,134 @@ class Sweep(Result):
         check_count("n", n)
         known = np.argwhere(np.isfinite(self.effect))
         order = sorted(map(tuple, known.tolist()), key=lambda index: -abs(self.effect[index]))
-        return [(cell_name(self.axes, index), float(self.effect[index])) for index in order[:n]]
+        return [(self.cell(index), float(self.effect[index])) for index in order[:n]]
+
+    def cell(self, index: Sequence[int]) -> str:
+        """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+        return self.senders[index[0]] if self.senders else cell_name(self.axes, index)
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f", source {self.source.mean():.4g}"
+        about = f"{self.what} over {', '.join(self.axes)} ({self.kind}), {prompts_in(self.tokens)}"
+        return table(f"Sweep of {about}: metric {self.base.mean():.4g}{source}; "
+                     "the largest changes:",
+                     [[name, f"{value:+.4g}"] for name, value in self.top(MOST_LINES)])
+
+    def _repr_html_(self) -> str:
+        return sweep_picture(self)
+
+
+def kind_of_patching(base, source):
+    """Return the `kind` of a result that holds the metric of base and of source, each [b]."""
+    if source is None:
+        return "ablation"
+    return "denoising" if source.mean() > base.mean() else "noising"
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of a sweep, all of them optional."""
+
+    by_position: bool | None
+    layers: Sequence[int] | None
+    last_only: bool | None
+    progress: bool
+    edits: EditsLike | None
+    bos: bool | None
 
 
 def patching(
     model: Model,
+    what: str = "z",
+    *,
     base: PromptsLike,
     source: PromptsLike,
     metric: Metric,
-    what: str = "z",
-    *,
-    by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
-    last_only: bool = True,
-    progress: bool = False,
-    edits: EditsLike | None = None,
-    bos: bool | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Run `base` with one activation at a time from `source`; return the metric after each patch.
+    """A sweep: run `base` with one activation at a time from `source`; the metric after each.
 
-    `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position), or per
-    head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's being the
-    query's), or post (axes layer, neuron). A long name or a glob also chooses layers. Layers left
-    out are NaN. The metric sees the last position only, unless `last_only` is off. `progress`
+    (`patch` is the edit that puts one activation into a run.) `base` is the run that is changed,
+    `source` the one that activations come from; `kind` of the result says which does the task
+    better. `what` is resid_pre, resid_mid, resid_post, attn_out or mlp_out (axes layer, position),
+    or per head q, k, v, z or pattern (axes layer, head; and position if asked for, a pattern's
+    being the query's), or post (axes layer, neuron). A long name or a glob also chooses layers.
+
+    Options: `by_position` adds the axis position, or leaves it out. `layers` left out are NaN. The
+    metric sees the last position only, unless it says otherwise or `last_only` is off. `progress`
     shows a bar on stderr. `edits`, as for `run`, hold in both prompts, and come before the patch.
+
+    Pairs may differ in length from each other. Each length is swept by itself, and the metric gets
+    one after another: if it has answers of its own for each prompt, it needs `ByPrompt.of_rows`.
     """
-    base, source = prompts(model, base, bos), prompts(model, source, bos)
-    check_same_length(base, source, "source")
-    what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
-    seen = run(model, source, f"blocks.*.{SHORT_NAMES[what]}", edits=edits, last_only=last_only)
-    sweep = stored.sweep(seen.activations, what, by_position, layers,
-                         shared_positions(base, source), progress)
-    return replace(sweep, source=stored.source_metric(seen))
+    return sweep_of(model, what, base, source, metric, "resample", **options)
 
 
 def ablation(
     model: Model,
-    text_or_tokens: PromptsLike,
-    metric: Metric,
     what: str = "z",
-    mode: str = "zero",
-    reference: PromptsLike | None = None,
     *,
-    by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
-    last_only: bool = True,
-    progress: bool = False,
-    edits: EditsLike | None = None,
-    bos: bool | None = None,
+    base: PromptsLike,
+    metric: Metric,
+    mode: str = "zero",
+    source: PromptsLike | None = None,
+    **options: Unpack[SweepOptions],
 ) -> Sweep:
-    """Ablate one head (or MLP, neuron, ...) at a time; the options are those of `patching`.
+    """A sweep: run `base` with one head (or MLP, neuron, ...) at a time ablated.
 
-    `mode` "zero" puts in zeros, "mean" the mean over the `reference` prompts, position by
-    position, and "resample" their activations, prompt by prompt.
+    (`ablated` makes the edits that ablate parts in a run.) `mode` "zero" puts in zeros, "mean" the
+    mean over the `source` prompts, position by position, and "resample" their activations, prompt
+    by prompt, as `patching` does. `what` and the options are those of `patching`.
     """
-    given = prompts(model, text_or_tokens, bos)
+    return sweep_of(model, what, base, source, metric, mode, **options)
+
+
+def sweep_of(model, what, base, source, metric, mode, *, by_position=None, layers=None,
+             last_only=None, progress=False, edits=None, bos=None):
+    """Return the Sweep of a mode of ablation; "resample" is patching."""
     what, layers = patched_kind(what, layers, model.config)
-    stored = BaseRun(model, given, metric, needed_kinds(what), edits, last_only)
-    names = [activation_name(what, layer) for layer in range(model.config.n_layer)]
-    source, n_shared = replacements(model, given, mode, reference, names, edits)
-    return stored.sweep(source, what, by_position, layers, n_shared, progress)
+    names = [activation_name(what, layer) for layer in layers]
+    last_only = reads_last(metric, last_only)
+
+    def of_one_length(base, source, metric):
+        stored = BaseRun(model, base, metric, needed_kinds(what), edits, last_only)
+        new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
+        found = stored.sweep(new, what, by_position, layers, n_shared, progress)
+        return found if logits is None else replace(found, source=stored.source_metric(logits))
+
+    return by_groups(of_one_length, prompt_groups(model, base, source, mode, bos), metric)
+
+
+def prompt_groups(model, base, source, mode="resample", bos=None):
+    """Return (rows, base, source) for each length of prompts. Means are over any number of them."""
+    if mode != "mean" or source is None:
+        if mode == "zero" or source is None:
+            return [(*group, None) for group in by_length(model, base, bos)]
+        return list(pairs_by_length(model, base, source, bos))
+    ours, theirs = by_length(model, base, bos), by_length(model, source, bos)
+    of_length = {group.prompts.tokens.shape[1]: group.prompts for group in theirs}
+    return [(*group, of_length.get(group.prompts.tokens.shape[1], theirs[0].prompts))
+            for group in ours]
+
+
+def by_groups(sweep, groups, metric):
+    """Return `sweep(base, source, metric)` of prompts of every length as one Sweep.
+
+    Raises Error if it has positions, which prompts of several lengths do not share.
+    """
+    rows, n = [own for own, _, _ in groups], sum(len(own) for own, _, _ in groups)
+    parts = [sweep(base, source, of_rows(metric, own, n)) for own, base, source in groups]
+    first, whole = parts[0], {}
+    if len(parts) == 1:
+        return first
+    if "position" in first.axes:
+        raise Error("the prompts differ in length, so they share no positions to sweep over: give "
+                    "by_position=False, or prompts of one length")
+    for name in ("per_prompt", "base", *["source"] * (first.source is not None)):
+        whole[name] = in_order(rows, [getattr(part, name) for part in parts], axis=-1)
+    tokens = {i: row for own, part in zip(rows, parts, strict=True)
+              for i, row in zip(own.tolist(), part.tokens, strict=True)}
+    return replace(first, **whole, tokens=[tokens[i] for i in range(n)],
+                   bos=all(part.bos for part in parts))
 
 
 def patched_kind(what, layers, config):
@@ -204,17 +289,6 @@ def sweep_axes(config, what, by_position, length):
     sizes = {"layer": config.n_layer, "head": config.n_head, "position": length,
              "neuron": 4 * config.n_embd}
     return axes, [sizes[axis] for axis in axes]
-
-
-def cell_name(axes, index):
-    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
-    units = {"head": "H", "neuron": "N"}
-    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
-        rest = zip(axes[2:], index[2:], strict=True)
-        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
-    else:
-        names, rest = [], zip(axes, index, strict=True)
-    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])
 
 
 def needed_kinds(what):
@@ -248,9 +322,9 @@ class BaseRun:
         self.n_prompts, self.length = self.run.tokens.shape
         self.measured = checked_values(metric(self.run.logits), self.n_prompts)
 
-    def source_metric(self, seen):
+    def source_metric(self, logits):
         """Return the metric [b] of the prompts that activations come from, one or one each."""
-        return checked_values(self.metric(one_each(seen.logits, self.n_prompts)), self.n_prompts)
+        return checked_values(self.metric(one_each(logits, self.n_prompts)), self.n_prompts)
 
     def stream(self, start):
         """Return the residual stream before sub-layer `start`, [b, q, d].
@@ -358,7 +432,8 @@ class BaseRun:
                 for index, value in zip(indices, values, strict=True):
                     per_prompt[index] = value
                 bar.update(len(indices))
-        return Sweep(what, axes, per_prompt, self.measured, None, self.run.tokens, self.run.bos)
+        return Sweep(what, axes, per_prompt, self.measured, None, self.run.tokens, self.run.bos,
+                     tokenizer=self.model.tokenizer)
 
     def batches(self, cells):
         """Group cells that start at the same sub-layer and close positions.

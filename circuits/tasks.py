@@ -15,7 +15,7 @@ import numpy as np
 from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .inputs import Prompts, check_count, encoded, end_of_text, prompts, token_id, tokenizer_of
-from .metrics import LogitDifference, logit_difference
+from .metrics import Differentiable, logit_difference
 from .short_reprs import Result
 
 MOST_PROMPTS = 1000  # their stored activations are 9 GB at 124M's shape, at 41 tokens each
@@ -34,7 +34,10 @@ class Task(Result):
     answers: np.ndarray
     wrong: np.ndarray
 
-    def metric(self, model: Model) -> LogitDifference:
+    def metric(self, model: Model) -> Differentiable:
+        if not isinstance(model, Model):
+            raise Error("metric takes the model and returns the metric: write "
+                        "task.metric(model)(logits)")
         return logit_difference(model, self.answers, self.wrong)
 
 

@@ -1,12 +1,22 @@
 """Types of the options of generation and scoring, and the check of the token ids of one text."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
-from ..gpt2_np import Config, Error, TapFunction, Tokens, token_batch
+from ..bpe import shown
+from ..gpt2_np import (
+    Config,
+    Error,
+    Model,
+    Sampling,
+    TapFunction,
+    Tokens,
+    is_number,
+    token_batch,
+)
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -35,10 +45,49 @@ class GenerationOptions(SamplingOptions, total=False):
     tap: TapFunction | None
 
 
+class BeamOptions(TypedDict, total=False):
+    """Options of `beam_search`, all of them optional."""
+
+    n_beams: int
+    n_results: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+    no_repeat_ngram: int | None
+    stop: Stop
+    tap: TapFunction | None
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if not is_number(value) or value % 1 or value < least:
+        raise Error(f"{name} is {shown(value)}: it must be an integer from {least} up")
+
+
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     """Check the token ids of one text and return them as an array [position] on the host."""
+    if isinstance(tokens, str):
+        raise Error(f"tokens are the text {shown(tokens)}: give its ids, as "
+                    "model.tokenizer.encode(text) does")
     ids = token_batch(tokens, config)
     if len(ids) > 1 or ids.size != len(tokens):
         raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
                     "generate_batch and score_batch take several")
     return ids[0]
+
+
+def sampling_of(options: Mapping[str, Any]) -> Sampling:
+    """Return options of `sample`, checked. Raises TypeError for others."""
+    known = GenerationOptions.__optional_keys__
+    for name in options.keys() - known:
+        hint = "tap=circuits.as_tap(model, edits)" if name == "edits" else ", ".join(sorted(known))
+        raise TypeError(f"there is no option {name!r}: give {hint}")
+    return Sampling(**options)
+
+
+def start_of_text(model: Model, bos: bool) -> list[int]:
+    """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list."""
+    end: int | None = getattr(model.tokenizer, "end_of_text", None)
+    if not bos:
+        return []
+    if end is None:
+        raise Error("bos=True needs a vocabulary that has <|endoftext|>: leave it out")
+    return [end]

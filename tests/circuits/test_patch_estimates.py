@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from planted import INDUCTION, PREVIOUS, planted_model
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, close
+from prompt_pair import CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, NOISING, close
 from random_model import TINY, random_params
 
 from gpt2_np import Error, Model, circuits
@@ -13,8 +13,7 @@ DOUBLE = Model(TINY, random_params(TINY, 0, np.float64, scale=0.3))
 
 
 def estimate(model=DOUBLE, what="z", **options):
-    return circuits.attribution_patching(model, METRIC, what, base=CORRUPTED, source=CLEAN,
-                                         **options)
+    return circuits.attribution_patching(model, what, **DENOISING, **options)
 
 
 @pytest.mark.parametrize("by_position", [False, True])
@@ -41,9 +40,10 @@ def test_an_estimate_is_the_slope_of_the_patch_of_that_cell(what, by_position):
 
 def test_an_estimate_has_the_form_of_the_exact_sweep():
     for what in ("resid_post", "v", "post"):
-        found = circuits.attribution_patching(MODEL, METRIC, what, base=CORRUPTED,
-                                              source=CLEAN[:1], layers=[1])
-        exact = circuits.patching(MODEL, CORRUPTED, CLEAN[:1], METRIC, what, layers=[1])
+        found = circuits.attribution_patching(MODEL, what, base=CORRUPTED, source=CLEAN[:1],
+                                              metric=METRIC, layers=[1])
+        exact = circuits.patching(MODEL, what, base=CORRUPTED, source=CLEAN[:1], metric=METRIC,
+                                  layers=[1])
         assert (found.what, found.axes) == (exact.what, exact.axes)
         assert np.isnan(found.values[[0, 2]]).all() and np.isfinite(found.values[1]).all()
         for mine, other in ((found.base, exact.base), (found.source, exact.source)):
@@ -73,9 +73,9 @@ def test_the_estimate_finds_the_heads_that_were_planted():
     corrupted = clean.copy()
     corrupted[:, 5] = [next(t for t in rng.permutation(20) if t not in row) for row in first]
     metric = circuits.logit_difference(model, clean[:, 5], corrupted[:, 5])
-    options = {"base": corrupted, "source": clean}
-    found = circuits.attribution_patching(model, metric, "z", **options)
-    exact = circuits.patching(model, corrupted, clean, metric, "z")
+    options = {"base": corrupted, "source": clean, "metric": metric}
+    found = circuits.attribution_patching(model, "z", **options)
+    exact = circuits.patching(model, "z", **options)
     beside = circuits.compare(found, exact)
     names = [f"L{layer}H{head}" for layer, head in (INDUCTION, PREVIOUS)]
     assert found.top(1)[0][0] == exact.top(1)[0][0] == names[0]
@@ -87,7 +87,7 @@ def test_edits_hold_in_the_estimate():
     edits = {"blocks.1.attn.hook_z": circuits.zero(head=2)}
     found = estimate(edits=edits)
     close(found.base, METRIC(circuits.run(DOUBLE, CORRUPTED, edits=edits).logits))
-    exact = circuits.patching(DOUBLE, CORRUPTED, CLEAN, METRIC, "z", edits=edits)
+    exact = circuits.patching(DOUBLE, "z", **DENOISING, edits=edits)
     close(found.source, exact.source)
     assert circuits.compare(found, exact).rank_correlation > 0.5
     close(found.values[0, 0], estimate(edits=edits, layers=[0]).values[0, 0])
@@ -95,7 +95,7 @@ def test_edits_hold_in_the_estimate():
 
 
 def test_an_estimate_beside_the_exact_sweep_is_one_table():
-    exact = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z")
+    exact = circuits.patching(MODEL, "z", **DENOISING)
     found = circuits.compare(estimate(MODEL), exact)
     close(found.exact, exact.effect.ravel())
     close(found.miss, estimate(MODEL).effect.ravel() - exact.effect.ravel())
@@ -125,14 +125,16 @@ def test_the_rank_correlation_is_spearmans():
         (lambda: estimate(steps=0), "steps is 0"),
         (lambda: estimate(what="result"), "cannot patch 'result'"),
         (lambda: circuits.attribution_patching(
-            MODEL, lambda x: x[:, -1, 0], base=CLEAN, source=CLEAN), "no gradient"),
+            MODEL, base=CLEAN, source=CLEAN, metric=lambda x: x[:, -1, 0]), "no gradient"),
         (lambda: circuits.attribution_patching(
-            MODEL, METRIC, base=CLEAN, source=CLEAN[:, 1:]), "source prompts 11"),
+            MODEL, base=CLEAN, source=CLEAN[:, 1:], metric=METRIC), "source prompts 11"),
+        (lambda: circuits.compare(circuits.patching(DOUBLE, "z", **DENOISING), estimate()),
+         "the wrong way round: give the estimate first"),
         (lambda: circuits.compare(estimate(), estimate(what="q")), "what is z in the estimate, q"),
         (lambda: circuits.compare(estimate(), estimate(by_position=True)), "axes is"),
         (lambda: circuits.compare(estimate(layers=[0]), estimate(layers=[1])), "no cell in common"),
-        (lambda: circuits.compare(estimate(), circuits.attribution_patching(
-            MODEL, METRIC, base=CLEAN, source=CORRUPTED)), "prompts differ"),
+        (lambda: circuits.compare(estimate(), circuits.attribution_patching(MODEL, **NOISING)),
+         "prompts differ"),
     ],
 )
 def test_bad_input_is_one_clear_error(work, message):

@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 import pytest
-from prompt_pair import ANSWERS, CLEAN, CORRUPTED, METRIC, MODEL, close
+from prompt_pair import ANSWERS, CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, NOISING, close
 
-from gpt2_np import circuits, gpt2_np
+from gpt2_np import Error, circuits, gpt2_np
 from gpt2_np.circuits import sweeps
 from gpt2_np.circuits.edits import MODES
 
@@ -33,8 +33,7 @@ def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
 def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what, positions):
     monkeypatch.setattr(sweeps, "POSITIONS_AT_ONCE", positions)
     name, _, by_position = what.partition(" ")
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, name,
-                              by_position=bool(by_position) or None)
+    sweep = circuits.patching(MODEL, name, **DENOISING, by_position=bool(by_position) or None)
     expected = one_by_one(sweep, circuits.run(MODEL, CLEAN, "*"), CORRUPTED)
     close(sweep.per_prompt, expected)
     assert np.ptp(expected) > 0.01
@@ -47,26 +46,27 @@ def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what
 def test_a_sweep_with_any_metric_equals_a_forward_pass_for_every_cell(what, by_position):
     """A metric that needs all logits, of one source prompt for all, over positions or not."""
     metric = circuits.log_probability(MODEL, ANSWERS)
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN[:1], metric, what, by_position=by_position)
+    sweep = circuits.patching(MODEL, what, base=CORRUPTED, source=CLEAN[:1], metric=metric,
+                              by_position=by_position)
     source = circuits.run(MODEL, CLEAN[:1], "*")
     close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric))
 
 
 def test_a_sweep_measures_metrics_of_all_positions():
     metric = circuits.repeat_loss(CLEAN, 9)
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, metric, last_only=False)
+    sweep = circuits.patching(MODEL, base=CORRUPTED, source=CLEAN, metric=metric, last_only=False)
     source = circuits.run(MODEL, CLEAN, "*")
     close(sweep.per_prompt, one_by_one(sweep, source, CORRUPTED, metric, last_only=False))
 
 
 def test_patching_everything_of_the_source_gives_the_source():
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "resid_post")
+    sweep = circuits.patching(MODEL, "resid_post", **DENOISING)
     close(sweep.normalized[2, -1], 1.0, 1e-4)
     close(sweep.normalized[2, :-1], np.zeros(11), 1e-4)
 
 
 def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metric():
-    sweep = circuits.ablation(MODEL, CLEAN, METRIC)
+    sweep = circuits.ablation(MODEL, base=CLEAN, metric=METRIC)
     close(sweep.normalized, 1 - sweep.values / sweep.base.mean())
     nothing_left = circuits.Sweep("z", ("layer",), np.zeros((1, 3)), sweep.base, None, CLEAN, False)
     close(nothing_left.normalized, [1.0])
@@ -75,8 +75,7 @@ def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metri
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", ["z", "mlp_out"])
 def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
-    sweep = circuits.ablation(MODEL, CLEAN, METRIC, what, mode, reference=CORRUPTED,
-                              by_position=False)
+    sweep = circuits.ablation(MODEL, what, **NOISING, mode=mode, by_position=False)
     source = None
     if mode != "zero":
         source = circuits.run(MODEL, CORRUPTED, "*").activations
@@ -86,15 +85,15 @@ def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
 
 
 def test_a_sweep_of_some_layers_leaves_the_others_out():
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[1])
+    sweep = circuits.patching(MODEL, **DENOISING, layers=[1])
     assert np.isnan(sweep.values[[0, 2]]).all()
-    whole = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC)
+    whole = circuits.patching(MODEL, **DENOISING)
     close(sweep.values[1], whole.values[1])
 
 
 def test_a_sweep_shows_its_progress_on_stderr_only_when_asked(capsys):
     for progress in (False, True):
-        circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, progress=progress)
+        circuits.patching(MODEL, **DENOISING, progress=progress)
         output = capsys.readouterr()
         assert output.out == ""
         assert ("0/12" in output.err) == progress
@@ -109,12 +108,12 @@ def test_a_sweep_computes_neither_layers_below_nor_positions_before_the_patch(mo
         return original(x, *args, **options)
 
     monkeypatch.setattr(gpt2_np, "mlp", count)
-    circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[2])
+    circuits.patching(MODEL, **DENOISING, layers=[2])
     runs = 2 * 3 * CLEAN.size
     # Four heads of the last layer, and of their stream only the last position.
     assert sum(computed) == runs + 4 * 3
     computed.clear()
-    circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, layers=[1])
+    circuits.patching(MODEL, **DENOISING, layers=[1])
     # The first four tokens are the same in every pair: eight positions of each prompt are left.
     assert sum(computed) == runs + 4 * 3 * 8 + 4 * 3
 
@@ -124,23 +123,76 @@ def test_any_function_is_a_metric():
     def difference(logits):
         return METRIC(logits)
 
-    known, plain = (circuits.patching(MODEL, CORRUPTED, CLEAN, metric)
+    known, plain = (circuits.patching(MODEL, base=CORRUPTED, source=CLEAN, metric=metric)
                     for metric in (METRIC, difference))
     close(plain.per_prompt, known.per_prompt)
     close(plain.source, known.source)
 
 
 def test_the_top_of_a_sweep_names_its_strongest_cells():
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z", layers=[0, 2])
+    sweep = circuits.patching(MODEL, "z", **DENOISING, layers=[0, 2])
     top = sweep.top(3)
     assert [abs(effect) for _, effect in top] == sorted(np.abs(
         sweep.effect[[0, 2]]).ravel().tolist(), reverse=True)[:3]
     for name, effect in top:
         assert sweep.effect[circuits.parse_node(MODEL.config, name)] == effect
     assert len(sweep.top(100)) == 8  # cells of the layer that was left out are none
-    by_position = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "resid_pre")
+    by_position = circuits.patching(MODEL, "resid_pre", **DENOISING)
     name, effect = by_position.top(1)[0]
     layer, position = (int(word.split()[1]) for word in name.split(", "))
     assert by_position.effect[layer, position] == effect
-    heads = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z", by_position=True)
+    heads = circuits.patching(MODEL, "z", **DENOISING, by_position=True)
     assert re.fullmatch(r"L\dH\d, position \d+", heads.top(1)[0][0])
+
+
+@pytest.mark.parametrize("tool", [
+    lambda **o: circuits.patching(MODEL, "z", **o),
+    lambda **o: circuits.attribution_patching(MODEL, "z", **o),
+    lambda **o: circuits.path_patching(MODEL, "heads", "L2H1", **o),
+    lambda **o: circuits.ablation(MODEL, "mlp_out", mode="mean", by_position=False, **o),
+    lambda **o: circuits.ablation(MODEL, "z", **{**o, "source": None}),
+])  # fmt: skip
+def test_pairs_of_several_lengths_are_swept_as_each_alone_in_the_order_given(tool):
+    lengths = [12, 9, 12]
+    base, source = ([row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+                    for rows in (CLEAN, CORRUPTED))
+    sweep = tool(base=base, source=source, metric=METRIC)
+    for rows in ([0, 2], [1]):
+        alone = tool(base=[base[i] for i in rows], source=[source[i] for i in rows],
+                     metric=METRIC.of_rows(np.array(rows), 3))
+        close(sweep.per_prompt[..., rows], alone.per_prompt)
+        close(sweep.base[rows], alone.base)
+        assert (sweep.source is None) == (alone.source is None)
+    assert [len(row) for row in sweep.tokens] == lengths and sweep.kind == alone.kind
+
+
+def test_prompts_of_several_lengths_have_no_common_positions_and_pairs_must_match():
+    base = [[1, 2, 3], [4, 5]]
+    metric = circuits.logit_difference(MODEL, 1, 2)
+    with pytest.raises(Error, match="share no positions to sweep over: give by_position=False"):
+        circuits.patching(MODEL, "resid_pre", base=base, source=base, metric=metric)
+    with pytest.raises(Error, match="prompt 0 has 3 tokens and its source 2"):
+        circuits.patching(MODEL, "z", base=base, source=base[::-1], metric=metric)
+    with pytest.raises(Error, match="3 tokens and the source prompts 2"):
+        circuits.ablation(MODEL, "z", base=base[:1], source=base[1:], mode="mean", metric=metric)
+
+
+def test_a_sweep_says_if_it_denoises_or_noises():
+    there, back = (circuits.patching(MODEL, **pair) for pair in (NOISING, DENOISING))
+    better = there.base.mean() > there.source.mean()
+    assert [there.kind, back.kind] == ["noising", "denoising"][:: 1 if better else -1]
+    assert f"({there.kind})" in repr(there)
+    assert circuits.ablation(MODEL, base=CLEAN, metric=METRIC).kind == "ablation"
+    close(circuits.ablation(MODEL, mode="resample", **NOISING).per_prompt, there.per_prompt)
+
+
+def test_a_search_of_prompts_that_are_the_wrong_way_round_warns():
+    better = METRIC(circuits.run(MODEL, CLEAN).logits).mean() > METRIC(
+        circuits.run(MODEL, CORRUPTED).logits).mean()
+    right, wrong = (NOISING, DENOISING) if better else (DENOISING, NOISING)
+    found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **right)
+    assert found.kind == "noising" and found.base.mean() > found.none.mean()
+    close(found.none, found.source)  # every edge replaced is the source's run
+    with pytest.warns(circuits.PromptWarning, match="give the prompts that do the task as base"):
+        found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **wrong)
+    assert found.kind == "denoising"

@@ -331,6 +331,8 @@ def test_the_shared_options_are_those_of_generate():
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="topk"):
         generate_batch(MODEL, [PROMPT], 5, topk=3)
+    with pytest.raises(TypeError, match=r"no option 'edits': give tap=circuits.as_tap"):
+        generate_batch(MODEL, [PROMPT], 5, edits={})
 
 
 # --- text ------------------------------------------------------------------------------
@@ -404,6 +406,18 @@ def test_generation_ends_with_the_token_that_completes_a_stop_string(text_model)
     assert stop not in tokenizer.decode(stopped[:-1])
     assert stopped == tokens[: len(stopped)]
     assert complete(text_model, "the cat", 30, stop=stop) == text[: text.index(stop)]
+
+
+def test_end_of_text_comes_before_a_text_only_if_it_is_asked_for(text_model):
+    end, ids = text_model.tokenizer.end_of_text, text_model.tokenizer.encode("the cat")
+    options = {"temperature": 1.0, "seed": 3}
+    begun = complete(text_model, [end, *ids], 12, **options)
+    assert complete(text_model, "the cat", 12, bos=True, **options) == begun
+    assert "".join(stream(text_model, ids, 12, bos=True, **options)) == begun
+    assert complete(text_model, "the cat", 12, **options) == complete(
+        text_model, ids, 12, **options) != begun
+    with pytest.raises(gpt2_np.Error, match=r"bos=True needs a vocabulary that has <.endoftext.>"):
+        gpt2_np.score(MODEL, PROMPT, bos=True)
 
 
 def test_a_special_token_in_a_text_prompt_is_ordinary_text(text_model):

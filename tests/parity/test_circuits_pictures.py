@@ -1,9 +1,12 @@
 """Pictures are drawn with matplotlib, by the commands and from Python, for any token."""
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL
+from prompt_pair import CLEAN, DENOISING, METRIC, MODEL
 from small_model import save_small_model
 
 import gpt2_np
@@ -68,7 +71,7 @@ def texts_of(figure):
 
 
 def patched(what, **options):
-    return circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, what, **options)
+    return circuits.patching(MODEL, what, **DENOISING, **options)
 
 
 RESULTS = {
@@ -77,11 +80,15 @@ RESULTS = {
     "sweep of heads by position": (lambda: patched("z", by_position=True),
                                    ["L2H3", "position", "11"]),
     "sweep of layers": (lambda: patched("mlp_out", by_position=False), ["layer", "mlp_out"]),
-    "sweep of neurons": (lambda: circuits.attribution_patching(
-        MODEL, METRIC, "post", base=CORRUPTED, source=CLEAN), ["neuron", "78"]),
-    "ablation": (lambda: circuits.ablation(MODEL, CLEAN, METRIC), ["ablated", "change of the"]),
-    "paths": (lambda: circuits.path_patching(MODEL, CORRUPTED, CLEAN, METRIC), ["direct paths"]),
-    "no difference": (lambda: circuits.patching(MODEL, CLEAN, CLEAN, METRIC), ["change of the"]),
+    "sweep of neurons": (lambda: circuits.attribution_patching(MODEL, "post", **DENOISING),
+                         ["neuron", "78"]),
+    "ablation": (lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC),
+                 ["ablated", "change of the"]),
+    "paths": (lambda: circuits.path_patching(MODEL, **DENOISING), ["direct paths"]),
+    "paths of named senders": (lambda: circuits.path_patching(MODEL, ["MLP0", "L1H1"], **DENOISING),
+                               ["direct paths", "sender", "MLP0", "L1H1"]),
+    "no difference": (lambda: circuits.patching(MODEL, base=CLEAN, source=CLEAN, metric=METRIC),
+                      ["change of the"]),
     "attention": (lambda: circuits.heads(MODEL, CLEAN), ["induction", "beginning", "layer"]),
     "lens": (lambda: circuits.lens(MODEL, CLEAN), ["2_mid", "final_post", str(CLEAN[0, 0])]),
     "array": (lambda: np.eye(3), ["layer", "head", "2"]),
@@ -104,18 +111,18 @@ def test_the_colours_of_a_map_are_the_values_of_the_sweep():
     sweep = patched("z", by_position=True)
     [drawn] = pictures.plot_map(sweep).axes[0].images
     np.testing.assert_allclose(drawn.get_array().reshape(sweep.values.shape), sweep.normalized)
-    ablation = circuits.ablation(MODEL, CLEAN, METRIC)
+    ablation = circuits.ablation(MODEL, base=CLEAN, metric=METRIC)
     [drawn] = pictures.plot_map(ablation).axes[0].images
     np.testing.assert_allclose(drawn.get_array(), ablation.effect)
 
 
-def test_positions_are_labelled_by_tokens_if_the_model_is_given(folder):
+def test_positions_are_labelled_by_tokens(folder):
     model = gpt2_np.load(folder, "cpu")
     clean, corrupted = ("The café at", "The naïve at")
     metric = circuits.log_probability(model, " the")
-    sweep = circuits.patching(model, corrupted, clean, metric, "resid_pre")
+    sweep = circuits.patching(model, "resid_pre", base=corrupted, source=clean, metric=metric)
+    assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep))
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
-    assert "<|endoftext|>" not in texts_of(pictures.plot_map(sweep))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
@@ -141,3 +148,9 @@ def test_bars_are_drawn_of_results():
 def test_a_notebook_shows_the_figure_that_a_cell_ends_in():
     png = pictures.plot_map(np.eye(3))._repr_png_()
     assert png.startswith(b"\x89PNG")
+
+
+def test_the_pictures_of_the_forty_tasks_are_drawn():
+    example = Path(gpt2_np.__file__).parent / "examples" / "forty_tasks.py"
+    draw = runpy.run_path(str(example))["look_at_the_results"]
+    assert draw(gpt2_np.load("shakespeare")) == "4 figures"
