@@ -42,6 +42,7 @@ from gpt2_np.gpt2_np import (
     softmax,
     unembed,
 )
+from gpt2_np.inference.beams import highest, log_softmax
 
 TOY = Path(__file__).resolve().parent / "two_languages"
 SPECIAL = ["<pad>", "<start>", "<end>"]
@@ -164,26 +165,28 @@ class Translator:
 
 def load(folder: Path = TOY) -> Translator:
     """Return the model that two_languages/train.py wrote."""
-    tree, files, config = {}, MappedFiles(), read_json(folder / "config.json")
-    for name, tensor in read_safetensors(folder / "model.safetensors").items():
+    config, files = read_json(folder / "config.json"), MappedFiles()
+    tensors = read_safetensors(folder / "model.safetensors")
+    arrays = {name: as_array(tensor, files[tensor.file], "<f4") for name, tensor in tensors.items()}
+    return Translator(nested(arrays), config["n_head"], config["words"])
+
+
+def nested(arrays):
+    """Return arrays named like encoder.0.mlp.c_fc.w as nested dicts, with each stack as a list."""
+    tree = {}
+    for name, array in arrays.items():
         *path, leaf = name.split(".")
         place = tree
         for key in path:
             place = place.setdefault(key, {})
-        place[leaf] = as_array(tensor, files[tensor.file], "<f4")
-    for stack in "encoder", "decoder":
-        tree[stack] = [tree[stack][key] for key in sorted(tree[stack], key=int)]
-    return Translator(tree, config["n_head"], config["words"])
+        place[leaf] = array
+    return tree | {stack: [tree[stack][str(i)] for i in range(len(tree[stack]))]
+                   for stack in ("encoder", "decoder")}
 
 
 def padded(texts):  # -> [b, k], [b]
     lengths = np.array([len(text) for text in texts])
     return np.array([[*text, *[PAD] * (lengths.max() - len(text))] for text in texts]), lengths
-
-
-def log_softmax(logits):
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def greedy(model: Translator, sentences: Sequence[Sequence[int]], most: int = MOST) -> list:
@@ -218,7 +221,7 @@ def beam_search(
         shared = np.repeat(memory, len(beams), axis=0), np.repeat(lengths, len(beams))
         logits = decode(model.params, model.n_head, last, *shared, cache)[:, -1]
         log_p = log_softmax(logits) + np.array([[total] for _, total in beams])
-        best = np.argsort(-log_p, axis=None, kind="stable")[: 2 * n_beams]  # an END for each beam
+        best = highest(log_p.ravel(), 2 * n_beams)  # every beam may be ended by one of them
         rows, new = np.unravel_index(best, log_p.shape)
         grown = [([*beams[row][0], int(token)], float(log_p[row, token]))
                  for row, token in zip(rows, new, strict=True)]
@@ -291,12 +294,12 @@ def draw(rows, columns, weights):  # [row, column], from 0 to 1
         print(f"{name:{width}s}", *cells)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description="Translate a sentence and print every tensor.")
     parser.add_argument("sentence", nargs="?", help="in the small English of two_languages/",
                         default="the two old kings did not see a red bird near the river")
     parser.add_argument("--word", help="of the translation, whose attention is drawn")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     walk(load(), args.sentence.lower().split(), args.word)
 
 

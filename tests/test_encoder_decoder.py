@@ -9,6 +9,7 @@ import pytest
 from examples import encoder_decoder as example
 from examples.encoder_decoder import END, START, Translator, beam_search, decode, greedy
 from examples.two_languages import language
+from gpt2_np.inference.beams import log_softmax
 
 SENTENCES = [[5, 3, 6, 4], [7], [3, 4, 5, 6, 7, 8, 3]]
 TARGETS = [[START, 4, 8], [START, 3, 7, 6, 4, 5], [START]]
@@ -138,20 +139,17 @@ def test_beam_search_with_enough_beams_is_exhaustive_search(length_penalty):
     def score(text, log_p):
         return log_p / ((5 + len(text)) / 6) ** length_penalty
 
-    lengths = set()
-    for seed in range(4):
-        model, most = random_translator(n_vocab=5, seed=seed), 4
+    for seed in range(2):
+        model, most = random_translator(n_layer=1, n_vocab=5, seed=seed), 4
         texts = [[*text, *end] for n in range(most + 1)
                  for text in itertools.product([0, 1, 3, 4], repeat=n)
                  for end in ([[END]] if n < most else [[]])]
         logits = run(model, [[3, 4]] * len(texts), [[START, *text[:-1]] for text in texts])
-        log_p = [float(example.log_softmax(rows)[np.arange(len(text)), text].sum())
+        log_p = [float(log_softmax(rows)[np.arange(len(text)), text].sum())
                  for rows, text in zip(logits, texts, strict=True)]
-        best = max(range(len(texts)), key=lambda i: score(texts[i], log_p[i]))  # noqa: B023
+        best = max(range(len(texts)), key=lambda i: score(texts[i], log_p[i]))
         found, total = beam_search(model, [3, 4], 4 ** most, length_penalty, most)
         assert (found, total) == (texts[best], pytest.approx(log_p[best], abs=1e-4))
-        lengths.add(len(found))
-    assert lengths
 
 
 def test_one_beam_without_a_penalty_is_no_less_probable_than_greedy(model):
@@ -159,24 +157,44 @@ def test_one_beam_without_a_penalty_is_no_less_probable_than_greedy(model):
         [text] = greedy(model, [sentence], most=6)
         [logits] = run(model, [sentence], [[START, *text]])
         tokens = [*text, END][:6]
-        log_p = example.log_softmax(logits)[np.arange(len(tokens)), tokens].sum()
+        log_p = log_softmax(logits)[np.arange(len(tokens)), tokens].sum()
         assert beam_search(model, sentence, 1, 0, most=6)[1] >= log_p - 1e-5
 
 
 # The toy model
 
 
-def test_the_rules_translate_as_their_description_says():
+TRANSLATED_BY_HAND = {
+    "a bird did not leave two quiet dogs": "piti keru shomo du na yako ta ni",
+    "the cats waited under the three girls": "tesa tiro lo suba nasi mi lo teno ta",
+    "a small white girl leaves two old girls": "tesa lano piko tesa veto du na yako",
+    "a house does not sleep": "domu dumi ni",
+    "the house finds the two small dogs": "domu lo keru piko du lo na falu",
+    "the three white cats sang": "nasi lano tiro lo lalo ta",
+}
+
+
+def test_the_rules_translate_as_a_reader_of_their_description_would():
     rng = np.random.default_rng(0)
-    by_english = {" ".join(english): " ".join(mirro)
-                  for english, mirro in (language.sentence(rng) for _ in range(3000))}
-    short = {text: said for text, said in by_english.items() if len(text.split()) <= 3}
-    assert {"the dogs slept": "keru mi lo dumi ta", "two ships wait": "noru du teno",
-            "the queen sings": "limu lo lalo"}.items() <= short.items()
-    assert all("do not" not in text or " ni" in said for text, said in by_english.items())
-    assert {language.kind(text.split()) for text in by_english} == {"training", "new sentence",
-                                                                    "new pair"}
-    assert language.kind("the old red dog sleeps".split()) == "new pair"
+    found = dict(map(" ".join, language.sentence(rng)) for _ in range(14))
+    assert found.items() >= TRANSLATED_BY_HAND.items()
+
+
+def test_a_sentence_is_learned_from_unless_its_pair_or_its_checksum_is_held_out():
+    def kind(text):
+        return language.kind(text.split())
+
+    kinds = [language.kind(english) for english, _ in
+             map(language.sentence, [np.random.default_rng(1)] * 300)]
+    assert 10 < kinds.count("new sentence") < 40 < kinds.count("new pair") < 100
+    assert kind("the old red dog sleeps") == "new pair"
+    assert kind("the dog finds a red house") == "new pair"
+    assert kind("the red king finds the old dog") != "new pair"
+
+
+def test_words_that_mean_the_same_are_aligned():
+    texts = "the two old kings see a bird", "karu veto du lo piti na mito"
+    assert language.alignment(*map(str.split, texts)) == [(0, 3), (1, 2), (2, 1), (4, 6), (6, 4)]
 
 
 def test_the_toy_model_translates_sentences_it_has_not_seen(toy):
@@ -189,7 +207,7 @@ def test_beam_search_finds_translations_at_least_as_probable_as_greedy(toy):
     some = toy.sources[::8]
     greedy_logits = run(toy.model, some, [[START, *text] for text in greedy(toy.model, some)])
     for sentence, logits in zip(some, greedy_logits, strict=True):
-        log_p = example.log_softmax(logits).max(axis=-1).sum()
+        log_p = log_softmax(logits).max(axis=-1).sum()
         assert beam_search(toy.model, sentence, length_penalty=0)[1] >= log_p - 1e-5
 
 

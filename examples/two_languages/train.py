@@ -107,7 +107,7 @@ def exported(model: Translator) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64, help="sentences in a step")
     parser.add_argument("--sentences", type=int, default=50_000, help="to learn from")
     parser.add_argument("--lr", type=float, default=0.003, help="Adam's peak learning rate")
