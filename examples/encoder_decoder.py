@@ -73,7 +73,7 @@ def decode(params, n_head, target, memory, lengths, cache=None, tap=None):
     """Return the logits [b, q, v] of the token that follows each one of `target` [b, q].
 
     `memory` [b, k, d] and `lengths` [b] are those of `encode`. With a `cache`, `target` continues
-    the cached tokens.
+    the cached tokens. Keys and values of the memory are computed anew at each call.
     """
     tap, cache = Tap(tap), cache or Cache()
     positions = cache.reserve(target.shape)  # [b, q]
@@ -137,19 +137,14 @@ def mlp(x, c_fc, c_proj, tap):  # [b, q, d] -> [b, q, d]
 
 @dataclass(frozen=True)
 class Translator:
-    """A model with its words: `words[i]` is token i. `params` has wte, encoder and decoder."""
+    """A model and its words. Token i is `words[i]`; the source language has those in `english`."""
 
-    params: dict[str, Any]
+    params: dict[str, Any]  # wte, encoder and decoder
     n_head: int
     words: list[str]
+    english: list[str]
 
     def ids(self, words: Sequence[str]) -> list[int]:
-        if not 1 <= len(words) <= MOST:
-            raise gpt2_np.Error(f"the sentence has {len(words)} words: give 1 to {MOST}")
-        for word in words:
-            if word not in self.words:
-                known = self.words[len(SPECIAL) :]
-                raise gpt2_np.Error(f"there is no word {shown(word)}{nearest(word, known)}")
         return [self.words.index(word) for word in words]
 
     def read(self, sentences: Sequence[Sequence[int]], tap: TapFunction | None = None) -> tuple:
@@ -168,7 +163,8 @@ def load(folder: Path = TOY) -> Translator:
     config, files = read_json(folder / "config.json"), MappedFiles()
     tensors = read_safetensors(folder / "model.safetensors")
     arrays = {name: as_array(tensor, files[tensor.file], "<f4") for name, tensor in tensors.items()}
-    return Translator(nested(arrays), config["n_head"], config["words"])
+    words = [*SPECIAL, *config["english"], *config["mirro"]]
+    return Translator(nested(arrays), config["n_head"], words, config["english"])
 
 
 def nested(arrays):
@@ -250,7 +246,7 @@ ACTIVATIONS = {  # axes, einsum, formula
     "hook_z": ("bqhe", "bhqk,bkhe->bqhe", "pattern v"),
     "attn.hook_out": ("bqd", "bqhe,hed->bqd", "z W_O + b_O"),
     "hook_scale": ("bq1", "bqd,bqd->bq", "√(variance of x + out, + 0.00001)"),
-    "hook_normalized": ("bqd", "", "(x + out - mean) / scale; times g, plus b, the next x"),
+    "hook_normalized": ("bqd", "", "(x + out - mean) / scale, then g and b"),
     "hook_post": ("bqm", "bqd,dm->bqm", "max(0, x W_1 + b_1)"),
     "mlp.hook_out": ("bqd", "bqm,md->bqd", "post W_2 + b_2"),
     "logits": ("bqv", "bqd,vd->bqv", "x wteᵀ"),
@@ -259,30 +255,35 @@ ACTIVATIONS = {  # axes, einsum, formula
 
 def walk(model: Translator, english: list[str], word: str | None = None) -> None:
     """Print every tensor, the translation, and the cross-attention of a word of it."""
+    if not 1 <= len(english) <= MOST:
+        raise gpt2_np.Error(f"the sentence has {len(english)} words: give 1 to {MOST}")
+    text, log_p = beam_search(model, model.ids(check(english, model.english, "the English")))
+    mirro = [model.words[token] for token in text]
+    [word] = check([word or mirro[0]], mirro, "the translation")
+
     seen: dict[str, np.ndarray] = {}
-    sentence = model.ids(english)
-    text, log_p = beam_search(model, sentence)
-    memory, lengths = model.read([sentence], seen.__setitem__)
+    memory, lengths = model.read([model.ids(english)], seen.__setitem__)
     decode(model.params, model.n_head, np.array([[START, *text[:-1]]]), memory, lengths,
            tap=seen.__setitem__)
     for name, array in seen.items():
-        [(axes, einsum, formula)] = [row for end, row in ACTIVATIONS.items() if name.endswith(end)]
+        [(axes, terms, formula)] = [row for end, row in ACTIVATIONS.items() if name.endswith(end)]
         shape = "×".join(map(str, array.shape))
-        print(f"{name:34s} {axes:5s} {shape:10s} {einsum:16s} {formula}")
-
-    mirro = [model.words[token] for token in text]
-    print(f"\n{' '.join(english)}\n{' '.join(mirro[:-1])}   (log p {log_p:.3f})\n")
+        print(f"{name:34s} {axes:4s} {shape:9s} {terms:15s} {formula}")
+    print(f"\n{' '.join(english)}\n{' '.join(mirro)}   (log p {log_p:.3f})\n")
     patterns = [seen[f"decoder.{layer}.cross_attn.hook_pattern"][0]
                 for layer in range(len(model.params["decoder"]))]  # [h, q, k] of each layer
     print(f"Cross-attention of layer {len(patterns) - 1} from each decoded word, mean of its heads")
     draw(mirro, english, patterns[-1].mean(axis=0))
-    word = mirro[0] if word is None else word
-    if word not in mirro:
-        raise gpt2_np.Error(f"the translation has no {shown(word)}{nearest(word, mirro)}")
-    print(f"\nCross-attention from {word!r}, head by head")
-    rows = [f"layer {layer} head {head}" for layer in range(len(patterns))
-            for head in range(model.n_head)]
-    draw(rows, english, np.concatenate([heads[:, mirro.index(word)] for heads in patterns]))
+    print(f"\nCross-attention from {word}, head by head")
+    heads = [f"L{layer}H{head}" for layer, head in np.ndindex(len(patterns), model.n_head)]
+    draw(heads, english, np.concatenate([heads[:, mirro.index(word)] for heads in patterns]))
+
+
+def check(words, known, place):
+    for word in words:
+        if word not in known:
+            raise gpt2_np.Error(f"{place} has no word {shown(word)}{nearest(word, known)}")
+    return words
 
 
 def draw(rows, columns, weights):  # [row, column], from 0 to 1

@@ -8,7 +8,7 @@ import pytest
 
 from examples import encoder_decoder as example
 from examples.encoder_decoder import END, START, Translator, beam_search, decode, greedy
-from examples.two_languages import language
+from examples.two_languages import language, measure
 from gpt2_np.inference.beams import log_softmax
 
 SENTENCES = [[5, 3, 6, 4], [7], [3, 4, 5, 6, 7, 8, 3]]
@@ -32,7 +32,7 @@ def random_translator(d=16, n_head=2, n_layer=2, m=24, n_vocab=9, seed=0):
 
     params = {"wte": normal(n_vocab, d), "encoder": [block("attn") for _ in range(n_layer)],
               "decoder": [block("attn", "cross_attn") for _ in range(n_layer)]}
-    return Translator(params, n_head, [f"word{i}" for i in range(n_vocab)])
+    return Translator(params, n_head, [f"word{i}" for i in range(n_vocab)], [])
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,14 @@ def test_the_toy_model_translates_sentences_it_has_not_seen(toy):
     found = greedy(toy.model, toy.sources)
     right = [text == target for text, target in zip(found, toy.targets, strict=True)]
     assert sum(right[:40]) >= 39 and sum(right[40:]) >= 36
+
+
+def test_heads_of_the_last_layer_look_at_the_word_that_they_translate(toy):
+    shares = measure.aligned(toy.model, toy.pairs)
+    assert shares.shape == (2, 5)
+    assert shares[1, -1] > 0.9 and shares[1, :4].min() > 0.75
+    backwards = [(english[::-1], mirro) for english, mirro in toy.pairs]
+    assert measure.aligned(toy.model, backwards)[1, -1] < 0.8
 
 
 def test_beam_search_finds_translations_at_least_as_probable_as_greedy(toy):

@@ -143,17 +143,17 @@ def test_encoder_decoder_prints_every_tensor_the_translation_and_where_a_word_lo
     text = run("encoder_decoder.py", "the two kings did not see a bird", "--word", "karu")
     tensors, translation, alignment, heads = text.split("\n\n")
     assert len(tensors.splitlines()) == 69
-    assert "decoder.1.cross_attn.hook_pattern  bhqk  1×4×9×8" in tensors
+    assert "decoder.1.cross_attn.hook_pattern  bhqk 1×4×9×8" in tensors
     english, mirro = translation.splitlines()
     assert english == "the two kings did not see a bird"
-    assert mirro.split("   ")[0] == "karu du lo piti na mito ta ni"
-    assert [line.split()[0] for line in alignment.splitlines()[2:]] == [*mirro.split()[:8], "<end>"]
+    assert mirro.split("   ")[0] == "karu du lo piti na mito ta ni <end>"
+    assert [line.split()[0] for line in alignment.splitlines()[2:]] == mirro.split()[:9]
     assert len(heads.splitlines()) == 2 + 8
 
 
 @pytest.mark.parametrize(("arguments", "error"), [
-    (["the dogg sleeps"], "there is no word 'dogg'; did you mean dog"),
-    (["the dog sleeps", "--word", "karu"], "the translation has no 'karu'"),
+    (["the dogg sleeps"], "the English has no word 'dogg'; did you mean dog"),
+    (["the dog sleeps", "--word", "karu"], "the translation has no word 'karu'"),
     ([""], "the sentence has 0 words: give 1 to 40"),
 ])  # fmt: skip
 def test_encoder_decoder_says_which_word_it_does_not_know(arguments, error, capsys):

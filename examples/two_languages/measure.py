@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path += [str(HERE), str(HERE.parent)]
 from encoder_decoder import END, START, Translator, beam_search, decode, greedy, load, padded
 from language import alignment, sentences
 

@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path += [str(HERE), str(HERE.parent)]
 from encoder_decoder import END, PAD, SPECIAL, START, load, padded, sinusoids
 from language import ENGLISH, MIRRO, sentences
 from measure import measure
@@ -69,7 +69,7 @@ def train(model: Translator, pairs: list, args: argparse.Namespace) -> None:
         target, _ = padded([[START, *mirro, END] for _, mirro in chosen])
         source, target = torch.from_numpy(source), torch.from_numpy(target)
         logits = model(source, target[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD)
+        loss = nats(logits, target[:, 1:])
         adam.zero_grad()
         loss.backward()
         adam.param_groups[0]["lr"] = args.lr * min((step + 1) / 400, 1 - step / args.steps)
@@ -79,6 +79,11 @@ def train(model: Translator, pairs: list, args: argparse.Namespace) -> None:
             print(f"step {step + 1}: {np.mean(losses):.4f} nats a word, "
                   f"{(time.monotonic() - start) / 60:.1f} minutes", flush=True)
             losses = []
+
+
+def nats(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss of the words that are no padding."""
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD)
 
 
 def exported(model: Translator) -> dict[str, torch.Tensor]:
@@ -105,6 +110,13 @@ def exported(model: Translator) -> dict[str, torch.Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def save(model: Translator, n_head: int, folder: Path) -> None:
+    tensors = {name: w.half().contiguous() for name, w in exported(model).items()}
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
+    config = {"n_head": n_head, "english": ENGLISH, "mirro": MIRRO}
+    (folder / "config.json").write_text(json.dumps(config) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=2000)
@@ -125,10 +137,7 @@ def main() -> None:
     pairs = [([IDS[word] for word in english], [IDS[word] for word in mirro])
              for english, mirro in sentences(args.sentences, "training", args.seed)]
     train(model, pairs, args)
-    tensors = {name: w.half().contiguous() for name, w in exported(model).items()}
-    save_file(tensors, args.out / "model.safetensors")
-    config = {"n_head": args.heads, "words": WORDS}
-    (args.out / "config.json").write_text(json.dumps(config) + "\n")
+    save(model, args.heads, args.out)
     measure(load(args.out))
 
 

@@ -1,4 +1,6 @@
 """The encoder-decoder example beside torch.nn.Transformer: random weights, ragged batches."""
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
@@ -76,3 +78,32 @@ def test_attention_patterns_are_those_of_torch():
         )
     np.testing.assert_allclose(out, expected[0].numpy(), rtol=0, atol=1e-5)
     np.testing.assert_allclose(seen["hook_pattern"], expected[1].numpy(), rtol=0, atol=1e-6)
+
+
+def test_training_lowers_the_loss_and_its_files_give_the_same_logits(tmp_path):
+    torch.manual_seed(0)
+    peer = train.Translator(16, 2, 1, 32)
+    pairs = [([train.IDS[word] for word in english], [train.IDS[word] for word in mirro])
+             for english, mirro in train.sentences(64, "training", seed=0)]
+    source, _ = example.padded([english for english, _ in pairs])
+    target, _ = example.padded([[example.START, *mirro, example.END] for _, mirro in pairs])
+    inputs = torch.from_numpy(source), torch.from_numpy(target)
+
+    def loss():
+        with torch.no_grad():
+            logits = peer(inputs[0], inputs[1][:, :-1])
+        return train.nats(logits, inputs[1][:, 1:]).item()
+
+    before = loss()
+    train.train(peer, pairs, Namespace(steps=60, batch=16, lr=0.01, seed=0))
+    assert loss() < before - 1
+
+    train.save(peer, 2, tmp_path)
+    model = example.load(tmp_path)
+    assert [model.n_head, *model.words] == [2, *train.WORDS]
+    logits = example.decode(model.params, 2, target[:, :-1], *model.read([row for row, _ in pairs]))
+    halved = peer.half().float().eval()
+    real = target[:, 1:] != example.PAD
+    with torch.no_grad():
+        expected = halved(inputs[0], inputs[1][:, :-1]).numpy()
+    np.testing.assert_allclose(logits[real], expected[real], rtol=0, atol=1e-5)
