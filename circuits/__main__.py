@@ -1,4 +1,4 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons, excite.
+"""The commands that look inside a model: lens, attribution, heads, patch, excite, report, ...
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from ..command_line import (
     add_model_options,
     called,
     decode_utf_8,
+    prompt_text,
     quoted,
     run_command,
     text_model,
@@ -32,8 +34,11 @@ from ..command_line import (
 from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map
+from .reporting import report_page
+from .short_reprs import prompts_in, table_lines
 from .sweeps import PATCHABLE
 from .tasks import MOST_PROMPTS, TASKS
+from .tracing import HEADER
 
 KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
 
@@ -53,9 +58,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         report = COMMANDS[args.command](model, args)
     except np.linalg.LinAlgError as error:  # a ValueError of NumPy's, about undefined weights
         raise Error(f"linear algebra fails on the weights of {args.model}: {error}") from error
-    if args.plot:
+    if getattr(args, "plot", None):
         report.draw(args.plot)
-    (print_json if args.json else print_table)(args, report)
+    if getattr(args, "markdown", False):
+        print(report.given.markdown(args.all))
+    else:
+        (print_json if args.json else print_table)(args, report)
 
 
 # --- arguments -------------------------------------------------------------------------
@@ -70,14 +78,15 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, about, top=None, default=10):
+    def command(name, about, top=None, default=10, plot=True):
         added = commands.add_parser(name, help=about, description=about)
         add = added.add_argument
         add_model_options(add)
         added.set_defaults(dtype="float32")
         add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
         add("--json", action="store_true", help="machine-readable result")
-        add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
+        if plot:
+            add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
         if top:
             add("--top", type=int, default=default, metavar="N",
                 help=f"{top} to show (default {default})")
@@ -142,6 +151,17 @@ def command_line() -> argparse.ArgumentParser:
         add("--lines", action="store_true", help="each line is a text of its own")
         if name == "histogram":
             add("--bins", type=int, default=20, metavar="N", help="at most N bins (default 20)")
+    add = command("report", "One page about a text, to look at in a browser.", plot=False)
+    add("prompt", nargs="?", metavar="text", help="the text, or - to read standard input")
+    add("--file", metavar="PATH", help="read the text from a file")
+    answers(add, required=False)
+    add("-o", "--output", default="report.html", metavar="FILE.html",
+        help="default report.html; an older report is replaced, no other file is")
+    add = command("trace", "Shape, bytes and work of every activation of a real run, with the "
+                  "einsum that made it.", plot=False)
+    add("text")
+    add("--all", action="store_true", help="every layer's rows, not repeated layers once")
+    add("--markdown", action="store_true", help="the table in Markdown")
     return parser
 
 
@@ -162,6 +182,8 @@ def check_usage(args, parser):
             parser.error("give a text and --answer, or --layer and --neuron")
     if args.command == "heads" and args.head and not (args.plot and args.text):
         parser.error("--head draws attention on a text: give a text and --plot")
+    if args.command == "report" and (args.prompt is None) == (args.file is None):
+        parser.error("give a text or --file, and not both")
     if getattr(args, "wrong", None) and not args.answer:
         parser.error("--wrong goes with --answer")
 
@@ -216,27 +238,9 @@ def plain(value):
 
 def print_table(_, report):
     if report.given is not None:
-        n, length = report.given.tokens.shape
-        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
+        print(f"{prompts_in(report.given.tokens)}, "
               f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
-
-
-def table_lines(header, rows):
-    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
-    cells = [list(header)]
-    for row in rows:
-        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
-                      for x in row])
-    number, lines = re.compile(r"-?[\d.]+|-"), []
-    columns = list(zip(*cells, strict=True))
-    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
-    widths = [max(map(len, column)) for column in columns]
-    for row in cells:
-        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
-                               for text, width, right in zip(row, widths, to_right, strict=True)
-                               ).rstrip())
-    return lines
 
 
 def bos_of(args):
@@ -450,6 +454,15 @@ def neurons(model, args):
                   lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
 
 
+def trace(model, args):
+    found = circuits.trace(model, args.text, bos=bos_of(args))
+    totals = {name: getattr(found, name) for name in (
+        "n_layer", "bytes", "cache_bytes", "multiply_adds", "norm_multiply_adds",
+        "flops_per_token")}
+    data = {**totals, "activations": [row._asdict() for row in found.rows]}
+    return Report(found, data, HEADER, found.cells(args.all), found.notes(args.all), lambda _: None)
+
+
 def one_neuron(model, args):
     found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
     ends = {end: ([word(model, t) for t in ids], scores.tolist())
@@ -504,8 +517,24 @@ def histogram(model, args):
                   lambda path: plot_bars(found, path))
 
 
+def report(model, args):
+    text = prompt_text(args)
+    again = [*called("gpt2-np-circuits", __package__).split(), "report", "-m", args.model]
+    for option in ("answer", "wrong", "file", "output"):
+        if getattr(args, option) is not None:
+            again.append(f"--{option}={getattr(args, option)}")
+    again += ["--no-bos"] * args.no_bos + (["--", text] if args.file is None else [])
+    given = circuits.prompts(model, text, bos_of(args))
+    page = report_page(model, given, args.answer, args.wrong, args.model, shlex.join(again))
+    page.save(args.output)
+    size = len(page.page.encode())
+    return Report(given, {"file": args.output, "bytes": size}, ["file", "MB"],
+                  [[args.output, f"{size / 1e6:.2f}"]], [], lambda path: None)
+
+
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons, "excite": excite, "histogram": histogram}
+            "neurons": neurons, "excite": excite, "histogram": histogram, "trace": trace,
+            "report": report}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ..backend import total_memory
 from ..bpe import shown
-from ..gpt2_np import Config, Error
+from ..gpt2_np import Config, Error, Model, namespace
 from .architectures import Decoder
 
 
@@ -92,3 +93,15 @@ def describe(
         "flops_per_token_at_n_ctx": count_flops(c, c.n_ctx),
         "bytes_read_per_token": round(numbers_read(c, c.n_ctx, batch) * bytes_per_number),
     }
+
+
+def check_rows(name: str, n_rows: int, model: Model, n_positions: int, n_texts: int = 1) -> None:
+    """Raise Error if the keys and values of so many rows a text would fill over half the memory."""
+    wte = model.params["wte"]
+    one = describe(model.config, wte.dtype.itemsize)["cache_bytes_per_token"]
+    one *= n_positions * n_texts
+    memory = total_memory(namespace(wte))
+    most = max(1, memory // 2 // one)  # half is for weights and activations
+    if n_rows > most:
+        raise Error(f"{name} is {n_rows}: their keys and values would take {n_rows * one >> 30:,} "
+                    f"GiB, over half of all memory ({memory >> 30:,} GiB); choose at most {most}")
