@@ -198,6 +198,9 @@ class Tokenizer:
         first = len(usual_ids(made_by(lines)))
         self._set_up(lines, None, _plain_special(special_tokens, first), trained=False)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer of {self.n_vocab:,} tokens>"
+
     @classmethod
     def from_files(
         cls, merges_path: str | os.PathLike[str], vocab_path: str | os.PathLike[str] | None = None

@@ -35,8 +35,10 @@ from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map
 from .reporting import report_page
+from .short_reprs import prompts_in, table_lines
 from .sweeps import PATCHABLE
 from .tasks import MOST_PROMPTS, TASKS
+from .tracing import HEADER
 
 KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
 
@@ -58,7 +60,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         raise Error(f"linear algebra fails on the weights of {args.model}: {error}") from error
     if getattr(args, "plot", None):
         report.draw(args.plot)
-    (print_json if args.json else print_table)(args, report)
+    if getattr(args, "markdown", False):
+        print(report.given.markdown(args.all))
+    else:
+        (print_json if args.json else print_table)(args, report)
 
 
 # --- arguments -------------------------------------------------------------------------
@@ -152,6 +157,11 @@ def command_line() -> argparse.ArgumentParser:
     answers(add, required=False)
     add("-o", "--output", default="report.html", metavar="FILE.html",
         help="default report.html; an older report is replaced, no other file is")
+    add = command("trace", "Shape, bytes and work of every activation of a real run, with the "
+                  "einsum that made it.", plot=False)
+    add("text")
+    add("--all", action="store_true", help="every layer's rows, not repeated layers once")
+    add("--markdown", action="store_true", help="the table in Markdown")
     return parser
 
 
@@ -228,27 +238,9 @@ def plain(value):
 
 def print_table(_, report):
     if report.given is not None:
-        n, length = report.given.tokens.shape
-        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
+        print(f"{prompts_in(report.given.tokens)}, "
               f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
-
-
-def table_lines(header, rows):
-    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
-    cells = [list(header)]
-    for row in rows:
-        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
-                      for x in row])
-    number, lines = re.compile(r"-?[\d.]+|-"), []
-    columns = list(zip(*cells, strict=True))
-    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
-    widths = [max(map(len, column)) for column in columns]
-    for row in cells:
-        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
-                               for text, width, right in zip(row, widths, to_right, strict=True)
-                               ).rstrip())
-    return lines
 
 
 def bos_of(args):
@@ -462,6 +454,15 @@ def neurons(model, args):
                   lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
 
 
+def trace(model, args):
+    found = circuits.trace(model, args.text, bos=bos_of(args))
+    totals = {name: getattr(found, name) for name in (
+        "n_layer", "bytes", "cache_bytes", "multiply_adds", "norm_multiply_adds",
+        "flops_per_token")}
+    data = {**totals, "activations": [row._asdict() for row in found.rows]}
+    return Report(found, data, HEADER, found.cells(args.all), found.notes(args.all), lambda _: None)
+
+
 def one_neuron(model, args):
     found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
     ends = {end: ([word(model, t) for t in ids], scores.tolist())
@@ -532,7 +533,7 @@ def report(model, args):
 
 
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons, "excite": excite, "histogram": histogram,
+            "neurons": neurons, "excite": excite, "histogram": histogram, "trace": trace,
             "report": report}
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
-from ..bpe import shown
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import Config, Error, Model, forward
 from ..inference.turns import turn
+from .drawings import patterns_picture
 from .inputs import PromptsLike, check_index, prompts
 from .interventions import Edits, EditsLike, Place
 from .names import (
@@ -23,6 +24,8 @@ from .names import (
     SHORT_NAMES,
     activation_names,
     as_glob,
+    kind_of,
+    layer_of,
     matching_names,
     nearest,
     stream_point,
@@ -48,6 +51,7 @@ class Activations(Result, Mapping[str, np.ndarray]):
     tokens: np.ndarray
     bos: bool
     config: Config
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
 
     def __getitem__(self, name: str | tuple[str, int]) -> np.ndarray:
         """Return an activation by its full name, a short one that means only one, or by layer."""
@@ -119,6 +123,13 @@ class Run(Activations):
         text = Activations.__repr__(self)
         return text if self.activations else text.replace("activations={}", nothing, 1)
 
+    def _repr_html_(self) -> str | None:
+        """Return a picture of the patterns of the first prompt, if any were kept."""
+        n = self.tokens.shape[1]
+        patterns = {layer_of(name): array[0] for name, array in self.items()
+                    if kind_of(name) == "pattern" and array.shape[2:] == (n, n)}
+        return patterns_picture(self, patterns) if patterns else None
+
 
 class Recorder:
     """A tap that edits some activations and keeps some on the host, after their edits.
@@ -171,7 +182,8 @@ def run(
     given = prompts(model, text_or_tokens, bos)
     logits, recorder = recorded(model, given, matching_names(names, model.config),
                               Edits(model, edits), last_only)
-    return Run(recorder.kept, given.tokens, given.bos, model.config, to_host(logits))
+    return Run(recorder.kept, given.tokens, given.bos, model.config, to_host(logits),
+               tokenizer=model.tokenizer)
 
 
 def recorded(model, given, names, edits, last_only=False, change_names=(), place=None, cut=None):

@@ -17,6 +17,7 @@ from ..backend import to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, forward
 from ..inference.turns import turn
+from .drawings import attention_picture
 from .inputs import (
     OnePrompt,
     Prompts,
@@ -30,11 +31,11 @@ from .inputs import (
 from .interventions import Edits, EditsLike, HeldEdits, InTurn, Place
 from .metrics import entropy
 from .names import nearest
-from .short_reprs import Result
+from .short_reprs import Result, prompts_in, table
 from .tasks import repeated_tokens
 
-KINDS = ("previous_token", "current_token", "duplicate_token", "induction", "beginning", "entropy",
-         "distance")  # fmt: skip
+SHARES = ("previous_token", "current_token", "duplicate_token", "induction", "beginning")
+KINDS = (*SHARES, "entropy", "distance")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,6 +57,15 @@ class Attention(Result):
     distance: np.ndarray
     tokens: np.ndarray
     bos: bool
+
+    def __repr__(self) -> str:
+        rows = [[kind.replace("_", " "), *(f"{name} {value:.2f}" for name, value in
+                                           self.top(kind, 4))] for kind in SHARES]
+        return table(f"Attention of {self.induction.shape[0]} layers of {self.induction.shape[1]} "
+                     f"heads in {prompts_in(self.tokens)}: the highest of each kind", rows)
+
+    def _repr_html_(self) -> str:
+        return attention_picture(self, SHARES)
 
     def top(self, kind: str, n: int = 10) -> list[tuple[str, float]]:
         """Return the heads with the highest scores of a kind, such as "induction", and these.

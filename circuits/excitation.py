@@ -19,9 +19,11 @@ from .activations import run
 from .inputs import check_count, check_numbers, labels_of
 from .interventions import EditsLike
 from .names import activation_name
+from .short_reprs import visible
 from .texts import passages, unit_of
 
 BEFORE, AFTER = 12, 5  # tokens of the text form around the marked one
+BLUE, RED = "59,130,214", "217,84,63"  # between the inks of pages.css for light and for dark paper
 WINDOW_STYLE = "text-align:left;font-family:monospace;white-space:pre-wrap"
 
 
@@ -171,11 +173,6 @@ def finished(model, unit, example, edits):
     return replace(example, labels=labels, attention=attention)
 
 
-def visible(text):
-    """Return a text on one line: line ends and other characters that print nothing as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def marked_up(example):
     """Return a window as HTML: the higher a token the darker, the marked one framed."""
     from html import escape
@@ -183,7 +180,7 @@ def marked_up(example):
     scale, spans = max(float(np.abs(example.values).max()), 1e-30), []
     for i, label in enumerate(example.labels):
         value = float(example.values[i])
-        colour = "255,140,0" if value >= 0 else "70,130,255"
+        colour = BLUE if value >= 0 else RED
         style = f"background:rgba({colour},{abs(value) / scale:.2f})"
         title = f"{value:.4g}"
         if i == example.marked:

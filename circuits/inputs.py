@@ -284,8 +284,12 @@ def labels_of(model: Model, tokens: Tokens | str) -> list[str]:
             or not all(isinstance(i, int | np.integer) for i in tokens)):
         raise Error(f"labels_of takes a text or the ids of one prompt, not {shown(tokens)}: give a "
                     "list of ids, such as result.tokens[0]")
-    tokenizer, n = model.tokenizer, model.n_vocab
-    return [tokenizer.decode([i]) if tokenizer and i < n else str(i) for i in map(int, tokens)]
+    return token_texts(model.tokenizer, tokens)
+
+
+def token_texts(tokenizer, ids):
+    n = getattr(tokenizer, "n_vocab", 0)
+    return [tokenizer.decode([i]) if i < n else str(i) for i in map(int, ids)]
 
 
 def check_same_length(given, other, kind, any_number=False):

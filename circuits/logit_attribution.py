@@ -24,6 +24,7 @@ from .decomposition import (
     stream_name,
     stream_terms,
 )
+from .drawings import attribution_picture
 from .inputs import (
     Answers,
     OnePrompt,
@@ -35,6 +36,7 @@ from .inputs import (
     one_each,
 )
 from .interventions import Edits, EditsLike
+from .short_reprs import MOST_LINES, prompts_in, table
 from .weights import centred, on_host
 
 
@@ -53,6 +55,16 @@ class Attribution(Terms):
     bos: bool
     by_source: Terms | None = None
     prompt_axes: ClassVar[dict[str, int]] = {"values": 1, "total": 0, "tokens": 0, "by_source": 1}
+
+    def __repr__(self) -> str:
+        if self.values.ndim != 2:
+            return super().__repr__()
+        return table(f"Attribution in {prompts_in(self.tokens)}: {self.total.mean():.4g}, of which "
+                     f"the largest of {len(self.labels)} parts:",
+                     [[name, f"{value:+.4g}"] for name, value in self.top(MOST_LINES)])
+
+    def _repr_html_(self) -> str | None:
+        return attribution_picture(self) if self.values.ndim == 2 else None
 
     def heads(self) -> np.ndarray:
         """Return the heads' terms, [layer, head, b] (or [layer, head, b, v])."""

@@ -7,15 +7,17 @@ too. It shows the layer at which an answer appears, and its rivals before that l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, overload
 
 import numpy as np
 
 from ..backend import namespace, to_host
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import LAYER_NORM_EPSILON, NO_TAP, Error, Model, Tokens, layer_norm, softmax, unembed
 from ..inference.turns import turn
 from .activations import run
+from .drawings import lens_picture
 from .inputs import (
     Answers,
     Batched,
@@ -27,11 +29,13 @@ from .inputs import (
     for_each_length,
     one_each,
     position_slice,
+    token_texts,
     windows_of,
 )
 from .interventions import Edits, EditsLike
 from .metrics import entropy
 from .names import activation_name, stream_points
+from .short_reprs import MOST_LINES, prompts_in, table
 from .weights import centred
 
 POSITIONS_AT_ONCE = 128  # logits of 1,024 positions at 124M are 206 MB, and several are held
@@ -59,6 +63,19 @@ class Lens(Batched):
     prompt_axes: ClassVar[dict[str, int]] = {
         "probability": 1, "rank": 1, "entropy": 1, "top": 1, "top_probability": 1, "logits": 1,
         "targets": 0, "tokens": 0}  # fmt: skip
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        rows = []
+        for i in np.linspace(0, len(self.points) - 1, MOST_LINES).round().astype(int):
+            words = token_texts(self.tokenizer, self.top[i, 0, -1, :4])
+            best = zip(map(shown, words), self.top_probability[i, 0, -1], strict=False)
+            rows.append([self.points[i], *(f"{word} {p:.3f}" for word, p in best)])
+        return table(f"Lens of {prompts_in(self.tokens)}: the best tokens after the last, "
+                     "were each layer the last:", rows)
+
+    def _repr_html_(self) -> str:
+        return lens_picture(self)
 
 
 @overload
@@ -155,7 +172,8 @@ def lens_of_group(model, given, answers, position, top, frozen, keep_logits, edi
     targets, probability, rank, spread, best, best_probability, *logits = (
         np.concatenate(arrays, axis=2) for arrays in zip(*blocks, strict=True))
     return Lens(stream_points(model.config), probability, rank, spread, best, best_probability,
-                logits[0] if keep_logits else None, targets[0], tokens, given.bos)
+                logits[0] if keep_logits else None, targets[0], tokens, given.bos,
+                tokenizer=model.tokenizer)
 
 
 def read_streams(model, streams, targets, top, frozen, keep_logits):

@@ -186,3 +186,14 @@ def node_list(nodes):
     one = isinstance(nodes, str) or not isinstance(nodes, Iterable) or (
         isinstance(nodes, tuple) and bool(nodes) and isinstance(nodes[0], int | np.integer))
     return [nodes] if one else list(nodes)
+
+
+def cell_name(axes, index):
+    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
+    units = {"head": "H", "neuron": "N"}
+    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
+        rest = zip(axes[2:], index[2:], strict=True)
+        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
+    else:
+        names, rest = [], zip(axes, index, strict=True)
+    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])

@@ -67,7 +67,7 @@ def attribution_patching(
             per_prompt[layer] = measured + cell_sums(change * slope, what, axes)
         arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
         return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos,
-                     estimated=True)
+                     estimated=True, tokenizer=model.tokenizer)
 
     return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
 

@@ -86,7 +86,7 @@ def path_patching(
                     per_prompt[sender.cell] = value
                 bar.update(len(chosen))
         return Sweep("path", axes, per_prompt, stored.measured, stored.source_metric(seen.logits),
-                     base.tokens, base.bos, names)
+                     base.tokens, base.bos, names, tokenizer=model.tokenizer)
 
     return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
 

@@ -15,22 +15,22 @@ import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
-from .attention_patterns import Attention
+from .attention_patterns import SHARES, Attention
 from .distributions import Histogram
-from .inputs import labels_of
+from .drawings import sweep_grid
+from .inputs import token_texts
 from .logit_attribution import Attribution
 from .logit_lens import Lens
-from .sweeps import Sweep, cell_name
+from .sweeps import Sweep
 
 __all__ = ["plot_attention", "plot_bars", "plot_lens", "plot_map"]
 
-SHARES = ("previous_token", "duplicate_token", "induction", "beginning")  # of an Attention
 MOST_INCHES, MOST_LABELS, MOST_BARS = 24, 60, 20
 
 
@@ -50,17 +50,18 @@ def plot_map(
 
     An array is [layer, head], [layer, position] or any [row, column]; one of three dimensions has a
     row for each pair of the first two. A Sweep from a source shows shares of the way to the source,
-    one without a source the change of the metric. With a `model` positions are labelled by the
-    tokens of the first prompt. `rows` and `columns` are labels, by default numbers from 0; `axes`
-    names the two axes and `label` the colours. A `signed` map has 0 at white. NaN is left blank.
-    Raises Error if the file cannot be written or matplotlib is not installed.
+    one without a source the change of the metric. Positions are labelled by the tokens of the first
+    prompt, by the vocabulary of the `model` or of the one that was run. `rows` and `columns` are
+    labels, by default numbers from 0; `axes` names the two axes and `label` the colours. A `signed`
+    map has 0 at white. NaN is left blank. Raises Error if the file cannot be written or matplotlib
+    is not installed.
     """
     if isinstance(values, Lens):
         return plot_lens(values, model, path)
     if isinstance(values, Attention):
         return plot_shares(values, path, title)
     if isinstance(values, Sweep):
-        grid = sweep_grid(values, model)
+        grid = sweep_grid(values, (model or values).tokenizer)
         values, title, label = grid.values, title or grid.title, label or grid.label
         rows, columns, axes = rows or grid.rows, columns or grid.columns, axes or grid.axes
     values, first = as_array("plot_map", values, "a Sweep, an Attention, a Lens or"), "layer"
@@ -81,38 +82,6 @@ def plot_map(
     drawn.set_ylabel(axes[0], fontsize=8)
     drawn.set_xlabel(axes[1], fontsize=8)
     return saved(figure, path)
-
-
-class Grid(NamedTuple):
-    """A Sweep as a map: values [row, column] and the labels."""
-
-    values: np.ndarray
-    title: str
-    rows: list[str]
-    columns: list[str]
-    axes: tuple[str, str]
-    label: str
-
-
-def sweep_grid(sweep, model=None):
-    """Return a Sweep of one, two or three axes as a Grid."""
-    values, label = sweep.effect, "change of the metric"
-    title = f"{sweep.what} ablated"
-    if sweep.source is not None:
-        title = "direct paths from source" if sweep.what == "path" else f"{sweep.what} from source"
-        if abs(sweep.source.mean() - sweep.base.mean()) > 1e-6 * max(1, abs(sweep.base.mean())):
-            values, label = sweep.normalized, "share of the way to source"
-    if values.ndim == 1:
-        values = values[:, None]
-    *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
-    rows = [str(i) for i in range(len(values))]
-    if len(outer) > 1:
-        rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
-        values = values.reshape(-1, values.shape[-1])
-    columns = [str(i) if last else "" for i in range(values.shape[1])]
-    if last == "position" and model:
-        columns = labels_of(model, sweep.tokens[0])
-    return Grid(values, title, rows, columns, (outer[-1], last), label)
 
 
 def plot_shares(attention, path, title):
@@ -166,7 +135,7 @@ def plot_attention(
 def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: int = 0) -> Any:
     """Draw the lens of one prompt, the best token at every point and position; return the figure.
 
-    Without a `model` tokens are shown by their ids.
+    Tokens are shown by the vocabulary of the `model`, by default the one that was run.
     """
     if not isinstance(result, Lens):
         raise Error(f"plot_lens takes the result of circuits.lens, not {described(result)}: draw "
@@ -174,7 +143,7 @@ def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: i
     top, p = result.top[:, row, :, 0][::-1], result.top_probability[:, row, :, 0][::-1]
 
     def words(tokens):
-        return labels_of(model, tokens) if model else [str(token) for token in tokens]
+        return token_texts((model or result).tokenizer, tokens)
 
     figure = new_figure(1.8 + inches(0.55 * p.shape[1], most=60), 1.3 + inches(0.24 * len(p)))
     axes = figure.subplots()

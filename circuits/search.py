@@ -17,6 +17,7 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .activations import run
 from .bootstrapping import Estimate, bootstrap
+from .drawings import circuit_picture
 from .edits import replacements, replacing_edits, units_by_name
 from .inputs import (
     PromptsLike,
@@ -29,7 +30,7 @@ from .inputs import (
 from .interventions import Edits, EditsLike
 from .metrics import Metric, checked_values, reads_last
 from .names import activation_name, node_names, parse_node
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, table
 from .sweeps import BaseRun
 
 
@@ -61,12 +62,22 @@ class Circuit(Result):
     keep: float
     tokens: np.ndarray
     bos: bool
-    properties = ("kind",)
 
     @property
     def kind(self) -> str:
         """"noising" if replacing all parts lowers the metric, else "denoising"."""
         return "noising" if self.none.mean() < self.base.mean() else "denoising"
+
+    def __repr__(self) -> str:
+        lost = sorted(self.minimality.items(), key=lambda part: -part[1].value)[: MOST_LINES - 1]
+        return table(f"Circuit of {len(self.kept)} of {self.n_all} parts, which keeps {self.share} "
+                     f"of the effect\n({self.kind}, metric {self.base.mean():.4g} with all, "
+                     f"{self.none.mean():.4g} with none); the share lost without each:",
+                     [[name if isinstance(name, str) else " → ".join(name), str(share)]
+                      for name, share in lost])
+
+    def _repr_html_(self) -> str:
+        return circuit_picture(self)
 
 
 def find(

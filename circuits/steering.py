@@ -125,4 +125,5 @@ def run_generate(
     text = np.append(given.tokens[0], list(new)).astype(int)[None]
     place = Place(np.arange(text.shape[1])[None], np.zeros(1, int), np.array([n]), 1, growing=True)
     logits, recorder = recorded(model, Prompts(text, given.bos), keep, held, place=place)
-    return Run(recorder.kept, text, given.bos, model.config, to_host(logits))
+    return Run(recorder.kept, text, given.bos, model.config, to_host(logits),
+               tokenizer=model.tokenizer)

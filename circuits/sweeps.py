@@ -18,13 +18,13 @@ import functools
 import sys
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypedDict, Unpack
 
 import numpy as np
 
 from ..backend import namespace, to_host
-from ..bpe import shown
+from ..bpe import Tokenizer, shown
 from ..gpt2_np import (
     NO_TAP,
     Cache,
@@ -39,6 +39,7 @@ from ..gpt2_np import (
 )
 from ..inference.turns import turn
 from .activations import run
+from .drawings import sweep_picture
 from .edits import replacements
 from .head_weights import attention_weights
 from .inputs import (
@@ -58,11 +59,12 @@ from .names import (
     BY_NEURON,
     SHORT_NAMES,
     activation_name,
+    cell_name,
     kind_of,
     layer_of,
     matching_names,
 )
-from .short_reprs import Result
+from .short_reprs import MOST_LINES, Result, prompts_in, table
 from .weights import on_host
 
 # Batches of about this many positions let the matrix products reach full speed and hold a few
@@ -94,7 +96,7 @@ class Sweep(Result):
     bos: bool
     senders: tuple[str, ...] = ()
     estimated: bool = False
-    properties = ("kind",)
+    tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def kind(self) -> str:
@@ -142,6 +144,16 @@ class Sweep(Result):
     def cell(self, index: Sequence[int]) -> str:
         """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
         return self.senders[index[0]] if self.senders else cell_name(self.axes, index)
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f", source {self.source.mean():.4g}"
+        about = f"{self.what} over {', '.join(self.axes)} ({self.kind}), {prompts_in(self.tokens)}"
+        return table(f"Sweep of {about}: metric {self.base.mean():.4g}{source}; "
+                     "the largest changes:",
+                     [[name, f"{value:+.4g}"] for name, value in self.top(MOST_LINES)])
+
+    def _repr_html_(self) -> str:
+        return sweep_picture(self)
 
 
 def kind_of_patching(base, source):
@@ -277,17 +289,6 @@ def sweep_axes(config, what, by_position, length):
     sizes = {"layer": config.n_layer, "head": config.n_head, "position": length,
              "neuron": 4 * config.n_embd}
     return axes, [sizes[axis] for axis in axes]
-
-
-def cell_name(axes, index):
-    """Return the name of one cell: "L1H1", "L2N17", "layer 1, position 5"."""
-    units = {"head": "H", "neuron": "N"}
-    if len(axes) > 1 and axes[0] == "layer" and axes[1] in units:
-        rest = zip(axes[2:], index[2:], strict=True)
-        names = [f"L{index[0]}{units[axes[1]]}{index[1]}"]
-    else:
-        names, rest = [], zip(axes, index, strict=True)
-    return ", ".join([*names, *(f"{axis} {i}" for axis, i in rest)])
 
 
 def needed_kinds(what):
@@ -431,7 +432,8 @@ class BaseRun:
                 for index, value in zip(indices, values, strict=True):
                     per_prompt[index] = value
                 bar.update(len(indices))
-        return Sweep(what, axes, per_prompt, self.measured, None, self.run.tokens, self.run.bos)
+        return Sweep(what, axes, per_prompt, self.measured, None, self.run.tokens, self.run.bos,
+                     tokenizer=self.model.tokenizer)
 
     def batches(self, cells):
         """Group cells that start at the same sub-layer and close positions.

@@ -22,7 +22,6 @@ from ..gpt2_np import (
     TapFunction,
     Tokens,
     generator,
-    is_number,
     namespace,
     transformer,
     unembed,
@@ -35,7 +34,15 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop, one_text, sampling_of, start_of_text
+from .options import (
+    GenerationOptions,
+    Seed,
+    Stop,
+    check_integer,
+    one_text,
+    sampling_of,
+    start_of_text,
+)
 from .packing import Packed
 from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
@@ -218,8 +225,7 @@ class Generation:
         tap: TapFunction | None = None,
     ):
         n_ctx = model.config.n_ctx
-        if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
-            raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
+        check_integer("n_tokens", n_tokens, 0)
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
         rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)

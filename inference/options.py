@@ -2,12 +2,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Config, Error, Model, Sampling, TapFunction, Tokens, token_batch
+from ..gpt2_np import (
+    Config,
+    Error,
+    Model,
+    Sampling,
+    TapFunction,
+    Tokens,
+    is_number,
+    token_batch,
+)
 
 Stop = str | int | np.integer | Iterable[str | int]  # one or several: stop strings, token ids
 if TYPE_CHECKING:
@@ -34,6 +43,23 @@ class GenerationOptions(SamplingOptions, total=False):
     seed: Seed | None
     draft: bool
     tap: TapFunction | None
+
+
+class BeamOptions(TypedDict, total=False):
+    """Options of `beam_search`, all of them optional."""
+
+    n_beams: int
+    n_results: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+    no_repeat_ngram: int | None
+    stop: Stop
+    tap: TapFunction | None
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if not is_number(value) or value % 1 or value < least:
+        raise Error(f"{name} is {shown(value)}: it must be an integer from {least} up")
 
 
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:

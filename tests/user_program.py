@@ -38,6 +38,9 @@ def right(name: str | Path) -> None:
         log_p: np.ndarray = gpt2_np.score(model, tokens)
         first: int = next(gpt2_np.generate(model, tokens, 1, tap=zero_head_3))
     rows: list[list[int]] = gpt2_np.generate_batch(model, [ids, np.array(ids)], 5, stop=[5, "\n"])
+    best: gpt2_np.Beam = gpt2_np.beam_search(model, ids, 5, 3, early_stopping="never", stop="\n")[0]
+    beams = gpt2_np.beam_search_batch(model, [ids, np.array(ids)], 5, n_results=2, stop=[5])
+    total: float = best.log_p + sum(beam.score for beam in beams[0])
     pieces: str = "".join(gpt2_np.stream(model, "ROMEO.", 5, stop="\n", top_p=0.9, seed=None))
     print(gpt2_np.complete(model, ids, n_tokens=5, min_p=0.1, tap=zero_head_3), text, pieces, rows)
     logits = gpt2_np.forward(model.params, model.config, np.array(ids), tap=zero_head_3)
@@ -65,8 +68,10 @@ def right(name: str | Path) -> None:
                               metric=task.metric(model))
     estimate = circuits.attribution_patching(model, base=task.corrupted, source=task.clean,
                                              metric=task.metric(model))
-    best: tuple[str, float] = sweep.top(3)[0]
-    print(circuits.compare(estimate, sweep).rank_correlation, best)
+    most: tuple[str, float] = sweep.top(3)[0]
+    traced: list[circuits.TraceRow] = circuits.trace(model, "But soft").rows
+    print(traced[-1].einsum, circuits.trace(model, ids).markdown(every=True))
+    print(circuits.compare(estimate, sweep).rank_correlation, most, total)
     pair: dict[str, Any] = {"base": task.clean, "source": task.corrupted}
     paths = circuits.path_patching(model, "mlps", "L1H1.k", metric=task.metric(model), **pair)
     without = circuits.ablation(model, base=task.clean, metric=task.metric(model), mode="zero")
@@ -98,6 +103,8 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     gpt2_np.generate(model, "a text", 20)  # error
     gpt2_np.generate_batch(model, [ids], 20, top_kk=3)  # error
     gpt2_np.generate_batch(model, [ids], 20, tap="z")  # error
+    gpt2_np.beam_search(model, ids, 20, early_stopping="always")  # error
+    gpt2_np.beam_search_batch(model, [ids], 20, temperature=1.0)  # error
     gpt2_np.stream(model, "ROMEO.", top_kk=3)  # error
     gpt2_np.complete(model, "ROMEO.", temperature="hot")  # error
     text: str = gpt2_np.score(model, ids)  # error

@@ -41,6 +41,8 @@ def continued(model):
 
 TOOLS = {
     "run": lambda m: circuits.run(m, TOKENS, "*")["blocks.2.hook_resid_post"],
+    "trace": lambda m: np.array([row.bytes + row.multiply_adds
+                                 for row in circuits.trace(m, TOKENS).rows]),
     "patch": patched,
     "zero": lambda m: circuits.run(m, TOKENS, edits={Z: circuits.zero(1, 2)}).logits,
     "knock out": lambda m: circuits.run(

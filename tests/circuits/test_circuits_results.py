@@ -72,7 +72,7 @@ def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
 
 
 TOKEN_LISTS = {
-    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-1],
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-2],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
     "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
                                circuits.full_qk(m, "L1H1", extended=True).full()],

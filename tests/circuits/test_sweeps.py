@@ -181,7 +181,7 @@ def test_a_sweep_says_if_it_denoises_or_noises():
     there, back = (circuits.patching(MODEL, **pair) for pair in (NOISING, DENOISING))
     better = there.base.mean() > there.source.mean()
     assert [there.kind, back.kind] == ["noising", "denoising"][:: 1 if better else -1]
-    assert f"kind='{there.kind}'" in repr(there)
+    assert f"({there.kind})" in repr(there)
     assert circuits.ablation(MODEL, base=CLEAN, metric=METRIC).kind == "ablation"
     close(circuits.ablation(MODEL, mode="resample", **NOISING).per_prompt, there.per_prompt)
 

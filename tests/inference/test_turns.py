@@ -13,13 +13,13 @@ from random_model import random_model
 from waiting import wait_for
 
 import gpt2_np
-from gpt2_np import circuits, complete, generate, generate_batch, score
+from gpt2_np import beam_search, circuits, complete, generate, generate_batch, score
 from gpt2_np.inference import turns
 
 MODEL = random_model()
 PROMPT, OTHER = [3, 1, 4, 1, 5], [2, 7, 1, 8, 2]
 METRIC = circuits.log_probability(MODEL, 3)
-PAIR = {"base": PROMPT, "source": OTHER, "metric": METRIC}
+PAIR = {"base": OTHER, "source": PROMPT, "metric": METRIC}
 EDGES = circuits.edge_names(MODEL.config)[2]
 
 
@@ -134,6 +134,7 @@ def test_passes_of_several_threads_never_overlap():
     lambda: list(generate(MODEL, PROMPT, 3)),
     lambda: list(generate(MODEL, PROMPT, 3, draft=False)),
     lambda: generate_batch(MODEL, [PROMPT, [1]], 3),
+    lambda: beam_search(MODEL, PROMPT, 3),
     lambda: score(MODEL, PROMPT),
     lambda: circuits.run(MODEL, PROMPT),
     lambda: circuits.lens(MODEL, PROMPT),

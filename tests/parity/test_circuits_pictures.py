@@ -1,4 +1,7 @@
 """Pictures are drawn with matplotlib, by the commands and from Python, for any token."""
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib import image
@@ -82,6 +85,8 @@ RESULTS = {
     "ablation": (lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC),
                  ["ablated", "change of the"]),
     "paths": (lambda: circuits.path_patching(MODEL, **DENOISING), ["direct paths"]),
+    "paths of named senders": (lambda: circuits.path_patching(MODEL, ["MLP0", "L1H1"], **DENOISING),
+                               ["direct paths", "sender", "MLP0", "L1H1"]),
     "no difference": (lambda: circuits.patching(MODEL, base=CLEAN, source=CLEAN, metric=METRIC),
                       ["change of the"]),
     "attention": (lambda: circuits.heads(MODEL, CLEAN), ["induction", "beginning", "layer"]),
@@ -111,13 +116,13 @@ def test_the_colours_of_a_map_are_the_values_of_the_sweep():
     np.testing.assert_allclose(drawn.get_array(), ablation.effect)
 
 
-def test_positions_are_labelled_by_tokens_if_the_model_is_given(folder):
+def test_positions_are_labelled_by_tokens(folder):
     model = gpt2_np.load(folder, "cpu")
     clean, corrupted = ("The café at", "The naïve at")
     metric = circuits.log_probability(model, " the")
     sweep = circuits.patching(model, "resid_pre", base=corrupted, source=clean, metric=metric)
+    assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep))
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
-    assert "<|endoftext|>" not in texts_of(pictures.plot_map(sweep))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
@@ -143,3 +148,9 @@ def test_bars_are_drawn_of_results():
 def test_a_notebook_shows_the_figure_that_a_cell_ends_in():
     png = pictures.plot_map(np.eye(3))._repr_png_()
     assert png.startswith(b"\x89PNG")
+
+
+def test_the_pictures_of_the_forty_tasks_are_drawn():
+    example = Path(gpt2_np.__file__).parent / "examples" / "forty_tasks.py"
+    draw = runpy.run_path(str(example))["look_at_the_results"]
+    assert draw(gpt2_np.load("shakespeare")) == "4 figures"
