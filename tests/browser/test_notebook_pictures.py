@@ -12,6 +12,7 @@ from gpt2_np import circuits
 pytestmark = pytest.mark.browser
 
 TEXT = "Now is the winter of our discontent. Now is the winter of our"
+PICTURES = ("lens", "attention", "attribution", "sweep", "run", "another run")
 INKS = {"light": ((11, 85, 159), (255, 255, 255)), "dark": ((125, 184, 245), (22, 25, 29))}
 
 
@@ -27,6 +28,7 @@ def results():
         "sweep": circuits.patching(model, "z", **pair),
         "run": circuits.run(model, TEXT, "pattern"),
         "another run": circuits.run(model, TEXT[:20], "pattern"),
+        "report": circuits.report(model, TEXT[:20]),
     }
 
 
@@ -82,7 +84,7 @@ def middle(area, row, column):
 
 
 def test_several_pictures_live_in_one_page_and_leave_each_other_alone(show):
-    page, sections = show([*results(), "lens"], viewport={"width": 1200, "height": 4000})
+    page, sections = show([*PICTURES, "lens"], viewport={"width": 1200, "height": 4000})
     begin = said(sections[0])
     for i, section in enumerate(sections):
         for area in areas_of(section):
@@ -91,6 +93,18 @@ def test_several_pictures_live_in_one_page_and_leave_each_other_alone(show):
         assert [said(later) for later in sections[i + 1 :]] == [begin] * (len(sections) - i - 1)
     assert len({said(section) for section in sections}) == 5  # two say the same head, two a point
     assert page.query_selector_all("[id]") == []  # nothing that two pictures could share
+
+
+def test_a_report_lives_beside_pictures(show):
+    page, sections = show(["lens", "report", "run", "report"],
+                          viewport={"width": 1200, "height": 4000})
+    frames = page.query_selector_all("iframe")
+    assert len(frames) == 2
+    for frame in frames:
+        assert frame.content_frame().query_selector("main, h1") is not None
+    for section in (sections[0], sections[2]):
+        point_at(page, section, areas_of(section)[0], 1, 0)
+        assert not said(section).startswith("Point at")
 
 
 def test_the_pointer_tells_the_value_of_a_cell(show):

@@ -19,7 +19,7 @@ from gpt2_np.inference import turns
 MODEL = random_model()
 PROMPT, OTHER = [3, 1, 4, 1, 5], [2, 7, 1, 8, 2]
 METRIC = circuits.log_probability(MODEL, 3)
-PAIR = {"base": PROMPT, "source": OTHER, "metric": METRIC}
+PAIR = {"base": OTHER, "source": PROMPT, "metric": METRIC}
 EDGES = circuits.edge_names(MODEL.config)[2]
 
 
