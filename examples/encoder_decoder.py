@@ -292,7 +292,7 @@ def draw(rows, columns, weights):  # [row, column], from 0 to 1
     for name, shares in zip(rows, weights, strict=True):
         cells = [" ░▒▓█"[round(4 * float(share))] * len(column)
                  for share, column in zip(shares, columns, strict=True)]
-        print(f"{name:{width}s}", *cells)
+        print(" ".join([name.ljust(width), *cells]).rstrip())
 
 
 def main(arguments=None):

@@ -1,6 +1,8 @@
 """The encoder-decoder example: its masks, its searches, and what its toy model learned."""
 import itertools
 import math
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -222,3 +224,15 @@ def test_beam_search_finds_translations_at_least_as_probable_as_greedy(toy):
 def test_the_files_of_the_toy_model_are_small():
     files = [path for path in example.TOY.iterdir() if path.suffix in (".safetensors", ".json")]
     assert len(files) == 2 and sum(path.stat().st_size for path in files) <= 300_000
+
+
+def test_the_toy_models_readme_shows_what_its_program_and_the_example_print(capsys, monkeypatch):
+    monkeypatch.chdir(example.TOY.parent.parent)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    readme = (example.TOY / "README.md").read_text(encoding="utf-8")
+    [(program, printed)] = re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out == printed
+    [drawn] = re.findall(r"```\n(Cross.*?)```", readme, re.DOTALL)
+    example.main([])
+    assert drawn in capsys.readouterr().out
