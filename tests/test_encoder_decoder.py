@@ -221,6 +221,16 @@ def test_beam_search_finds_translations_at_least_as_probable_as_greedy(toy):
         assert beam_search(toy.model, sentence, length_penalty=0)[1] >= log_p - 1e-5
 
 
+def test_the_log_probability_of_a_beam_is_that_of_its_text_in_one_pass(toy):
+    rng = np.random.default_rng(0)
+    for _ in range(12):  # of random words the model is unsure: beams change places
+        sentence = toy.model.ids(rng.choice(toy.model.english, 6).tolist())
+        text, total = beam_search(toy.model, sentence)
+        [logits] = run(toy.model, [sentence], [[START, *text[:-1]]])
+        log_p = log_softmax(logits)[np.arange(len(text)), text].sum()
+        assert total == pytest.approx(log_p, abs=1e-4)
+
+
 def test_the_files_of_the_toy_model_are_small():
     files = [path for path in example.TOY.iterdir() if path.suffix in (".safetensors", ".json")]
     assert len(files) == 2 and sum(path.stat().st_size for path in files) <= 300_000
