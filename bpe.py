@@ -481,7 +481,7 @@ class Tokenizer:
             )
         os.makedirs(folder, exist_ok=True)
         for name, content in zip(names, contents, strict=True):
-            _write(os.path.join(folder, name), content)
+            write_whole(os.path.join(folder, name), content)
 
     def merges_text(self) -> str:
         """Return the content of vocab.bpe, which Hugging Face calls merges.txt."""
@@ -791,7 +791,7 @@ def _read(path: str, sha256: str) -> tuple[str, bool]:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def _write(path: str, text: str) -> None:
+def write_whole(path: str, text: str) -> None:
     """Write a file that other processes see whole or not at all."""
     temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     try:

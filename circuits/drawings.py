@@ -30,7 +30,7 @@ LETTER, LINE = 6.63, 15  # width of a letter of the labels, height of a line, in
 MOST_CELLS, WIDEST = 2048, 200  # of a sweep's map and of its rows; larger ones become bars
 MOST_COLUMNS, MOST_BARS, LONGEST = 16, 16, 14  # positions, bars, letters of a label
 MOST_PATTERN_CELLS = 1 << 20
-ON_INK = 0.65  # from this opacity on text is paper
+ON_BLUE = {"half": 0.601, "strong": 0.789}  # from these opacities on text is of another class
 
 
 class Area(NamedTuple):
@@ -70,7 +70,7 @@ class Drawing:
         self.pieces.append(svg)
 
     def text(self, x: float, y: float, text: str, kind: str = "", more: str = "") -> None:
-        """Write a text. `kind` is any of the classes title, end, middle, muted, paper."""
+        """Write a text. `kind` is any of the classes of STYLE."""
         if text:
             self.add(f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" {more}>{escape(text)}</text>')
         if not set(kind.split()) & {"end", "middle"} and not more:
@@ -110,7 +110,8 @@ class Drawing:
 
 STYLE = """
 text{font:11px var(--mono);fill:var(--ink)}.title{font:600 12px var(--sans)}
-.muted{fill:var(--muted)}.paper{fill:var(--paper)}.end{text-anchor:end}.middle{text-anchor:middle}
+.muted{fill:var(--muted)}.end{text-anchor:end}.middle{text-anchor:middle}
+.faint{fill:light-dark(#000,#fff)}.half{fill:#000}.strong{fill:light-dark(#fff,#000)}
 .sheet{fill:var(--paper)}.blue{fill:var(--blue)}.red{fill:var(--red)}
 .frame{fill:none;stroke:var(--line)}.gap{stroke:var(--paper);stroke-width:2}
 .chosen{fill:none;stroke:var(--accent);stroke-width:2}.whisker{stroke:var(--ink)}
@@ -192,17 +193,20 @@ def number(value: float) -> str:
 
 def heat_map(drawing, values, x, y, title, rows, columns, axes, said, *, cell=(18, 18), t=None):
     """Draw a map with its title, labels and axes; return the x and y where it ends."""
+    peak = 1.0 if t is not None else float(np.nanmax(np.abs(values), initial=0)) or 1.0
     with np.errstate(invalid="ignore"):
-        t = values / (np.nanmax(np.abs(values), initial=0) or 1.0) if t is None else t
-    left = x + max(map(text_width, rows), default=0) + 8
-    top = y + LINE + 8
+        t = values / peak if t is None else t
+    left = x + max(map(text_width, [*rows, axes[0]]), default=0) + 8
+    top = y + 2 * LINE + 6
     width, height = cell[0] * values.shape[1], cell[1] * values.shape[0]
     drawing.text(x, y + 12, title, "title")
     drawing.ink(t, left, top, width, height)
     labels_beside(drawing, rows, left, top, cell[1])
     end = top + height + labels_below(drawing, columns, left, top + height, cell[0])
-    about = " by ".join(filter(None, axes))
-    drawing.text(left, end + 13, about, "muted")
+    drawing.text(left - 5, top - 4, axes[0], "end muted")
+    sign = "±" if (t < 0).any() else ""
+    drawing.text(left, end + 13, f"{axes[1]} · darkest: {sign}{number(peak)}".removeprefix(" · "),
+                 "muted")
     drawing.areas.append(Area(left, top, cell, values.shape, said))
     return max(left + width, x + 1.1 * text_width(title)), end + LINE
 
@@ -224,12 +228,14 @@ def bars(labels: Sequence[str], values: Sequence[float], title: str, about: str,
         middle = top + (i + 0.5) * row
         ink, start = ("blue", zero) if value >= 0 else ("red", zero + value * scale)
         drawing.text(left - 5, middle + 4, name, "end")
-        drawing.add(f'<rect x="{start:.1f}" y="{middle - 6:.1f}" width="{abs(value) * scale:.1f}" '
-                    f'height="12" class="{ink}"/>')
+        if value == value:
+            drawing.add(f'<rect x="{start:.1f}" y="{middle - 6:.1f}" '
+                        f'width="{abs(value) * scale:.1f}" height="12" class="{ink}"/>')
         if intervals is not None and intervals[i][0] == intervals[i][0]:
             start, end = (zero + one * scale for one in intervals[i])
             drawing.add(f'<path class="whisker" d="M{start:.1f} {middle:.1f}H{end:.1f}"/>')
-        drawing.text(left + 268, middle + 4, f"{value:+.4g}" if low < 0 else number(value))
+        has_sign = low < 0 and value == value
+        drawing.text(left + 268, middle + 4, f"{value:+.4g}" if has_sign else number(value))
     height = row * len(names)
     drawing.add(f'<path class="frame" d="M{zero:.1f} {top}v{height}"/>')
     drawing.reach(left + 268 + 8 * LETTER, top + height)
@@ -273,12 +279,17 @@ def lens_picture(lens: Any) -> str:
     for (row, column), share in np.ndenumerate(p):
         [word] = words([lens.top[::-1][row, 0, here[column], 0]])
         drawing.text(area.x + (column + 0.5) * cell[0], area.y + (row + 0.5) * cell[1] + 4,
-                     label(word, 8), "middle paper" if share > ON_INK else "middle")
+                     label(word, 8), f"middle {text_class(share)}")
     return drawing.html(repr(lens))
 
 
-def part(shown: int, n: int, things: str = "positions") -> str:
-    return f" (the last {shown} of {n} {things})" if shown < n else ""
+def text_class(t: float) -> str:
+    """Return the class of a text on blue of opacity t: black or white, by the higher contrast."""
+    return [*ON_BLUE][-1] if t > ON_BLUE["strong"] else "half" if t > ON_BLUE["half"] else "faint"
+
+
+def part(shown: int, n: int, which: str = "last", things: str = "positions") -> str:
+    return f" (the {which} {shown} of {n} {things})" if shown < n else ""
 
 
 class Grid(NamedTuple):
@@ -363,7 +374,7 @@ def attribution_picture(attribution: Any) -> str:
     if len(parts) < len(attribution.labels):
         parts.append(("all others", total - sum(value for _, value in parts)))
     labels, values = zip(*parts, strict=True)
-    return bars(labels, values, f"logits: {total:.4g} in all", repr(attribution))
+    return bars(labels, values, f"logit {total:.4g}, the sum of all parts", repr(attribution))
 
 
 def circuit_picture(circuit: Any) -> str:
@@ -371,7 +382,7 @@ def circuit_picture(circuit: Any) -> str:
     lost = sorted(circuit.minimality.items(), key=lambda part: -part[1].value)[:MOST_BARS]
     names = [name if isinstance(name, str) else " → ".join(name) for name, _ in lost]
     title = f"share lost without each of {len(circuit.kept)} parts" \
-        f"{part(len(lost), len(circuit.kept), 'parts').replace('last', 'first')}"
+        f"{part(len(lost), len(circuit.kept), 'first', 'parts')}"
     return bars(names, [one.value for _, one in lost], title, repr(circuit),
                 [(one.low, one.high) for _, one in lost])
 
@@ -409,7 +420,8 @@ def patterns_picture(run: Any, patterns: dict[int, np.ndarray]) -> str:
     drawing.add(f'<rect x="{left:.1f}" y="{y}" width="{small}" height="{small}" class="chosen" '
                 'id="chosen"/>')
     labels_beside(drawing, [f"L{layer}" for layer in layers], left, y, small)
-    drawing.text(left, 16, f"{len(heads)} heads: click one", "title")
+    some = part(len(layers), len(patterns), "first", "layers")
+    drawing.text(left, 16, f"{len(heads)} heads{some}: click one", "title")
     labels_below(drawing, digits(n_head), left, y + small * len(layers), small)
     drawing.reach(left + small * n_head, y + small * len(layers) + LINE)
     drawing.areas += [Area(x, y, (cell, cell), (n, n), list(map(quoted, tokens)), "value"),

@@ -23,23 +23,27 @@ from typing import Any
 import numpy as np
 
 from .. import gpt2_np
-from ..bpe import shown
+from ..bpe import shown, write_whole
 from ..gpt2_np import Error, Model
+from ..inference.costs import describe
 from .activations import run
 from .attention_patterns import heads
+from .drawings import page_file
 from .inputs import OnePrompt, Prompts, check_numbers, prompts, token_id
 from .interventions import Edits, EditsLike
 from .logit_attribution import attribution
 from .logit_lens import read_logits
+from .metrics import log_sum_exp
 from .names import activation_name
+from .short_reprs import visible
 from .weights import on_host, unembed
 
-PAGES = Path(__file__).parent / "pages"
 STYLES = "pages.css", "report.css"
 SCRIPTS = ("data.js", "pens.js", "text.js", "lens.js", "attention.js", "attribution.js",
            "report.js")
 FIRST_LINE = "<!-- A report of gpt2_np. -->"
 MOST_PATTERN_BYTES = 128 << 20  # what a browser still opens with ease
+MOST_IN_NOTEBOOK = 8 << 20  # characters, which the notebook stores
 ALTERNATIVES, FOLLOWED = 5, 6  # tokens of each position: the likeliest, those of all layers
 MOST_NEURONS, LEAST_NEURONS, NEURON_BUDGET = 8, 1, 400  # of each layer; the budget is shared out
 CHUNK = 16  # positions whose logits at every layer are held at a time
@@ -57,22 +61,28 @@ class Report:
         """Write the page. Raises Error rather than replace a file that is not a report."""
         try:
             path = Path(path)
+            name = visible(str(path))
             if path.is_file():
                 with path.open("rb") as file:
                     if file.read(len(FIRST_LINE)) not in (b"", FIRST_LINE.encode()):
-                        raise Error(f"{path} exists and is not a report: choose another name")
-            path.write_text(self.page, encoding="utf-8", newline="\n")
-        except TypeError:
+                        raise Error(f"{name} exists and is not a report: choose another name")
+            if path.is_file() or not path.exists():
+                write_whole(str(path.resolve()), self.page)
+            else:  # a device, or a folder, which is an OSError
+                path.write_text(self.page, encoding="utf-8", newline="\n")
+        except (TypeError, ValueError):  # ValueError: NUL, or half of a character
             raise Error(f"{shown(path)} is not the name of a file: give one, such as "
                         "'report.html'") from None
         except OSError as error:
-            raise Error(f"{path} cannot be written: {error.strerror}. Name a file in a folder "
+            raise Error(f"{name} cannot be written: {error.strerror}. Name a file in a folder "
                         "that exists and can be written to") from None
 
     def __repr__(self) -> str:
         return f"<Report of {len(self.page) / 1e6:.2f} MB: save(path) writes it to a file>"
 
     def _repr_html_(self) -> str:
+        if len(self.page) > MOST_IN_NOTEBOOK:
+            return f"<p>{html.escape(repr(self))}. It is too large for a notebook.</p>"
         return (f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="720" '
                 'sandbox="allow-scripts allow-downloads" title="Report"></iframe>')
 
@@ -92,11 +102,15 @@ def report(
 
     With `answer` the page also explains that token's logit at the end of the text, or its
     difference from that of `wrong`. Other logits are explained as their distance from the mean
-    logit. `title` is the page's heading. Raises Error if the file exists and is not a report.
+    logit. `title` is the page's heading. A notebook shows pages of up to 8 MB. Raises Error if the
+    file exists and is not a report.
     """
+    if not isinstance(title, str):
+        raise Error(f"title is {shown(title)}: give a text")
     given = prompts(model, text_or_tokens, bos)
     is_text = isinstance(text_or_tokens, str)
-    options = {"answer": answer, "wrong": wrong, "bos": bos, "edits": "..." if edits else None}
+    options = {"answer": answer, "wrong": wrong, "bos": bos,
+               "title": title or None, "edits": "..." if edits else None}
     again = ", ".join([repr(text_or_tokens) if is_text else repr(given.tokens[0].tolist()),
                        *(f"{name}={value if name == 'edits' else repr(value)}"
                          for name, value in options.items() if value is not None)])
@@ -113,7 +127,7 @@ def report_page(model, given, answer, wrong, title, command, edits=None):
         raise Error(f"a report is about one text, not about {len(given.tokens)}: make one each")
     if wrong is not None and answer is None:
         raise Error("wrong was given without answer: give both, or answer alone")
-    config, n = model.config, given.tokens.shape[1]
+    config, n, title = model.config, given.tokens.shape[1], visible(title)
     n_bytes = config.n_layer * config.n_head * n * (n + 1) // 2
     if n_bytes > MOST_PATTERN_BYTES:
         raise Error(f"the attention of {config.n_layer * config.n_head} heads on {n} tokens takes "
@@ -122,9 +136,12 @@ def report_page(model, given, answer, wrong, title, command, edits=None):
     edits.refuse("report", ("ln_final",), "it reads every layer through the model's own layer norm")
     started = time.perf_counter()
     data = data_of(model, given, answer, wrong, edits)
+    dtype = model.params["wte"].dtype
+    size = describe(config, dtype.itemsize)
     about = {
         "title": title, "version": gpt2_np.__version__, "command": command,
         "config": vars(config), "n_vocab": model.n_vocab, "bos": given.bos, "edited": bool(edits),
+        "n_parameters": size["parameters"]["total"], "n_bytes": size["bytes"], "dtype": str(dtype),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return Report(assembled(title, {**about, **data}))
@@ -191,8 +208,7 @@ def lens_numbers(model, streams, targets):
             logits, np.broadcast_to(targets[here], logits.shape[:2]), top.shape[1])
         ranks[here] = rank[-1]
         p[:, here], top[here], top_p[here] = ahead_p[..., 0], ahead[-1], ahead_p[-1]
-        log_sum = np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1))
-        log_sum += logits.max(axis=-1)
+        log_sum = log_sum_exp(logits)
         for i in range(here.start, here.stop):
             leaders = ahead[:, i - first, 0].tolist()
             candidates = list(dict.fromkeys([int(targets[i]), *reversed(leaders)]))
@@ -203,15 +219,15 @@ def lens_numbers(model, streams, targets):
             ids += candidates
             counts.append(len(candidates))
     nats = np.concatenate(nats) * 10
-    id_type = id_type_of(model)
+    id_type, small = id_type_of(model), np.uint8 if n_points < 255 else np.uint16
     return {
         "ids": {*ids, *top.ravel().tolist()},
         "surprise": [round(float(x), 2) for x in surprise], "ranks": ranks.tolist(),
         "alternatives": packed(top, id_type), "alternatives_p": packed(top_p * 1e4, np.uint16),
         "lens": {
-            "best": packed(best, np.uint8), "p": packed(p * 1e4, np.uint16),
+            "best": packed(best, small), "p": packed(p * 1e4, np.uint16),
             "entropy": packed(spread * 10, np.uint8), "candidates": packed(np.array(ids), id_type),
-            "counts": packed(np.array(counts), np.uint32 if n_points > 254 else np.uint8),
+            "counts": packed(np.array(counts), small),
             "nats": packed(np.minimum(nats, 255), np.uint8),
         },
     }
@@ -299,15 +315,13 @@ def base64_of(array):
 
 def assembled(title, data):
     """Return the page: its files, the data and a policy that allows these scripts alone."""
-    style = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in STYLES)
-    script = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    page = (PAGES / "report.html").read_text(encoding="utf-8")
+    style, script = ("\n".join(map(page_file, names)) for names in (STYLES, SCRIPTS))
     policy = (f"default-src 'none'; script-src '{hash_of(script)}'; style-src '{hash_of(style)}'; "
               "img-src data:; base-uri 'none'; form-action 'none'")
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"title": html.escape(title), "policy": policy, "style": style, "script": script,
              "data": text}
-    return re.sub(r"\[\[(\w+)\]\]", lambda found: parts[found[1]], page)
+    return re.sub(r"\[\[(\w+)\]\]", lambda found: parts[found[1]], page_file("report.html"))
 
 
 def hash_of(text):

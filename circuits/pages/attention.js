@@ -1,9 +1,17 @@
 // Attention: small pictures of all heads, one head large, and its tokens.
 
-const THUMBNAIL = nHead > 6 ? 64 : 108;
+const THUMBNAIL = nHead > 6 ? 36 : 108;
 const heads = []; // {layer, head, item}, in the present order
+const headItems = []; // the items in the same order, which `roving` reads
 const attentionItems = [];
 const PATTERN = { size: 0, left: 0, top: 0, cell: 0 };
+const ATTENTION = ["blue", ["0", "1 (its square root is the strength)"]];
+const headWatcher = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) if (entry.isIntersecting) drawThumbnail(entry.target);
+  },
+  { rootMargin: "200px" },
+);
 
 function startAttention() {
   const order = byId("heads-order");
@@ -23,12 +31,10 @@ function startAttention() {
     for (let head = 0; head < nHead; head++) {
       const kind = kindOf(layer, head),
         name = headName(layer, head);
+      const words = `${name}${kind ? `, ${kind.name} ${kind.score.toFixed(2)}` : ""}`;
       const item = element(
         "div",
-        {
-          className: "head",
-          "aria-label": `${name}${kind ? `, ${kind.name} ${kind.score.toFixed(2)}` : ""}`,
-        },
+        { className: "head", "aria-label": words, title: words },
         element("canvas"),
         element("b", { text: name }),
         element("span", { className: "muted" }),
@@ -36,24 +42,16 @@ function startAttention() {
       heads.push({ layer, head, item, kind });
     }
   }
-  const place = byId("heads"),
-    items = heads.map(({ item }) => item);
-  place.style.setProperty("--columns", nHead);
-  place.style.setProperty("--side", `${THUMBNAIL}px`);
-  roving(place, items, {
-    columns: () => getComputedStyle(place).gridTemplateColumns.split(" ").length,
+  const box = byId("heads");
+  box.classList.toggle("small", nHead > 6);
+  box.style.setProperty("--columns", nHead);
+  box.style.setProperty("--side", `${THUMBNAIL}px`);
+  orderHeads();
+  roving(box, headItems, {
+    columns: () => getComputedStyle(box).gridTemplateColumns.split(" ").length,
     choose: (i) => chooseHead(heads[i].layer, heads[i].head),
   });
-  // `roving` reads its items in place, so that their order can change.
-  heads.items = items;
-  heads.watcher = new IntersectionObserver(
-    (entries) => {
-      for (const entry of entries) if (entry.isIntersecting) drawThumbnail(entry.target);
-    },
-    { rootMargin: "200px" },
-  );
-  items.forEach((item) => heads.watcher.observe(item));
-  orderHeads();
+  headItems.forEach((item) => headWatcher.observe(item));
 
   data.tokens.forEach((id) =>
     attentionItems.push(
@@ -65,20 +63,20 @@ function startAttention() {
   tokens.setAttribute("aria-label", "Tokens that look and are looked at");
   roving(tokens, attentionItems, {
     choose: (i) => {
-      chosen.query = i;
+      Object.assign(chosen, { query: i, key: null });
       showQuery(i);
     },
     show: showQuery,
-    leave: () => showQuery(chosen.query),
+    leave: showHeld,
   });
   startPattern();
-  showScale(byId("pattern-scale"), "blue", ["0", "1 (its square root is the strength)"]);
-  pictures.heads = drawHeads;
+  showScale(byId("pattern-scale"), ...ATTENTION);
+  pictures.heads = () => drawHeads().titled("Attention of every head", ...ATTENTION);
   pictures.pattern = () => {
     const size = patternSize(900),
       pen = new SvgPen(size.left + size.size + 8, size.top + size.size + 8);
-    drawPattern(pen, size, chosen.query);
-    return pen;
+    drawPattern(pen, size, chosen.query, chosen.key);
+    return pen.titled(byId("head-title").textContent, ...ATTENTION);
   };
 }
 
@@ -88,15 +86,14 @@ function orderHeads() {
   const score = ({ layer, head }) => (byLayer ? 0 : -(data.scores[kind][layer][head] ?? -1));
   heads.sort((a, b) => score(a) - score(b) || a.layer - b.layer || a.head - b.head);
   heads.forEach((one, i) => {
-    heads.items[i] = one.item;
+    headItems[i] = one.item;
     one.item.lastChild.textContent = byLayer
       ? one.kind
         ? `${one.kind.name} ${one.kind.score.toFixed(2)}`
         : ""
       : (data.scores[kind][one.layer][one.head] ?? 0).toFixed(2);
   });
-  byId("heads").classList.toggle("by-layer", byLayer);
-  byId("heads").replaceChildren(...heads.items);
+  byId("heads").replaceChildren(...headItems);
 }
 
 function drawThumbnail(item) {
@@ -108,71 +105,69 @@ function drawThumbnail(item) {
     THUMBNAIL,
     patternImage(patternOf(layer, head), pen.colours, THUMBNAIL * window.devicePixelRatio),
   );
-  heads.watcher.unobserve(item);
+  headWatcher.unobserve(item);
 }
 
 function chooseHead(layer, head) {
   chosen.layer = layer;
   chosen.head = head;
   markChosen(
-    heads.items,
+    headItems,
     heads.findIndex((one) => one.layer === layer && one.head === head),
   );
   const kind = kindOf(layer, head);
   byId("head-title").textContent = headName(layer, head) + (kind ? `: ${kind.name}` : "");
   const score = (key, digits) => data.scores[key][layer][head]?.toFixed(digits) ?? "–";
   const words = Object.entries(KINDS).map(([key, name]) => `${name} ${score(key, 2)}`);
-  byId("head-scores").textContent =
-    `Mean attention: ${words.join(" · ")}. ` +
-    `Entropy ${score("entropy", 2)} nats, ${score("distance", 1)} positions back.`;
-  showQuery(chosen.query);
+  if (n > 1)
+    byId("head-scores").textContent =
+      `Mean attention: ${words.join(" · ")}. ` +
+      `Entropy ${score("entropy", 2)} nats, ${score("distance", 1)} positions back.`;
+  showHeld();
 }
 
 // --- one head ----------------------------------------------------------------------------
 
-// Return the places of a large pattern: labels only if there is room for them.
+// Return the sizes of a large pattern: tokens beside it if there is room for them, else positions.
 function patternSize(most) {
   const isLabelled = n <= 72,
-    margin = isLabelled ? 84 : 8;
+    margin = isLabelled ? 84 : 34;
   const cell = Math.max(0.1, Math.min(22, (most - margin - 8) / n));
   return { isLabelled, cell, size: cell * n, left: margin, top: margin };
 }
 
 function startPattern() {
   const canvas = byId("pattern");
-  let held = 0;
   const cellAt = (event) => {
-    const box = canvas.getBoundingClientRect();
-    const key = Math.floor((event.clientX - box.left - PATTERN.left) / PATTERN.cell);
-    const query = Math.floor((event.clientY - box.top - PATTERN.top) / PATTERN.cell);
+    const frame = canvas.getBoundingClientRect();
+    const key = Math.floor((event.clientX - frame.left - PATTERN.left) / PATTERN.cell);
+    const query = Math.floor((event.clientY - frame.top - PATTERN.top) / PATTERN.cell);
     return query >= 0 && query < n && key >= 0 && key <= query ? { query, key } : null;
   };
   canvas.addEventListener("mousemove", (event) => {
     const cell = cellAt(event);
-    if (cell) {
-      held = cell.key;
-      showQuery(cell.query, cell.key);
-    }
+    if (cell) showQuery(cell.query, cell.key);
   });
-  canvas.addEventListener("mouseleave", () => showQuery(chosen.query));
+  canvas.addEventListener("mouseleave", showHeld);
   canvas.addEventListener("click", (event) => {
     const cell = cellAt(event);
-    if (cell) {
-      chosen.query = cell.query;
-      showQuery(cell.query, cell.key);
-    }
+    if (cell) Object.assign(chosen, cell);
+    showHeld();
   });
   canvas.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
     if (!(event.key in steps)) return;
     const [down, across] = steps[event.key];
     chosen.query = Math.max(0, Math.min(n - 1, chosen.query + down));
-    held = Math.max(0, Math.min(chosen.query, held + across));
-    showQuery(chosen.query, held);
+    chosen.key = Math.max(0, Math.min(chosen.query, (chosen.key ?? 0) + across));
+    showHeld();
     event.preventDefault();
   });
-  new ResizeObserver(() => showQuery(chosen.query)).observe(canvas.parentElement);
+  new ResizeObserver(showHeld).observe(canvas.parentElement);
 }
+
+// Show the token or the cell that was clicked.
+const showHeld = () => showQuery(chosen.query, chosen.key);
 
 function drawPattern(pen, size, query, key = null) {
   const { left, top, cell } = size,
@@ -201,7 +196,13 @@ function drawPattern(pen, size, query, key = null) {
       });
     }
   }
-  if (pen instanceof SvgPen && n <= 72) {
+  const step = size.isLabelled ? n : n > 400 ? 100 : n > 160 ? 50 : 20;
+  for (let i = 0; !size.isLabelled && i < n; i += step) {
+    const at = (i + 0.5) * cell;
+    pen.text(left - 6, top + at, `${i}`, { size: 10, align: "right", ink: "muted" });
+    pen.text(left + at, top - 10, `${i}`, { size: 10, align: "center", ink: "muted" });
+  }
+  if (pen instanceof SvgPen && size.isLabelled) {
     // as shapes
     for (let q = 0; q < n; q++) {
       for (let k = 0; k <= q; k++)
@@ -234,12 +235,13 @@ function drawPattern(pen, size, query, key = null) {
     );
 }
 
+let drawn = { key: "", image: null };
+
 // Return the picture of the pattern, drawn once for all tokens that are pointed at.
 function imageOf(layer, head, colours, most) {
   const key = [layer, head, colours.paper, Math.round(most)].join();
-  if (imageOf.key !== key)
-    Object.assign(imageOf, { key, image: patternImage(patternOf(layer, head), colours, most) });
-  return imageOf.image;
+  if (drawn.key !== key) drawn = { key, image: patternImage(patternOf(layer, head), colours, most) };
+  return drawn.image;
 }
 
 // Show where a token looks (tokens up to it) and from where it is looked at (tokens after it).
@@ -290,17 +292,18 @@ function showQuery(query, key = null) {
 }
 
 function drawHeads() {
-  const cell = THUMBNAIL + 16,
+  const side = Math.max(64, THUMBNAIL),
+    cell = side + 16,
     columns = nHead,
     rows = Math.ceil(heads.length / columns);
   const pen = new SvgPen(columns * cell + 16, rows * (cell + 12) + 16);
   heads.forEach(({ layer, head, item }, i) => {
     const x = 16 + (i % columns) * cell,
       y = 8 + Math.floor(i / columns) * (cell + 12);
-    pen.image(x, y, THUMBNAIL, patternImage(patternOf(layer, head), pen.colours, 2 * THUMBNAIL));
-    pen.frame(x, y, THUMBNAIL, THUMBNAIL, "line", 1);
-    pen.text(x, y + THUMBNAIL + 9, headName(layer, head), { size: 10, bold: true });
-    pen.text(x, y + THUMBNAIL + 20, item.lastChild.textContent, {
+    pen.image(x, y, side, patternImage(patternOf(layer, head), pen.colours, 2 * side));
+    pen.frame(x, y, side, side, "line", 1);
+    pen.text(x, y + side + 9, headName(layer, head), { size: 10, bold: true });
+    pen.text(x, y + side + 20, item.lastChild.textContent, {
       size: 8,
       ink: "muted",
       most: cell - 4,

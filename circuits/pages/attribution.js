@@ -129,21 +129,15 @@ function showNeurons(layer) {
 }
 
 function drawEffects() {
-  const cell = { width: 44, height: 22, left: 40, top: 44 },
+  const cell = { width: 44, height: 22, left: 40, top: 22 },
     parts = partsOf(shownEffect.column);
   const pen = new SvgPen(
     cell.left + (nHead + 1) * cell.width + 16,
     cell.top + nLayer * cell.height + 16,
   );
   const most = Math.max(...[...parts.values()].map(Math.abs)) || 1;
-  pen.text(
-    8,
-    14,
-    `logit of ${columnName(shownEffect.column)}: ${signed(data.totals[shownEffect.column])}`,
-    { size: 12, bold: true },
-  );
   for (let i = 0; i <= nHead; i++) {
-    pen.text(cell.left + (i + 0.5) * cell.width, 34, i < nHead ? `H${i}` : "MLP", {
+    pen.text(cell.left + (i + 0.5) * cell.width, 12, i < nHead ? `H${i}` : "MLP", {
       size: 10,
       align: "center",
       ink: "muted",
@@ -153,8 +147,9 @@ function drawEffects() {
         y = cell.top + (nLayer - 1 - layer) * cell.height;
       const value = parts.get(i < nHead ? headName(layer, i) : `MLP${layer}`) ?? 0,
         t = Math.abs(value) / most;
-      pen.rect(x, y, cell.width - 1, cell.height - 1, value < 0 ? "red" : "blue", t);
-      pen.textOn(x + cell.width / 2, y + cell.height / 2, signed(value), t, {
+      const ink = value < 0 ? "red" : "blue";
+      pen.rect(x, y, cell.width - 1, cell.height - 1, ink, t);
+      pen.textOn(x + cell.width / 2, y + cell.height / 2, signed(value), ink, t, {
         size: 10,
         align: "center",
       });
@@ -166,5 +161,6 @@ function drawEffects() {
         });
     }
   }
-  return pen;
+  const title = `logit of ${columnName(shownEffect.column)}: ${signed(data.totals[shownEffect.column])}`;
+  return pen.titled(title, "blue", ["0", `${signed(most)} (red: ${signed(-most)})`]);
 }

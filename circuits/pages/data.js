@@ -18,8 +18,8 @@ function unpacked(packed) {
   const types = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i2: Int16Array };
   const values = new types[packed.type](bytesOf(packed.data).buffer);
   const factor = 10 ** (packed.decimals ?? 0);
-  const at = (...place) =>
-    values[place.reduce((index, i, axis) => index * packed.shape[axis] + i, 0)] / factor;
+  const at = (...indices) =>
+    values[indices.reduce((index, i, axis) => index * packed.shape[axis] + i, 0)] / factor;
   return { at, shape: packed.shape, decimals: packed.decimals ?? 0 };
 }
 
@@ -143,45 +143,32 @@ function element(tag, { text, className, ...attributes } = {}, ...children) {
   return made;
 }
 
-const ON_INK = 0.65; // above this opacity text is of the paper's colour
+const tints = new WeakMap(); // the ink of each element
+const readable = new Map(); // the text on each ink
 
 // Give an element an ink of opacity t. Most of a long text does not change: leave it alone.
 function tint(target, ink, t) {
-  const share = `${Math.round(100 * Math.min(1, t))}%`,
+  const share = Math.round(100 * Math.min(1, t)),
     state = ink + share;
-  if (target.inked === state) return;
-  target.inked = state;
-  target.style.background = `color-mix(in srgb, var(--${ink}) ${share}, transparent)`;
-  target.style.color = t > ON_INK && ink !== "amber" ? "var(--paper)" : "";
+  if (tints.get(target) === state) return;
+  tints.set(target, state);
+  if (!readable.has(state)) {
+    const [light, dark] = ["light", "dark"].map((scheme) =>
+      textOn(mixed(coloursOf(scheme), ink, share / 100)),
+    );
+    readable.set(state, `light-dark(${light}, ${dark})`);
+  }
+  target.style.background = `color-mix(in srgb, var(--${ink}) ${share}%, transparent)`;
+  target.style.color = readable.get(state);
 }
 
-// Show the numbers of a scale.
-function showScale(place, ink, words, inks = [ink]) {
-  const swatches = (
-    inks.length > 1
-      ? [
-          [inks[1], 1],
-          [inks[1], 0.5],
-          [ink, 0],
-        ]
-      : [
-          [ink, 0],
-          [ink, 0.25],
-        ]
-  ).concat([
-    [ink, 0.5],
-    [ink, 1],
-  ]);
-  place.className = "scale";
-  place.replaceChildren(
-    element("span", { text: words[0] }),
-    ...swatches.map(([name, t]) => {
-      const swatch = element("i");
-      tint(swatch, name, t);
-      return swatch;
-    }),
-    element("span", { text: words[1] }),
-  );
+// Show a scale: its ink from 0 to 1, between two words.
+function showScale(box, ink, words) {
+  const [from, to] = words.map((text) => element("span", { text }));
+  const swatches = SHADES.map(() => element("i"));
+  swatches.forEach((swatch, i) => tint(swatch, ink, SHADES[i]));
+  box.className = "scale";
+  box.replaceChildren(from, ...swatches, to);
 }
 
 // Make items of a container one stop of the Tab key, with arrows between them.

@@ -5,23 +5,23 @@ const followed = { position: 0, candidate: 0, point: nLayer };
 const gridHeight = CELL.top + nPoints * CELL.height + CELL.bottom;
 
 function startLens() {
-  const place = byId("lens-grid"),
+  const box = byId("lens-grid"),
     canvas = element("canvas"),
     whole = element("div", {}, canvas);
   whole.style.width = `${CELL.left + n * CELL.width + 2}px`;
-  place.append(whole);
-  place.addEventListener("scroll", () => requestAnimationFrame(drawLens));
-  new ResizeObserver(() => drawLens()).observe(place);
+  box.append(whole);
+  box.addEventListener("scroll", () => requestAnimationFrame(drawLens));
+  new ResizeObserver(() => drawLens()).observe(box);
   byId("lens-colour").addEventListener("change", colourLens);
   colourLens();
   const cellAt = (event) => {
-    const box = canvas.getBoundingClientRect();
+    const frame = canvas.getBoundingClientRect();
     const position = Math.floor(
-      (event.clientX - box.left - CELL.left + place.scrollLeft) / CELL.width,
+      (event.clientX - frame.left - CELL.left + box.scrollLeft) / CELL.width,
     );
-    const row = Math.floor((event.clientY - box.top - CELL.top) / CELL.height);
+    const row = Math.floor((event.clientY - frame.top - CELL.top) / CELL.height);
     const isInside =
-      event.clientX - box.left >= CELL.left && position < n && row >= -2 && row <= nPoints;
+      event.clientX - frame.left >= CELL.left && position < n && row >= -2 && row <= nPoints;
     return isInside ? { position, point: nLayer - row } : null;
   };
   canvas.addEventListener("mousemove", (event) => {
@@ -32,7 +32,7 @@ function startLens() {
     const cell = cellAt(event);
     if (cell) follow(cell.position, cell.point);
   });
-  place.addEventListener("keydown", (event) => {
+  box.addEventListener("keydown", (event) => {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
     if (event.key in steps) {
       const [across, up] = steps[event.key];
@@ -43,7 +43,10 @@ function startLens() {
     } else if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
   });
-  pictures.lens = () => drawnLens(0, n);
+  pictures.lens = () => {
+    const colour = byId("lens-colour").selectedOptions[0].text;
+    return drawnLens(0, n).titled(`Logit lens: ${colour}`, ...lensScale());
+  };
 }
 
 // Follow the best token of a cell; the row above the last layer is the token that follows.
@@ -75,12 +78,11 @@ function cellInk(position, point) {
 
 // Draw the columns from first to end, from x on.
 function drawColumns(pen, first, end, x, width) {
-  const ids = new Map();
   pen.rect(0, 0, width, gridHeight, "paper");
   const followedId = candidatesOf(followed.position)[followed.candidate];
   for (let position = first; position < end; position++, x += CELL.width) {
-    if (!ids.has(position)) ids.set(position, candidatesOf(position));
-    const isChosen = position === chosen.position;
+    const ids = candidatesOf(position),
+      isChosen = position === chosen.position;
     pen.text(x + CELL.width / 2, 12, String(position), { size: 10, align: "center", ink: "muted" });
     pen.text(x + CELL.width / 2, 30, label(targetOf(position)), {
       size: 11,
@@ -97,11 +99,12 @@ function drawColumns(pen, first, end, x, width) {
       pen.textOn(
         x + CELL.width / 2,
         y + CELL.height / 2,
-        label(ids.get(position)[best]),
-        ink === "amber" ? 0 : t,
+        label(ids[best]),
+        ink,
+        t,
         { size: 11, mono: true, align: "center", most: CELL.width - 6, bold: best === 0 },
       );
-      if (ids.get(position)[best] === followedId && position === followed.position) {
+      if (ids[best] === followedId && position === followed.position) {
         pen.rect(x + 1, y, 4, CELL.height - 1, "accent");
       }
     }
@@ -134,33 +137,33 @@ function drawRowNames(pen) {
 }
 
 function drawLens() {
-  const place = byId("lens-grid"),
-    width = place.clientWidth;
+  const box = byId("lens-grid"),
+    width = box.clientWidth;
   if (!width) return;
   const pen = new CanvasPen(
-    place.querySelector("canvas"),
+    box.querySelector("canvas"),
     Math.min(width, CELL.left + n * CELL.width + 2),
     gridHeight,
   );
-  const first = Math.max(0, Math.floor(place.scrollLeft / CELL.width));
-  const end = Math.min(n, Math.ceil((place.scrollLeft + width - CELL.left) / CELL.width));
-  drawColumns(pen, first, end, CELL.left + first * CELL.width - place.scrollLeft, width);
+  const first = Math.max(0, Math.floor(box.scrollLeft / CELL.width));
+  const end = Math.min(n, Math.ceil((box.scrollLeft + width - CELL.left) / CELL.width));
+  drawColumns(pen, first, end, CELL.left + first * CELL.width - box.scrollLeft, width);
   drawRowNames(pen);
 }
 
+const lensScale = () =>
+  byId("lens-colour").value === "entropy"
+    ? ["amber", ["0 nats", `${uniform.toFixed(1)} nats`]]
+    : ["blue", ["0 %", "100 %"]];
+
 function colourLens() {
-  const isEntropy = byId("lens-colour").value === "entropy";
-  showScale(
-    byId("lens-scale"),
-    isEntropy ? "amber" : "blue",
-    isEntropy ? ["0 nats", `${uniform.toFixed(1)} nats`] : ["0 %", "100 %"],
-  );
+  showScale(byId("lens-scale"), ...lensScale());
   drawLens();
 }
 
-// Return the columns from first to end as SVG.
-function drawnLens(first, end) {
-  const width = CELL.left + (end - first) * CELL.width + 2,
+// Return the columns from first to end as SVG, with room for `columns` of them.
+function drawnLens(first, end, columns = end - first) {
+  const width = CELL.left + columns * CELL.width + 2,
     pen = new SvgPen(width, gridHeight);
   drawColumns(pen, first, end, CELL.left, width);
   drawRowNames(pen);
@@ -211,27 +214,28 @@ function showFollowed() {
 
 // Scroll a position that cannot be seen into the middle.
 function revealColumn(position) {
-  const place = byId("lens-grid"),
+  const box = byId("lens-grid"),
     left = position * CELL.width,
-    room = place.clientWidth - CELL.left;
-  if (left < place.scrollLeft || left + CELL.width > place.scrollLeft + room) {
-    place.scrollLeft = left - (room - CELL.width) / 2;
+    room = box.clientWidth - CELL.left;
+  if (left < box.scrollLeft || left + CELL.width > box.scrollLeft + room) {
+    box.scrollLeft = left - (room - CELL.width) / 2;
   }
 }
 
 // On paper nothing scrolls: print the grid in bands.
 function printLens() {
-  const each = 12,
-    width = CELL.left + each * CELL.width + 2,
-    bands = Math.ceil(n / each);
-  const whole = new SvgPen(width, bands * (gridHeight + 12));
-  for (let band = 0; band < bands; band++) {
-    const drawn = drawnLens(band * each, Math.min(n, (band + 1) * each));
-    whole.parts.push(
-      `<g transform="translate(0 ${band * (gridHeight + 12)})">${drawn.parts.join("\n")}</g>`,
+  const bands = [];
+  for (let first = 0; first < n; first += 12) {
+    const end = Math.min(n, first + 12),
+      pen = drawnLens(first, end, 12);
+    bands.push(
+      element("img", {
+        alt: `The logit lens, positions ${first} to ${end - 1}`,
+        src: `data:image/svg+xml,${encodeURIComponent(String(pen))}`,
+        width: pen.width, // the pages are counted before pictures are read
+        height: pen.height,
+      }),
     );
   }
-  const image = byId("lens-print");
-  image.alt = "The logit lens, in bands of positions";
-  image.src = `data:image/svg+xml,${encodeURIComponent(String(whole))}`;
+  byId("lens-print").replaceChildren(...bands);
 }

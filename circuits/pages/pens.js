@@ -45,20 +45,40 @@ function cut(text, most, font) {
   return `${letters.join("")}…`;
 }
 
+const SHADES = [0, 0.25, 0.5, 1]; // of a scale
+
+// Return an ink of opacity t over the paper: red, green and blue.
+const mixed = (colours, ink, t) =>
+  colours[ink].map((c, i) => Math.round(colours.paper[i] + (c - colours.paper[i]) * t));
+
+// Return black or white: the text of the higher contrast on a colour, by WCAG's luminance.
+function textOn(colour) {
+  const [r, g, b] = colour.map((c) =>
+    c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4,
+  );
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.1791 ? "#000" : "#fff";
+}
+
 class Pen {
   constructor(colours) {
     this.colours = colours;
   }
 
-  // Return an ink of opacity t over the paper, as a colour.
-  mixed(ink, t) {
-    const { paper } = this.colours;
-    return `rgb(${this.colours[ink].map((c, i) => Math.round(paper[i] + (c - paper[i]) * t)).join(",")})`;
+  colour(ink, t = 1) {
+    return `rgb(${mixed(this.colours, ink, t).join(",")})`;
   }
 
-  // Write a text that is readable on an ink of opacity t.
-  textOn(x, y, text, t, options = {}) {
-    this.text(x, y, text, { ...options, ink: t > ON_INK ? "paper" : "ink" });
+  text(x, y, text, options = {}) {
+    const style = { ink: "ink", size: 12, align: "left", most: Infinity, ...options };
+    const family = style.mono ? MONO : SANS,
+      font = `${style.bold ? "600 " : ""}${style.size}px ${family}`;
+    const fill = style.fill ?? this.colour(style.ink);
+    this.write(x, y, cut(text, style.most, font), { ...style, family, font, fill });
+  }
+
+  // Write a text on an ink of opacity t.
+  textOn(x, y, text, ink, t, options) {
+    this.text(x, y, text, { ...options, fill: textOn(mixed(this.colours, ink, t)) });
   }
 }
 
@@ -75,40 +95,23 @@ class CanvasPen extends Pen {
   }
 
   rect(x, y, width, height, ink, t = 1) {
-    this.context.fillStyle = this.mixed(ink, t);
+    this.context.fillStyle = this.colour(ink, t);
     this.context.fillRect(x, y, width, height);
   }
 
   frame(x, y, width, height, ink, thickness = 2) {
-    this.context.strokeStyle = this.mixed(ink, 1);
+    this.context.strokeStyle = this.colour(ink);
     this.context.lineWidth = thickness;
     this.context.strokeRect(x, y, width, height);
   }
 
-  text(
-    x,
-    y,
-    text,
-    {
-      ink = "ink",
-      size = 12,
-      mono = false,
-      align = "left",
-      most = Infinity,
-      upright = false,
-      bold = false,
-    } = {},
-  ) {
-    const { context } = this,
-      font = `${bold ? "600 " : ""}${size}px ${mono ? MONO : SANS}`;
+  write(x, y, text, { font, fill, align, upright }) {
+    const { context } = this;
     context.save();
     context.translate(x, y);
     if (upright) context.rotate(-Math.PI / 2);
-    context.font = font;
-    context.fillStyle = this.mixed(ink, 1);
-    context.textAlign = align;
-    context.textBaseline = "middle";
-    context.fillText(cut(text, most, font), 0, 0);
+    Object.assign(context, { font, fillStyle: fill, textAlign: align, textBaseline: "middle" });
+    context.fillText(text, 0, 0);
     context.restore();
   }
 
@@ -129,38 +132,23 @@ class SvgPen extends Pen {
 
   rect(x, y, width, height, ink, t = 1) {
     this.parts.push(
-      `<rect x="${places(x)}" y="${places(y)}" width="${places(width)}" height="${places(height)}" fill="${this.mixed(ink, t)}"/>`,
+      `<rect x="${places(x)}" y="${places(y)}" width="${places(width)}" height="${places(height)}" fill="${this.colour(ink, t)}"/>`,
     );
   }
 
   frame(x, y, width, height, ink, thickness = 2) {
     this.parts.push(
-      `<rect x="${places(x)}" y="${places(y)}" width="${places(width)}" height="${places(height)}" fill="none" stroke="${this.mixed(ink, 1)}" stroke-width="${thickness}"/>`,
+      `<rect x="${places(x)}" y="${places(y)}" width="${places(width)}" height="${places(height)}" fill="none" stroke="${this.colour(ink)}" stroke-width="${thickness}"/>`,
     );
   }
 
-  text(
-    x,
-    y,
-    text,
-    {
-      ink = "ink",
-      size = 12,
-      mono = false,
-      align = "left",
-      most = Infinity,
-      upright = false,
-      bold = false,
-    } = {},
-  ) {
+  write(x, y, text, { size, family, bold, fill, align, upright }) {
     const anchor = { left: "start", center: "middle", right: "end" }[align];
-    const written = cut(text, most, `${bold ? "600 " : ""}${size}px ${mono ? MONO : SANS}`)
-      .replaceAll("&", "&amp;")
-      .replaceAll("<", "&lt;");
+    const written = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
     const turned = upright ? ` transform="rotate(-90 ${places(x)} ${places(y)})"` : "";
     this.parts.push(
-      `<text x="${places(x)}" y="${places(y)}" dy="0.35em" font-family="${mono ? MONO : SANS}" font-size="${size}"` +
-        `${bold ? ' font-weight="600"' : ""} text-anchor="${anchor}" fill="${this.mixed(ink, 1)}" xml:space="preserve"${turned}>${written}</text>`,
+      `<text x="${places(x)}" y="${places(y)}" dy="0.35em" font-family="${family}" font-size="${size}"` +
+        `${bold ? ' font-weight="600"' : ""} text-anchor="${anchor}" fill="${fill}" xml:space="preserve"${turned}>${written}</text>`,
     );
   }
 
@@ -169,6 +157,19 @@ class SvgPen extends Pen {
       `<image x="${places(x)}" y="${places(y)}" width="${places(size)}" height="${places(size)}" ` +
         `image-rendering="pixelated" href="${image.toDataURL("image/png")}"/>`,
     );
+  }
+
+  // Return the picture below its title and its scale.
+  titled(title, ink, words) {
+    const whole = new SvgPen(Math.max(this.width, 400), this.height + 48);
+    whole.text(8, 14, title, { bold: true });
+    whole.text(8, 34, words[0], { size: 10 });
+    const left = 14 + widthOf(words[0], `10px ${SANS}`);
+    SHADES.forEach((t, i) => whole.rect(left + 18 * i, 28, 18, 12, ink, t));
+    whole.frame(left, 28, 18 * SHADES.length, 12, "line", 1);
+    whole.text(left + 18 * SHADES.length + 6, 34, words[1], { size: 10 });
+    whole.parts.push(`<g transform="translate(0 48)">${this.parts.join("\n")}</g>`);
+    return whole;
   }
 
   toString() {
@@ -188,11 +189,11 @@ function patternImage(pattern, colours, most = Infinity) {
     canvas = document.createElement("canvas");
   canvas.width = canvas.height = size;
   const peaks = new Uint8Array(size * size);
-  const place = Uint32Array.from({ length: n }, (_, i) => Math.floor((i * size) / n));
+  const pixel = Uint32Array.from({ length: n }, (_, i) => Math.floor((i * size) / n));
   for (let query = 0, i = 0; query < n; query++) {
-    const row = place[query] * size;
+    const row = pixel[query] * size;
     for (let key = 0; key <= query; key++, i++) {
-      const at = row + place[key];
+      const at = row + pixel[key];
       if (pattern[i] > peaks[at]) peaks[at] = pattern[i];
     }
   }

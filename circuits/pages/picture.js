@@ -8,16 +8,18 @@ value, a click or Enter chooses a head. Each copy of this script wakes the pictu
     box.style.position = "relative";
     said.className = "said";
     said.setAttribute("role", "status");
-    said.style.cssText = "min-height:1.5em;padding:2px 8px;font:13px/1.5 var(--sans)";
+    said.style.cssText = "min-height:1.5em;padding:2px 8px;font:13px/1.5 var(--sans);" +
+      "background:var(--paper)";
     said.textContent = "Point at a cell, or use the arrow keys.";
     mark.style.cssText = "position:absolute;box-sizing:border-box;pointer-events:none;" +
       "outline:2px solid var(--accent);display:none";
     picture.tabIndex = 0;
     picture.after(said, mark);
+    const fullWidth = Number(picture.getAttribute("width"));
     let at = null, head = 0, shades = null; // the area, row and column that are marked
 
     const tell = (area, row, column) => {
-      const [width, height] = area.cell, scale = picture.clientWidth / picture.width_;
+      const [width, height] = area.cell, scale = picture.clientWidth / fullWidth;
       at = { area, row, column };
       mark.style.display = "block";
       mark.style.left = `${picture.offsetLeft + (area.x + column * width) * scale}px`;
@@ -67,7 +69,7 @@ value, a click or Enter chooses a head. Each copy of this script wakes the pictu
     }
 
     const cellAt = (event) => {
-      const scale = picture.clientWidth / picture.width_, frame = picture.getBoundingClientRect();
+      const scale = picture.clientWidth / fullWidth, frame = picture.getBoundingClientRect();
       const x = (event.clientX - frame.left) / scale, y = (event.clientY - frame.top) / scale;
       for (const area of areas) {
         const row = Math.floor((y - area.y) / area.cell[1]);
@@ -78,7 +80,6 @@ value, a click or Enter chooses a head. Each copy of this script wakes the pictu
       }
       return null;
     };
-    picture.width_ = Number(picture.getAttribute("width"));
     picture.addEventListener("pointermove", (event) => {
       const cell = cellAt(event);
       if (cell) tell(cell.area, cell.row, cell.column);

@@ -1,6 +1,6 @@
 // The page as a whole: what was run, and one chosen position for all sections.
 
-const chosen = { position: n - 1, layer: 0, head: 0, query: n - 1 };
+const chosen = { position: n - 1, layer: 0, head: 0, query: n - 1, key: null };
 
 function startHeader() {
   const { n_layer: layers, n_head: perLayer, n_embd: width } = data.config;
@@ -13,6 +13,7 @@ function startHeader() {
     ...(losses.length
       ? [`mean surprise ${mean.toFixed(2)} nats, perplexity ${Math.exp(mean).toFixed(1)}`]
       : []),
+    `${grouped(data.n_parameters)} parameters, ${(data.n_bytes / 1e6).toFixed(1)} MB as ${data.dtype}`,
     `computed in ${data.seconds.toFixed(2)} s`,
     `gpt2_np ${data.version}`,
     ...(data.edited ? ["activations were edited"] : []),
@@ -23,7 +24,7 @@ function startHeader() {
 
 // Choose the position whose next token all sections explain.
 function choosePosition(position, andFollow = true) {
-  chosen.position = chosen.query = position;
+  Object.assign(chosen, { position, query: position, key: null });
   if (andFollow) Object.assign(followed, { position, candidate: 0, point: nPoints });
   revealColumn(position); // what asks for widths comes first, so that the page is laid out once
   drawLens();
@@ -37,11 +38,12 @@ function choosePosition(position, andFollow = true) {
 }
 
 // Draw all canvases anew, in another scheme. Small pictures wait until they are seen, or printed.
-function redraw(isPrint) {
+function redraw({ media, matches }) {
   palettes.clear();
   drawLens();
-  showQuery(chosen.query);
-  heads.items.forEach((item) => (isPrint ? drawThumbnail(item) : heads.watcher.observe(item)));
+  showHeld();
+  const isPrint = media === "print" && matches;
+  headItems.forEach((item) => (isPrint ? drawThumbnail(item) : headWatcher.observe(item)));
 }
 
 startHeader();
@@ -64,9 +66,6 @@ choosePosition(n - 1);
 if (data.answer !== null) showEffects(n);
 for (const button of document.querySelectorAll(".save"))
   button.addEventListener("click", () => save(button.dataset.picture));
-for (const query of ["(prefers-color-scheme: dark)", "print"]) {
-  matchMedia(query).addEventListener("change", (event) => {
-    redraw(query === "print" && event.matches);
-    if (query === "print" && event.matches) printLens();
-  });
-}
+for (const query of ["(prefers-color-scheme: dark)", "print"])
+  matchMedia(query).addEventListener("change", redraw);
+addEventListener("beforeprint", printLens); // pages are counted before the media change

@@ -1,13 +1,13 @@
 // The text, coloured by the surprise of each token, and the model's alternatives to it.
 
-const uniform = Math.log(data.n_vocab); // the surprise of a blind guess
+const uniform = Math.log(data.n_vocab); // the surprise of a uniform guess
 const textItems = [];
 
 // Return the surprise of a token of the text, or null for the first, which nothing predicts.
 const surpriseOf = (i) => (i === 0 ? null : data.surprise[i - 1]);
 
 function startText() {
-  const place = byId("text-tokens");
+  const box = byId("text-tokens");
   data.tokens.forEach((id, i) => {
     const nats = surpriseOf(i),
       item = element("span", { className: "token", text: reading(id) });
@@ -21,29 +21,30 @@ function startText() {
   textItems.push(
     element("span", {
       className: "token coming",
-      text: `${reading(data.next)}`,
+      text: label(data.next),
       "aria-label": `what comes next: ${label(data.next)}`,
     }),
   );
-  place.append(...textItems);
-  place.setAttribute("aria-label", "Tokens of the text");
-  roving(place, textItems, {
+  box.append(...textItems);
+  box.setAttribute("aria-label", "Tokens of the text");
+  roving(box, textItems, {
     choose: (i) => {
       if (i > 0) choosePosition(i - 1);
     },
     show: showAlternatives,
     leave: () => showAlternatives(chosen.position + 1),
   });
-  showScale(byId("text-scale"), "amber", ["0 nats", `${uniform.toFixed(1)} nats, a blind guess`]);
-  pictures.text = drawText;
+  const scale = ["amber", ["0 nats", `${uniform.toFixed(1)} nats, a uniform guess`]];
+  showScale(byId("text-scale"), ...scale);
+  pictures.text = () => drawText().titled("Surprise of each token", ...scale);
 }
 
 // Show what the model expected at token i of the text. Token n is the one that comes next.
 function showAlternatives(i) {
-  const place = byId("text-details"),
+  const box = byId("text-details"),
     position = i - 1;
   if (i === 0) {
-    place.replaceChildren(
+    box.replaceChildren(
       element("h3", { text: label(data.tokens[0]) }),
       element("p", { text: "The first token: the model reads it, but does not predict it." }),
     );
@@ -60,7 +61,7 @@ function showAlternatives(i) {
     if (id === target) probability = p;
     shown.append(bar(label(id), p, percent(p), "blue", id === target));
   }
-  place.replaceChildren(
+  box.replaceChildren(
     element("h3", {}, element("code", { text: label(target) })),
     element("p", {
       className: "muted",
@@ -78,7 +79,7 @@ function showAlternatives(i) {
       ` of surprise, probability ${percent(probability)}, the model's `,
       rank === 0 ? "first choice" : `choice ${grouped(rank + 1)} of ${grouped(data.n_vocab)}`,
     ),
-    element("h4", { text: "It expected" }),
+    element("h4", { text: "The likeliest tokens" }),
     shown,
   );
 }
@@ -129,8 +130,9 @@ function drawText() {
   });
   const pen = new SvgPen(width, y + line);
   for (const [i, text, left, middle, wide] of spots) {
-    pen.rect(left, middle - 11, wide, 22, "amber", Math.min(1, (surpriseOf(i) ?? 0) / uniform));
-    pen.text(left + 2, middle, text, { size, mono: true });
+    const t = Math.min(1, (surpriseOf(i) ?? 0) / uniform);
+    pen.rect(left, middle - 11, wide, 22, "amber", t);
+    pen.textOn(left + 2, middle, text, "amber", t, { size, mono: true });
   }
   return pen;
 }
