@@ -60,16 +60,18 @@ class Report:
     def save(self, path: Any) -> None:
         """Write the page. Raises Error rather than replace a file that is not a report."""
         try:
-            path = Path(path)
-            name = visible(str(path))
-            if path.is_file():
-                with path.open("rb") as file:
+            file_path = Path(path)
+            name = visible(str(file_path))
+            if file_path.is_file():
+                with file_path.open("rb") as file:
                     if file.read(len(FIRST_LINE)) not in (b"", FIRST_LINE.encode()):
                         raise Error(f"{name} exists and is not a report: choose another name")
-            if path.is_file() or not path.exists():
-                write_whole(str(path.resolve()), self.page)
+            if file_path.is_file() or not file_path.exists():
+                write_whole(str(file_path.resolve()), self.page)
             else:  # a device, or a folder, which is an OSError
-                path.write_text(self.page, encoding="utf-8", newline="\n")
+                file_path.write_text(self.page, encoding="utf-8", newline="\n")
+        except Error:
+            raise
         except (TypeError, ValueError):  # ValueError: NUL, or half of a character
             raise Error(f"{shown(path)} is not the name of a file: give one, such as "
                         "'report.html'") from None

@@ -5,12 +5,14 @@ import json
 import re
 import zlib
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, TEXT
 
+import gpt2_np
 from gpt2_np import Model, bpe, circuits
 from gpt2_np.circuits import drawings
 
@@ -170,6 +172,50 @@ def test_tokens_are_data(tool, hostile):
                for area in areas for said in area["said"])
 
 
+def test_the_colours_of_the_explorer_are_those_of_the_pages():
+    root = Path(gpt2_np.__file__).parent
+    colour = re.compile(r"--(\w+): (light-dark\([^)]*\))")
+    ours, explorers = (dict(colour.findall((root / path).read_text(encoding="utf-8")))
+                       for path in ("circuits/pages/pages.css", "explorer/index.html"))
+    shared = ours.keys() & explorers.keys()
+    assert {"paper", "page", "ink", "muted", "line"} <= shared
+    assert {name: explorers[name] for name in shared} == {name: ours[name] for name in shared}
+
+
+def luminance(colour):
+    c = np.asarray(colour) / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+def test_words_on_blue_have_the_contrast_of_wcag_in_both_schemes():
+    fill = {name: (a, b or a) for name, a, b in re.findall(
+        r"\.(faint|half|strong)\{fill:(?:light-dark\()?(#\w+)(?:,(#\w+)\))?\}", drawings.STYLE)}
+    for scheme in range(2):
+        paper, blue = (
+            np.array([int(found[scheme][i : i + 2], 16) for i in (1, 3, 5)]) for found in
+            (re.search(rf"--{name}: light-dark\((#\w+), (#\w+)\)", drawings.colours()).groups()
+             for name in ("paper", "blue")))
+        for t in np.linspace(0, 1, 1001):
+            text = 1.0 if fill[drawings.text_class(t)][scheme] == "#fff" else 0.0
+            low, high = sorted((text, luminance(paper + (blue - paper) * t)))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, t)
+
+
+def test_a_map_names_its_axes_and_its_darkest_value():
+    sweep = circuits.patching(MODEL, "z", **PAIR)
+    _, svg, _ = opened(sweep._repr_html_())
+    peak = np.abs(sweep.normalized).max()
+    assert "layer" in texts(svg)
+    assert any(re.fullmatch(rf"head · darkest: ±?{peak:.4g}", text) for text in texts(svg))
+
+
+def test_a_bar_without_a_value_is_said_and_not_drawn():
+    _, svg, [area] = opened(drawings.bars(["a", "b"], [np.nan, -1.0], "title", "about"))
+    assert "no value" in texts(svg) and area["said"][0] == "a: no value"
+    assert "nan" not in ElementTree.tostring(svg, encoding="unicode")
+
+
 def test_a_run_without_patterns_has_no_picture():
     assert circuits.run(MODEL, CLEAN, "z")._repr_html_() is None
     assert circuits.attribution(MODEL, CLEAN)._repr_html_() is None  # of all logits
@@ -183,7 +229,9 @@ def test_a_long_text_is_drawn_within_bounds():
     run = circuits.run(MODEL, CLEAN)
     long = type(run)(**{**vars(run), "tokens": np.zeros((1, 300), int)})
     html = drawings.patterns_picture(long, patterns)
-    assert [area["shape"] for area in opened(html)[2]] == [[300, 300], [2, 4]]
+    _, svg, areas = opened(html)
+    assert [area["shape"] for area in areas] == [[300, 300], [2, 4]]
+    assert "8 heads (the first 2 of 9 layers): click one" in texts(svg)
 
 
 ESSENTIALS = {

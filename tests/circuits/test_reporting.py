@@ -123,6 +123,46 @@ def test_a_report_is_written_over_a_report_and_over_nothing_else(speaking, tmp_p
     assert path.read_text() == "<!doctype html>mine"
 
 
+def test_a_title_of_any_characters_is_shown_and_written(speaking, tmp_path):
+    path = tmp_path / "report.html"
+    circuits.report(speaking, "the cat", path, title="half \ud800, NUL \0, line\nend")
+    page = path.read_text(encoding="utf-8")
+    shown = "half \\ud800, NUL \\x00, line\\nend"
+    assert f"<title>{shown}: a report" in page and data_of(page)["title"] == shown
+
+
+def test_a_page_that_cannot_be_written_leaves_the_file_as_it_was(speaking, tmp_path):
+    path, link = tmp_path / "report.html", tmp_path / "link.html"
+    first = circuits.report(speaking, "the cat", path)
+    with pytest.raises(Error, match="is not the name of a file"):
+        circuits.Report(first.page + "\ud800").save(path)
+    assert path.read_text(encoding="utf-8") == first.page
+    link.symlink_to(path)
+    second = circuits.report(speaking, "the dog", link)
+    assert link.is_symlink() and path.read_text(encoding="utf-8") == second.page
+    assert sorted(tmp_path.iterdir()) == [link, path]
+
+
+def test_a_page_too_large_for_a_notebook_says_how_to_save_it():
+    shown = circuits.Report("<" * (9 << 20))._repr_html_()
+    assert len(shown) < 200 and "9.44 MB: save(path) writes it to a file" in shown
+
+
+def test_the_page_says_how_large_the_model_is_and_how_it_is_made_again(speaking):
+    data = data_of(circuits.report(speaking, "the cat", answer=" the", title="mine").page)
+    arrays, found = [speaking.params], []
+    while arrays:
+        one = arrays.pop()
+        if isinstance(one, np.ndarray):
+            found.append(one)
+        else:
+            arrays += one.values() if isinstance(one, dict) else one
+    assert data["n_parameters"] == sum(array.size for array in found)
+    assert data["n_bytes"] == sum(array.nbytes for array in found)
+    assert data["dtype"] == str(found[0].dtype)
+    assert data["command"] == "circuits.report(model, 'the cat', answer=' the', title='mine')"
+
+
 def test_a_notebook_shows_a_report_in_a_frame_of_its_own(speaking):
     shown = circuits.report(speaking, "the cat")._repr_html_()
     assert shown.startswith("<iframe srcdoc=") and shown.count("<") == 2
@@ -138,6 +178,9 @@ def test_a_notebook_shows_a_report_in_a_frame_of_its_own(speaking):
         ({"wrong": " the"}, "wrong was given without answer"),
         ({"answer": " the cat"}, "tokens .* it must be one"),
         ({"path": 3.5}, "3.5 is not the name of a file"),
+        ({"path": "a\0b"}, "'a.x00b' is not the name of a file"),
+        ({"path": "\ud800.html"}, "'.ud800.html' is not the name of a file"),
+        ({"title": 5}, "title is 5: give a text"),
         ({"path": "/nowhere/at/all.html"}, "cannot be written: No such file or directory. Name a"),
         ({"edits": {"ln_final.hook_scale": circuits.zero()}}, "report"),
     ],
