@@ -26,8 +26,8 @@ def open_page(browser, request):
 
     Its options are those of Playwright's `Browser.new_context`: `viewport`, `color_scheme`,
     `reduced_motion` ... At the end of the test no page may have asked for anything but itself, nor
-    have written an error or a warning to the console. Pages are closed then. PICTURES=folder in the
-    environment saves a picture of each, as it was in the end.
+    have opened a dialog, nor have written an error or a warning to the console. Pages are closed
+    then. PICTURES=folder in the environment saves a picture of each, as it was in the end.
     """
     opened = []
 
@@ -49,6 +49,7 @@ def open_page(browser, request):
 
         page.on("request", note_request)
         page.on("console", note_console)
+        page.on("dialog", lambda one: (page.problems.append("a dialog"), one.dismiss()))
         page.on("pageerror", lambda error: page.problems.append(f"error: {error}"))
         opened.append((context, page))
         page.goto(address)

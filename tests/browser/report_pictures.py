@@ -1,9 +1,10 @@
-"""Write README's pictures of a report: python tests/browser/report_pictures.py examples/pictures"""
+"""Write README's pictures of pages: python tests/browser/report_pictures.py examples/pictures"""
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+from conftest import CHROMIUM
 from playwright.sync_api import sync_playwright
 
 import gpt2_np
@@ -13,16 +14,17 @@ TEXT = ("ROMEO:\nWhat, art thou hurt?\n\nMERCUTIO:\nWhat, art thou mad? I am hur
         "A plague on both your houses!")
 PICTURES = {  # name: the section that it begins with, height, colour scheme
     "report.png": ("header", 975, "light"),
-    "report_attention.png": ("#attention", 870, "dark"),
+    "report_attention.png": ("#attention", 815, "dark"),
 }
 
 
 def main(folder):
+    program = next(filter(None, map(shutil.which, CHROMIUM)))
     model = gpt2_np.load("shakespeare", "cpu")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         path = Path(scratch) / "report.html"
         circuits.report(model, TEXT, path, title="shakespeare")
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"),
+        browser = playwright.chromium.launch(executable_path=program,
                                              args=["--no-sandbox"])
         for name, (selector, height, scheme) in PICTURES.items():
             page = browser.new_page(viewport={"width": 1100, "height": height},

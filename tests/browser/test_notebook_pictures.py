@@ -101,7 +101,7 @@ def test_a_report_lives_beside_pictures(show):
     frames = page.query_selector_all("iframe")
     assert len(frames) == 2
     for frame in frames:
-        assert frame.content_frame().query_selector("main, h1") is not None
+        assert frame.content_frame().query_selector("#text-tokens .token") is not None
     for section in (sections[0], sections[2]):
         point_at(page, section, areas_of(section)[0], 1, 0)
         assert not said(section).startswith("Point at")
@@ -154,6 +154,16 @@ def test_the_keyboard_does_what_the_pointer_does(show):
     large, _ = areas_of(section)
     point_at(page, section, large, 1, 0)
     assert said(section).startswith("L1H3: ")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_line_under_a_picture_is_readable_on_a_page_that_ignores_the_scheme(show, scheme):
+    _, [section] = show(["attention"], color_scheme=scheme, body='style="background:#fff"')
+    line = section.query_selector(".said")
+    ink, sheet = (line.evaluate(f"(line) => getComputedStyle(line).{name}")
+                  for name in ("color", "backgroundColor"))
+    assert sheet == "rgb({}, {}, {})".format(*INKS[scheme][1])
+    assert (int(re.search(r"\d+", ink)[0]) > 200) == (scheme == "dark")
 
 
 @pytest.mark.parametrize("name", ["lens", "attention", "attribution", "sweep", "run"])

@@ -157,11 +157,27 @@ def test_the_large_pattern_is_pointed_at_and_walked_through_with_keys(page, seen
     words = page.locator("#attention-details .cell").inner_text()
     assert re.fullmatch(r"from 30 .* to 4 .*: \d\.\d{3}", words)
     page.mouse.move(0, 0)
+    assert page.locator("#attention-details .cell").count() == 0
     canvas.focus()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
     words = page.locator("#attention-details .cell").inner_text()
-    assert re.match(r"from 42 .* to [15] ", words)
+    assert re.match(r"from 42 .* to 1 ", words)
+
+
+def test_a_click_holds_a_cell_until_another_token_is_chosen(page):
+    canvas, cell = page.locator("#pattern"), page.locator("#attention-details .cell")
+    canvas.scroll_into_view_if_needed()
+    sizes = page.evaluate("({...PATTERN})")
+    canvas.click(position={"x": sizes["left"] + 4.5 * sizes["cell"],
+                           "y": sizes["top"] + 30.5 * sizes["cell"]})
+    held = cell.inner_text()
+    page.mouse.move(0, 0)
+    assert re.match(r"from 30 .* to 4 ", held) and cell.inner_text() == held
+    page.locator("#heads [aria-label^='L0H0']").click()
+    assert cell.inner_text().startswith(held.rpartition(":")[0])
+    page.locator("#attention-tokens .token").nth(7).click()
+    assert cell.count() == 0
 
 
 def test_heads_are_sorted_by_what_they_score(page, model):
@@ -206,16 +222,44 @@ def test_attribution_shows_the_neurons_of_a_layer_and_leads_to_heads(page, model
     assert page.locator("#head-title").inner_text().startswith("L3H1")
 
 
-@pytest.mark.parametrize("name", ["text", "lens", "heads", "pattern", "effects"])
+SHOWN = {"text": "#text-tokens .token:not(.coming)", "lens": "#lens-details h3 code",
+         "heads": "#heads .head b", "pattern": "#head-title", "effects": "#effects > *"}
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_every_picture_is_saved_as_svg(page, name):
     with page.expect_download() as download:
         page.locator(f".save[data-picture={name}]").click()
     text = Path(download.value.path()).read_text(encoding="utf-8")
     assert download.value.suggested_filename == f"{name}.svg"
     root = xml.etree.ElementTree.fromstring(text)
-    assert root.tag.endswith("svg") and len(list(root)) > 20
-    if name != "heads":
-        assert "script" not in text
+    assert {one.tag.rpartition("}")[2] for one in root.iter()} <= {"svg", "g", "rect", "text",
+                                                                   "image"}
+    texts = [one.text for one in root.iter() if one.tag.endswith("text")]
+    low, high = texts[1:3]
+    _, *seen_words = page.locator(SHOWN[name]).all_inner_texts()
+    assert set(filter(None, (word.partition("⏎")[0] for word in seen_words))) <= set(texts)
+    scales = {"text": ("0 nats", "7.6 nats, a uniform guess"), "lens": ("0 %", "100 %")}
+    if name != "effects":
+        assert (low, high) == scales.get(name, ("0", "1 (its square root is the strength)"))
+    else:
+        largest = page.locator("#effect-bars .number").first.inner_text()
+        assert low == "0" and high[1:].startswith(largest[1:])
+
+
+def test_a_saved_pattern_has_the_colours_that_are_seen(page, seen):
+    page.locator("#heads [aria-label^='L1H2']").click()
+    with page.expect_download() as download:
+        page.locator(".save[data-picture=pattern]").click()
+    root = xml.etree.ElementTree.parse(download.value.path())
+    group = next(one for one in root.iter() if one.tag.endswith("}g"))
+    fills = [one.get("fill") for one in group if one.tag.endswith("rect")]
+    colours = np.array([[int(part) for part in re.findall(r"\d+", fill)]
+                        for fill in fills if fill != "none"][2:])  # after the paper
+    rows, columns = np.tril_indices(seen.tokens.shape[1])
+    t = np.sqrt(pattern(seen, 1, 2)[rows, columns])[:, None]
+    paper, blue = np.array([255, 255, 255]), np.array([0x0B, 0x55, 0x9F])
+    assert np.abs(colours - (paper + (blue - paper) * t)).max() < 16  # a step of 1/255 near 0
 
 
 def test_text_is_shown_as_itself(open_page, model, tmp_path):
@@ -223,9 +267,7 @@ def test_text_is_shown_as_itself(open_page, model, tmp_path):
     path = tmp_path / "hostile.html"
     circuits.report(model, text, path, title=text)
     page = open_page(path)
-    dialogs = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog), dialog.dismiss()))
-    assert page.locator("img").count() == 1 and page.locator("b", has_text="&amp;").count() == 0
+    assert page.locator("img").count() == 0 and page.locator("b", has_text="&amp;").count() == 0
     assert page.locator("h1").inner_text().startswith("</script><img src=x onerror=alert(1)>")
     shown = "".join(page.locator("#text-tokens .token").all_inner_texts()[1:-1])
     assert shown.startswith("</script><img src=x onerror=alert(1)> <b>&amp;</b>")
@@ -236,12 +278,11 @@ def test_text_is_shown_as_itself(open_page, model, tmp_path):
     with page.expect_download() as download:
         page.locator(".save[data-picture=text]").click()
     xml.etree.ElementTree.fromstring(Path(download.value.path()).read_text(encoding="utf-8"))
-    assert not dialogs
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_background(open_page, path, scheme):
-    """WCAG's contrast of 4.5 for text, and 3 for the numbers and words on an ink."""
+    """WCAG's contrast of 4.5 for text, on paper and on any strength of an ink."""
     page = open_page(path, color_scheme=scheme)
     pairs = page.evaluate("""() => {
       const parse = (css) => css.match(/[\\d.]+/g).map(Number);
@@ -262,13 +303,20 @@ def test_text_stands_out_from_its_background(open_page, path, scheme):
     assert contrast("ink", "paper") > 10 and contrast("ink", "page") > 10
     for ink in ("muted", "blue", "accent"):
         assert contrast(ink, "paper") > 4.5 and contrast(ink, "page") > 4.5
-    switch = page.evaluate("ON_INK")
     for ink in ("blue", "red", "amber"):
-        for t in np.linspace(0, 1, 101):
+        shown = page.evaluate("""(ink) => Array.from({length: 101}, (_, i) => {
+          const one = element("span"), colours = coloursOf();
+          byId("text").append(one);
+          tint(one, ink, i / 100);
+          const parse = (css) => css.match(/[\\d.]+/g).slice(0, 3).map(Number);
+          const of = textOn(mixed(colours, ink, i / 100));
+          return [parse(getComputedStyle(one).color), of === "#fff" ? [255, 255, 255] : [0, 0, 0]];
+        })""", ink)
+        for i, (text, pen_text) in enumerate(shown):
             paper, full = np.array(pairs["paper"]), np.array(pairs[ink])
-            pairs["mixed"] = paper + (full - paper) * t
-            text = "paper" if t > switch and ink != "amber" else "ink"
-            assert contrast(text, "mixed") > (4.5 if ink == "amber" else 3.2), (ink, t)
+            pairs |= {"mixed": paper + (full - paper) * i / 100, "text": text}
+            assert contrast("text", "mixed") >= 4.5, (ink, i)
+            assert text == pen_text
 
 
 def test_a_narrow_window_scrolls_its_pictures_and_not_the_page(open_page, path):
@@ -276,12 +324,35 @@ def test_a_narrow_window_scrolls_its_pictures_and_not_the_page(open_page, path):
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
-def test_paper_shows_the_whole_lens_and_no_buttons(page):
+def headings_printed(page):
+    """Return the titles of a PDF's outline, which names the headings on its pages."""
+    pdf = page.pdf(outline=True, tagged=True)
+    return [title.decode() for title in re.findall(rb"/Title \((.*)\)", pdf)]
+
+
+def test_paper_holds_all_sections_the_whole_lens_and_no_buttons(page):
+    assert {"The text, by surprise", "The largest terms"} <= set(headings_printed(page))
     page.emulate_media(media="print")
-    page.wait_for_timeout(100)
-    assert page.locator("#lens-print").is_visible() and not page.locator("#lens-grid").is_visible()
-    assert page.locator("#lens-print").evaluate("image => image.naturalWidth") > 0
+    bands = page.locator("#lens-print img")
+    assert bands.count() == math.ceil(page.evaluate("n") / 12) and bands.first.is_visible()
+    assert bands.evaluate_all("all => all.every(image => image.naturalWidth > 0)")
+    assert not page.locator("#lens-grid").is_visible()
     assert page.locator(".save").evaluate_all("all => all.every(one => !one.offsetParent)")
+    code = page.locator("#command code")
+    assert code.evaluate("one => one.scrollWidth <= one.clientWidth")
+
+
+def test_many_heads_are_seen_together_beside_the_large_one_and_all_on_paper(
+        open_page, large, long_text, tmp_path):
+    path = tmp_path / "large.html"
+    circuits.report(large, long_text[:64], path)
+    page = open_page(path)
+    boxes = {name: page.locator(name).bounding_box() for name in ("#heads", "#pattern")}
+    heads, pattern = boxes["#heads"], boxes["#pattern"]
+    assert heads["height"] < 900 and pattern["x"] >= heads["x"] + heads["width"]
+    assert page.locator("#heads").evaluate("one => one.scrollHeight <= one.clientHeight + 1")
+    assert page.locator("#heads .head").nth(143).get_attribute("title").startswith("L11H11")
+    assert "The largest terms" in headings_printed(page)
 
 
 def test_every_control_is_reached_with_the_tab_key_and_has_a_name(page):
@@ -305,14 +376,15 @@ def test_every_control_is_reached_with_the_tab_key_and_has_a_name(page):
 
 def test_a_notebook_shows_reports_side_by_side_in_frames(open_page, model, tmp_path):
     path = tmp_path / "notebook.html"
-    reports = [circuits.report(model, text) for text in ("ROMEO:", "But soft", "<b>&quot;</b>")]
+    texts = "ROMEO:", "But soft", "<b>&quot;</b>", "\n", "thou art"
+    reports = [circuits.report(model, text) for text in texts]
     path.write_text("".join(report._repr_html_() for report in reports), encoding="utf-8")
     page = open_page(path)
-    for i, last in enumerate(("ROMEO:", "But soft", "<b>&quot;</b>")):
+    for i, text in enumerate(texts):
         frame = page.frame_locator("iframe").nth(i)
         frame.locator("#text-tokens .token").last.click()
         shown = frame.locator("#text-tokens .token").all_inner_texts()
-        assert "".join(shown[1:-1]) == last
+        assert "".join(shown[1:-1]).replace("⏎", "") == text
         assert frame.locator("#heads .head").count() == 16
 
 
@@ -323,6 +395,8 @@ def test_the_shortest_texts_have_a_page(open_page, model, tmp_path, tokens):
     page = open_page(path)
     page.locator("#text-tokens .token").last.click()
     assert page.locator("#heads .head").count() == 16
+    assert (page.locator("#head-scores").inner_text() == "") == (len(tokens) == 1)
+    assert "⏎\n" not in page.locator("#text-tokens .coming").inner_text()
 
 
 # --- at 124M's shape: its layers, heads and vocabulary, but a small width --------------------
@@ -364,16 +438,16 @@ def test_512_tokens_are_answered_within_100_ms_of_work(open_page, large, long_te
         return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
     clicks = {"a token of the text": "textItems[{i}].click()",
-              "a head": "heads.items[{i} % 144].click()",
+              "a head": "headItems[{i} % 144].click()",
               "a token that looks": "attentionItems[{i}].click()",
               "a cell of the lens": "follow({i}, 3)"}
     for name, click in clicks.items():
-        took = []
+        times = []
         for i in (100, 300, 500, 200, 400):
             before = spent()
             page.evaluate("new Promise(done => {" + click.format(i=i) +
                           "; requestAnimationFrame(() => setTimeout(done)); })")
-            took.append(1000 * (spent() - before))
-        print(f"report of 512 tokens, {name}: {min(took):.0f} ms")
-        assert min(took) < 100
+            times.append(1000 * (spent() - before))
+        print(f"report of 512 tokens, {name}: {min(times):.0f} to {max(times):.0f} ms")
+        assert min(times) < 100 and max(times) < 200
     assert page.locator("#text-tokens .token").count() == 513
