@@ -82,9 +82,9 @@ class Drawing:
             if not (opacity > 0).any():
                 continue
             self.n_maps += 1
-            place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-            self.add(f'<mask id="m{self.n_maps}"><image {place} preserveAspectRatio="none" '
-                     f'href="{png(opacity)}"/></mask><rect {place} class="{ink}" '
+            extent = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+            self.add(f'<mask id="m{self.n_maps}"><image {extent} preserveAspectRatio="none" '
+                     f'href="{png(opacity)}"/></mask><rect {extent} class="{ink}" '
                      f'mask="url(#m{self.n_maps})"/>')
         blank = np.argwhere(np.isnan(t))
         for row, column in blank if len(blank) < MOST_CELLS else ():
@@ -172,8 +172,8 @@ def labels_below(drawing, labels, x, y, cell):
         widest, upright = text_width(labels[-1]), False
     if upright:
         for i, text in enumerate(labels):
-            place = f"{x + (i + 0.5) * cell + 4:.1f} {y + 5:.1f}"
-            drawing.text(0, 0, text, "end", f'transform="translate({place}) rotate(-90)"')
+            extent = f"{x + (i + 0.5) * cell + 4:.1f} {y + 5:.1f}"
+            drawing.text(0, 0, text, "end", f'transform="translate({extent}) rotate(-90)"')
         height = widest + 8
     else:
         step = max(1, math.ceil((widest + 4) / cell))
@@ -205,7 +205,7 @@ def heat_map(drawing, values, x, y, title, rows, columns, axes, said, *, cell=(1
     end = top + height + labels_below(drawing, columns, left, top + height, cell[0])
     drawing.text(left - 5, top - 4, axes[0], "end muted")
     sign = "±" if (t < 0).any() else ""
-    drawing.text(left, end + 13, f"{axes[1]} · darkest: {sign}{number(peak)}".removeprefix(" · "),
+    drawing.text(left, end + 13, f"{axes[1]} · full colour: {sign}{number(peak)}".removeprefix(" · "),
                  "muted")
     drawing.areas.append(Area(left, top, cell, values.shape, said))
     return max(left + width, x + 1.1 * text_width(title)), end + LINE
@@ -403,14 +403,14 @@ def patterns_picture(run: Any, patterns: dict[int, np.ndarray]) -> str:
     drawing.add(f'<mask id="all"><image {whole} href="{png(mosaic)}" id="mosaic"/></mask>')
     small = min(48, max(24, 420 // n_head))
     left = x + size + 28
-    for place, box, name in ((f'x="{x:.1f}" y="{y}" width="{size}" height="{size}"',
+    for extent, box, name in ((f'x="{x:.1f}" y="{y}" width="{size}" height="{size}"',
                               f"0 0 {n} {n}", "large"),
                              (f'x="{left:.1f}" y="{y}" width="{small * n_head}" '
                               f'height="{small * len(layers)}"',
                               f"0 0 {n_head * n} {len(layers) * n}", "small")):
-        drawing.add(f'<svg {place} viewBox="{box}" preserveAspectRatio="none" id="{name}">'
+        drawing.add(f'<svg {extent} viewBox="{box}" preserveAspectRatio="none" id="{name}">'
                     f'<rect {whole} class="blue" mask="url(#all)"/></svg>')
-        drawing.add(f'<rect {place} class="frame"/>')
+        drawing.add(f'<rect {extent} class="frame"/>')
     labels_beside(drawing, names, x, y, cell)
     end = y + size + labels_below(drawing, names, x, y + size, cell)
     drawing.text(x, end + 13, "rows attend to columns", "muted")

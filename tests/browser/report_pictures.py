@@ -13,7 +13,7 @@ from gpt2_np import circuits
 TEXT = ("ROMEO:\nWhat, art thou hurt?\n\nMERCUTIO:\nWhat, art thou mad? I am hurt. "
         "A plague on both your houses!")
 PICTURES = {  # name: the section that it begins with, height, colour scheme
-    "report.png": ("header", 975, "light"),
+    "report.png": ("#text", 890, "light"),
     "report_attention.png": ("#attention", 815, "dark"),
 }
 

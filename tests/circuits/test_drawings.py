@@ -202,12 +202,12 @@ def test_words_on_blue_have_the_contrast_of_wcag_in_both_schemes():
             assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, t)
 
 
-def test_a_map_names_its_axes_and_its_darkest_value():
+def test_a_map_names_its_axes_and_the_value_of_its_full_colour():
     sweep = circuits.patching(MODEL, "z", **PAIR)
     _, svg, _ = opened(sweep._repr_html_())
     peak = np.abs(sweep.normalized).max()
     assert "layer" in texts(svg)
-    assert any(re.fullmatch(rf"head · darkest: ±?{peak:.4g}", text) for text in texts(svg))
+    assert any(re.fullmatch(rf"head · full colour: ±?{peak:.4g}", text) for text in texts(svg))
 
 
 def test_a_bar_without_a_value_is_said_and_not_drawn():
