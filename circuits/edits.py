@@ -136,18 +136,26 @@ def replacing_edits(units, new):
             for name, chosen in units.items()}
 
 
+def check_mode(mode, source):
+    """Raise Error for an unknown mode of ablation, and for a source too much or too few."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    if mode == "zero" and source is not None:
+        raise Error("zero-ablation has no use for source: leave it out, or give mode='mean' or "
+                    "'resample'")
+    if mode != "zero" and source is None:
+        raise Error(f"{mode}-ablation needs source prompts: give source=")
+
+
 def replacements(model, base, mode, source, names, edits=None, last_only=True):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
     The second result counts the first positions at which they do not differ from the prompts', the
     third is the logits of the prompts that they come from, if they are one's own.
     """
-    if mode not in MODES:
-        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    check_mode(mode, source)
     if mode == "zero":
         return None, 0, None
-    if source is None:
-        raise Error(f"{mode}-ablation needs source prompts: give source=")
     base, source = prompts(model, base), prompts(model, source)
     check_same_length(base, source, "source", any_number=mode == "mean")
     seen = run(model, source, names, edits=edits, last_only=last_only)

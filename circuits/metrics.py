@@ -7,7 +7,7 @@ move it. (Heimersheim & Nanda 2024, "How to use and interpret activation patchin
 A metric may be able to do more. `Differentiable` is needed for gradients and to attribute it to
 edges. With `ReadsStream` sweeps leave out the unembedding, a tenth to a quarter of their time.
 `ReadsPositions` says that it needs more than the last position, `ByPrompt` that each prompt has an
-answer of its own.
+answer of its own, `LowerIsBetter` that it is a loss.
 """
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ class ReadsStream(Metric, Protocol):
 
     def of_stream(self, x: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
         """Return the metric [b] from the final layer norm's result at that position, [b, d]."""
+
+
+@runtime_checkable
+class LowerIsBetter(Metric, Protocol):
+    """A metric that says if it is better low, as a loss is. One that does not say is not."""
+
+    lower_is_better: bool
 
 
 @runtime_checkable
@@ -164,6 +171,7 @@ class RepeatLoss(Result):
     tokens: np.ndarray
     n: int
     last_only: ClassVar[bool] = False
+    lower_is_better: ClassVar[bool] = True
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         before, targets = self.predicted(logits)
@@ -247,10 +255,29 @@ def members(ids, values):
 
 
 def reads_last(metric, last_only=None):
-    """Return True if a metric is of the last position alone: as asked for, or as it says itself."""
+    """Return True if a metric is of the last position alone: as asked for, or as it says itself.
+
+    Raises Error for a metric that is no function, such as a text or a Task.
+    """
+    if not callable(metric):
+        raise Error(f"metric is a {type(metric).__name__}, expected a function from logits "
+                    "[b, q, v] to [b]: give one, such as task.metric(model)")
     if last_only is not None:
         return last_only
     return metric.last_only if isinstance(metric, ReadsPositions) else True
+
+
+def is_better_low(metric):
+    """Return True for a loss."""
+    return metric.lower_is_better if isinstance(metric, LowerIsBetter) else False
+
+
+def kind_of_patching(base, source, lower_is_better):
+    """Return the `kind` of a result that holds the metric of base and of source, each [b]."""
+    if source is None:
+        return "ablation"
+    gain = (base.mean() - source.mean()) * (1 if lower_is_better else -1)
+    return "denoising" if gain > 0 else "noising" if gain < 0 else "no difference"
 
 
 def of_rows(metric, rows, n):
@@ -268,6 +295,18 @@ def gradient_of_logits(metric, logits):
         raise Error(f"the metric's gradient has shape {gradient.shape} for logits {logits.shape}: "
                     "it must be [b, v], of the last position, or [b, q, v]")
     return gradient
+
+
+def measured(metric, logits, n):
+    """Return a metric's values of logits [1 or n, q, v], one prompt for all or one each."""
+    logits = one_each(logits, n)
+    try:
+        values = metric(logits)
+    except IndexError as error:
+        raise Error(f"the metric failed on logits of shape {logits.shape}: {error}. It sees the "
+                    "last position only, unless it has last_only = False, and prompts of one "
+                    "length at a time, with their answers if it has of_rows") from error
+    return checked_values(values, n)
 
 
 def checked_values(values, n):

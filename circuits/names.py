@@ -119,10 +119,11 @@ def node_names(config: Config) -> list[str]:
             for name in [*(f"L{layer}H{head}" for head in range(config.n_head)), f"MLP{layer}"]]
 
 
-def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int, None, int]:
+def parse_node(config: Config | None, node: Any) -> tuple[int, int | None] | tuple[int, None, int]:
     """Return a head "L9H6", "9.6" or (9, 6) as (9, 6), an MLP "MLP3" as (3, None).
 
-    A neuron "L2N17" is (2, None, 17). Raises Error if the model has no such node.
+    A neuron "L2N17" is (2, None, 17). Raises Error if the model has no such node. If `config` is
+    None, only the spelling is read.
     """
     found = (re.fullmatch(r"(?:L?(\d+)[H.](\d+))|MLP(\d+)|L(\d+)N(\d+)", node)
              if isinstance(node, str) else None)
@@ -133,6 +134,8 @@ def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int,
     if not (isinstance(node, tuple) and (len(node) == 2 or (len(node) == 3 and node[1] is None))):
         raise Error(f"{shown(node)} is not a head or MLP: write 'L9H6', '9.6', (9, 6), 'MLP3' or, "
                     "for a neuron, 'L2N17'")
+    if config is None:
+        return node
     check_index("layer", node[0], config.n_layer)
     if len(node) == 3:
         check_index(f"layer {node[0]}'s neuron", node[2], 4 * config.n_embd)

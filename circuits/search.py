@@ -24,22 +24,21 @@ from .inputs import (
     PromptWarning,
     check_count,
     check_same_length,
-    one_each,
     prompts,
 )
 from .interventions import Edits, EditsLike
-from .metrics import Metric, checked_values, reads_last
+from .metrics import Metric, is_better_low, kind_of_patching, measured, reads_last
 from .names import activation_name, node_names, parse_node
+from .resumed_runs import BaseRun
 from .short_reprs import MOST_LINES, Result, table
-from .sweeps import BaseRun
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Result):
     """Parts that suffice: `kept` of the `n_all` parts of the model.
 
-    Parts are heads and MLPs by name ("L9H6", "MLP3"), or edges (sender, receiver), the strongest
-    first and with their attribution in `scores`.
+    Parts are heads and MLPs by name ("L9H6", "MLP3"), layer by layer, or edges (sender, receiver),
+    the strongest first and with their attribution in `scores`.
 
     `share` (faithfulness) is the share of the whole effect that is left if every other part is
     replaced. `incompleteness` is the mean |F(C \\ K) - F(M \\ K)| over random subsets K of the
@@ -62,11 +61,12 @@ class Circuit(Result):
     keep: float
     tokens: np.ndarray
     bos: bool
+    lower_is_better: bool = False
 
     @property
     def kind(self) -> str:
-        """"noising" if replacing all parts lowers the metric, else "denoising"."""
-        return "noising" if self.none.mean() < self.base.mean() else "denoising"
+        """"noising" if replacing all parts makes the metric worse, else "denoising"."""
+        return kind_of_patching(self.base, self.none, self.lower_is_better)
 
     def __repr__(self) -> str:
         lost = sorted(self.minimality.items(), key=lambda part: -part[1].value)[: MOST_LINES - 1]
@@ -101,10 +101,11 @@ def find(
     them. Then as many of the weakest go as leave the share between `keep` and 2 - `keep`: pruning
     parts that work against the task overshoots. The result is a local minimum, from which no single
     node can go, and every step is exact. `edits`, as for `run`, hold in every pass, so that the
-    circuit is the edited model's.
+    circuit is the edited model's. `bos`, as for `run`, puts <|endoftext|> first: by default before
+    text and not before ids. All prompts have one length.
 
     `base` should do the task better than `source`. Given the wrong way round they have a circuit
-    too, which keeps the metric low: a PromptWarning says so.
+    too, which keeps the metric bad: a PromptWarning says so.
     """
     base, source = prompts(model, base, bos), prompts(model, source, bos)
     if mode not in ("resample", "mean"):
@@ -113,15 +114,15 @@ def find(
     names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
     edits, n, last_only = Edits(model, edits), len(base.tokens), reads_last(metric)
     new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
-    of_source = None if logits is None else checked_values(metric(one_each(logits, n)), n)
+    of_source = None if logits is None else measured(metric, logits, n)
 
     def measure(removed):
         replaced = [edits, replacing_edits(units_by_name(removed), new)]
         seen = run(model, base, edits=replaced, last_only=last_only)
-        return checked_values(metric(seen.logits), n)
+        return measured(metric, seen.logits, n)
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
-    pruning, removed = Pruning(measure, list(nodes), keep, base, of_source), []
+    pruning, removed = Pruning(measure, list(nodes), keep, base, of_source, metric), []
     while True:
         left = [node for node in nodes if node not in removed]
         replaced = [edits, replacing_edits(units_by_name(removed), new)]
@@ -144,9 +145,9 @@ def removed_alone(stored, new, n_shared, left, progress):
     for what in ("z", "mlp_out"):
         index = {node: node[:1] if what == "mlp_out" else node
                  for node in left if (node[1] is None) == (what == "mlp_out")}
-        sweep = stored.sweep(new, what, False, None, n_shared, progress and bool(index),
-                             set(index.values()))
-        alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
+        values = stored.sweep(new, what, False, None, n_shared, progress and bool(index),
+                              set(index.values()))
+        alone |= {node: values[cell] for node, cell in index.items()}
     return alone
 
 
@@ -156,19 +157,19 @@ class Pruning:
     Shares are of the effect of all parts: the metric of the whole model minus that of none.
     """
 
-    def __init__(self, measure, parts, keep, given, of_source):
+    def __init__(self, measure, parts, keep, given, of_source, metric):
         if not 0 < keep <= 1:
             raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
         self.measure, self.keep, self.given, self.n_all = measure, keep, given, len(parts)
-        self.of_source = of_source
+        self.of_source, self.lower_is_better = of_source, is_better_low(metric)
         self.whole, self.none = measure([]), measure(parts)
         if abs((self.whole - self.none).mean()) < 1e-6 * max(1.0, abs(self.whole.mean())):
             raise Error("replacing every part of the model does not change the metric, so there is "
                         "no effect to explain: look at the prompts and the answers")
-        if self.whole.mean() < self.none.mean():
+        if kind_of_patching(self.whole, self.none, self.lower_is_better) == "denoising":
             warnings.warn(
-                f"the metric is {self.whole.mean():.4g} on base and rises to "
-                f"{self.none.mean():.4g} if every part is replaced from source: give the prompts "
+                f"the metric is {self.whole.mean():.4g} on base and gets better, "
+                f"{self.none.mean():.4g}, if every part is replaced from source: give the prompts "
                 "that do the task as base, and those that do not as source", PromptWarning, 3)
 
     def share(self, values, index=slice(None)):
@@ -223,4 +224,5 @@ class Pruning:
             keep=self.keep,
             tokens=self.given.tokens,
             bos=self.given.bos,
+            lower_is_better=self.lower_is_better,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -21,11 +22,20 @@ from .short_reprs import Result
 MOST_PROMPTS = 1000  # their stored activations are 9 GB at 124M's shape, at 41 tokens each
 
 
+class PromptPair(TypedDict):
+    """The arguments of a causal tool: the run that is changed, the other one, and the metric."""
+
+    base: Prompts
+    source: Prompts
+    metric: Differentiable
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(Result):
     """Prompts whose last position has an answer, and minimally different ones without it.
 
-    `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits.
+    `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits. Causal
+    tools take `**task.noising(model)` or `**task.denoising(model)` for base, source and metric.
     """
 
     name: str
@@ -39,6 +49,14 @@ class Task(Result):
             raise Error("metric takes the model and returns the metric: write "
                         "task.metric(model)(logits)")
         return logit_difference(model, self.answers, self.wrong)
+
+    def denoising(self, model: Model) -> PromptPair:
+        """Return what puts parts of the clean prompts into the corrupted: parts that suffice."""
+        return {"base": self.corrupted, "source": self.clean, "metric": self.metric(model)}
+
+    def noising(self, model: Model) -> PromptPair:
+        """Return what puts parts of the corrupted prompts into the clean: parts that are needed."""
+        return {"base": self.clean, "source": self.corrupted, "metric": self.metric(model)}
 
 
 def repeated_tokens(

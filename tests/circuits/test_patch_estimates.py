@@ -7,7 +7,7 @@ from random_model import TINY, random_params
 
 from gpt2_np import Error, Model, circuits
 from gpt2_np.circuits.patch_estimates import rank_correlation
-from gpt2_np.circuits.sweeps import PATCHABLE
+from gpt2_np.circuits.resumed_runs import PATCHABLE
 
 DOUBLE = Model(TINY, random_params(TINY, 0, np.float64, scale=0.3))
 

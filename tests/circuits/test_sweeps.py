@@ -6,7 +6,7 @@ import pytest
 from prompt_pair import ANSWERS, CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, NOISING, close
 
 from gpt2_np import Error, circuits, gpt2_np
-from gpt2_np.circuits import sweeps
+from gpt2_np.circuits import resumed_runs
 from gpt2_np.circuits.edits import MODES
 
 
@@ -31,7 +31,7 @@ def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
              "pattern by position"],
 )  # fmt: skip
 def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what, positions):
-    monkeypatch.setattr(sweeps, "POSITIONS_AT_ONCE", positions)
+    monkeypatch.setattr(resumed_runs, "POSITIONS_AT_ONCE", positions)
     name, _, by_position = what.partition(" ")
     sweep = circuits.patching(MODEL, name, **DENOISING, by_position=bool(by_position) or None)
     expected = one_by_one(sweep, circuits.run(MODEL, CLEAN, "*"), CORRUPTED)
