@@ -35,8 +35,8 @@ from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map
 from .reporting import report_page
-from .short_reprs import prompts_in, table_lines
 from .resumed_runs import PATCHABLE
+from .short_reprs import prompts_in, table_lines
 from .tasks import MOST_PROMPTS, TASKS
 from .tracing import HEADER
 

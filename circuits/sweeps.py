@@ -35,7 +35,15 @@ from .inputs import (
 )
 from .interventions import EditsLike, chosen_indices
 from .metrics import ByPrompt, Metric, is_better_low, kind_of_patching, of_rows, reads_last
-from .names import activation_name, cell_name, kind_of, layer_of, matching_names, node_name, parse_node
+from .names import (
+    activation_name,
+    cell_name,
+    kind_of,
+    layer_of,
+    matching_names,
+    node_name,
+    parse_node,
+)
 from .resumed_runs import PATCHABLE, BaseRun, needed_kinds, sweep_axes
 from .short_reprs import MOST_LINES, Result, prompts_in, strongest, table
 

@@ -75,7 +75,8 @@ def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metri
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", ["z", "mlp_out"])
 def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
-    sweep = circuits.ablation(MODEL, what, **NOISING, mode=mode, by_position=False)
+    given = NOISING if mode != "zero" else {**NOISING, "source": None}
+    sweep = circuits.ablation(MODEL, what, **given, mode=mode, by_position=False)
     source = None
     if mode != "zero":
         source = circuits.run(MODEL, CORRUPTED, "*").activations
