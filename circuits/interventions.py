@@ -8,6 +8,8 @@ position 7 of the text.
 """
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,7 +119,7 @@ class Edits:
                     raise Error(f"edits name {shown(pattern)}: write an activation's name, such as "
                                 "'blocks.5.attn.hook_z'")
                 several = [checked_edit(pattern, one) for one in
-                           (edit if isinstance(edit, list | tuple) else [edit])]
+                           (edit if is_list_of_edits(edit) else [edit])]
                 for name in matching_names(pattern, config):
                     self.by_name.setdefault(name, []).extend(several)
         elif callable(edits) and not isinstance(edits, PlacedEdit):
@@ -183,11 +185,23 @@ class Edits:
 EditsLike = Mapping[str, Any] | Edit | Sequence[Any] | Edits  # a list is of mappings and taps
 
 
+def is_list_of_edits(edit):
+    """Return True for a list of functions and arrays; one of plain numbers is an array itself."""
+    return isinstance(edit, list | tuple) and (
+        not edit or any(callable(one) or getattr(one, "ndim", 0) for one in edit))
+
+
 def checked_edit(pattern, edit):
     """Return an edit. An array is put in as it is, and changes what NumPy would broadcast it to."""
     if callable(edit):
+        with contextlib.suppress(ValueError):  # of a builtin that does not tell its arguments
+            try:
+                inspect.signature(edit).bind(pattern, None)
+            except TypeError:
+                raise Error(f"the edit of {pattern} cannot be called with two arguments: write a "
+                            "function (name, array)") from None
         return edit
-    if not is_numbers(edit):
+    if not is_numbers(edit) and not isinstance(edit, list | tuple):
         raise Error(f"the edit of {pattern} is {shown(edit)}: give a function (name, array), an "
                     "array, or a list of these")
     return Replacement(edit)

@@ -67,7 +67,7 @@ def repeated_tokens(
     Corrupted: other tokens in the first half, so that nothing repeats, and another (`wrong`) at
     the beginning of the second half. <|endoftext|> comes first if the vocabulary has it.
     """
-    check_count("batch", batch, MOST_PROMPTS)
+    check_count("batch", batch, most=MOST_PROMPTS)
     end = end_of_text(model)
     bos = (end is not None) if bos is None else bos
     ordinary = np.array([i for i in range(model.n_vocab) if i != end])
@@ -109,7 +109,7 @@ def indirect_object(
     none twice ("abc"), or the other giver ("swap"). Names must be single tokens, as they are in
     the official vocabulary; Error if fewer than six are. (Wang et al. 2022, section 2.)
     """
-    check_count("n", n, MOST_PROMPTS)
+    check_count("n", n, most=MOST_PROMPTS)
     if corruption not in ("abc", "swap"):
         raise Error(f"unknown corruption {shown(corruption)}: choose 'abc' or 'swap'")
     encode = tokenizer_of(model).encode
@@ -149,7 +149,7 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
     The name comes twice before. Any vocabulary will do: first halves are beginnings of capitalised
     words, second halves letters. Corrupted: another second half (`wrong`) both times.
     """
-    check_count("n", n, MOST_PROMPTS)
+    check_count("n", n, most=MOST_PROMPTS)
     tokenizer = tokenizer_of(model)
     text_of = {i: tokenizer.decode([i]) for i in range(model.n_vocab)}
     firsts = [i for i, text in text_of.items() if re.fullmatch(r" [A-Z][a-z]{1,3}", text)]

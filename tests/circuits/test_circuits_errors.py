@@ -95,7 +95,7 @@ def call(function, *args, **options):
          "use last_only=False"),
         (call(circuits.measure, [[1, 2]], bos=True), "has <.endoftext.>"),
         (call(circuits.repeated_tokens, 4, 0), "batch is 0"),
-        (call(circuits.repeated_tokens, 4, 10**8), "batch is 100000000: .* at most 1000 prompts"),
+        (call(circuits.repeated_tokens, 4, 10**8), "batch is 100000000: .* at most 1000"),
         (call(circuits.find, base=TOKENS, source=TOKENS, metric=METRIC), "no effect to explain"),
         (call(circuits.find_edges, base=TOKENS, source=TOKENS, metric=METRIC),
          "no effect to explain"),
