@@ -386,8 +386,8 @@ def edge_attribution(
 
     To first order it is the sender's output in `source` minus that in `base`, times the metric's
     gradient at the receiver's input. Holds a gradient [b, q, d] for each receiver: 1.4 MB a
-    position at 124M. `edits` and `bos` are those of `patch_edges`, but for functions of your own, whose
-    gradient is not known.
+    position at 124M. `edits` and `bos` are those of `patch_edges`, but for functions of your own,
+    whose gradient is not known.
     """
     runs = EdgeRuns("edge_attribution", model, base, source, edits, bos, reads_last(metric))
     return runs.attribution(metric)

@@ -111,7 +111,8 @@ def ablated(
     ablated after another, and the metric.) `mode` "zero" puts in zeros, "mean" the mean over the
     `source` prompts, position by position, "resample" their activations, prompt by prompt. Source
     prompts must be as long as those of the run; `patch(mean_activation(...), head)` puts in a mean
-    over texts of any lengths.
+    over texts of any lengths. Source text gets <|endoftext|> put before it: `prompts` with
+    bos=False leaves it out.
     """
     units = units_by_name(parse_node(model.config, node) for node in node_list(nodes))
     new, *_ = replacements(model, source, mode, source, sorted(units))

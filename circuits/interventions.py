@@ -171,6 +171,13 @@ class Edits:
             gradient = edit.back(name, gradient, place)
         return gradient
 
+    @property
+    def without_gradient(self) -> bool:
+        """True if `gradients` cannot go back through an edit: a function or inside a layer norm."""
+        return self.has_functions or any(
+            set(name.split(".")) & {"ln1", "ln2", "ln_final", "hook_result"}
+            for name in self.by_name)
+
     def refuse(self, tool: str, kinds: Sequence[str], remedy: str) -> None:
         """Raise Error if an activation of these kinds, or any of a layer norm, is edited.
 

@@ -304,8 +304,8 @@ def measured(metric, logits, n):
         values = metric(logits)
     except IndexError as error:
         raise Error(f"the metric failed on logits of shape {logits.shape}: {error}. It sees the "
-                    "last position only, unless it has last_only = False, and prompts of one "
-                    "length at a time, with their answers if it has of_rows") from error
+                    "last position only, unless metric.last_only is set to False, and prompts of "
+                    "one length at a time") from error
     return checked_values(values, n)
 
 

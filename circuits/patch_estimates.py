@@ -152,7 +152,8 @@ def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     Error if the sweeps have other cells, prompts or metrics.
     """
     if exact.estimated or not estimate.estimated:
-        raise Error("give the sweep of attribution_patching first, then that of patching")
+        raise Error("the sweeps are not an estimate and the truth: give attribution_patching's "
+                    "first, then patching's")
     for name, mine, other in (("what", estimate.what, exact.what),
                               ("axes", estimate.axes, exact.axes),
                               ("shape", estimate.per_prompt.shape, exact.per_prompt.shape)):

@@ -52,9 +52,10 @@ def path_patching(
     `base`, and only the receivers see the difference. MLPs between are computed anew, or held too
     if `through_mlps` is off.
 
-    Pairs of prompts may differ in length, and `bos` and other options are those of `patching`. Raises Error
-    for edits of the stream and of attention's sum, through which a path's change cannot be told
-    from the rest, and for a sender that is named and writes after every receiver has read.
+    Pairs of prompts may differ in length, and `bos` and other options are those of `patching`.
+    Raises Error for edits of the stream and of attention's sum, through which a path's change
+    cannot be told from the rest, and for a sender that is named and writes after every receiver has
+    read. Others that write later have the effect 0.
     """
     axes, names, sending = checked_senders(model.config, senders)
     readers = checked_receivers(model.config, receivers)

@@ -166,7 +166,7 @@ class BaseRun:
               chosen=None):
         """Return the metric [*axes, b] with `source` (None: zeros) put into one cell after another.
 
-        Cells outside `chosen` are NaN. The first `n_shared` positions of source and base are the same.
+        Cells outside `chosen` are NaN. The first `n_shared` positions of both are the same.
         """
         config, n_shared = self.model.config, self.first_changed(n_shared)
         axes = sweep_axes(what, by_position)

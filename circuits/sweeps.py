@@ -13,7 +13,6 @@ change, with many cells in one batch.
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from ..bpe import Tokenizer, shown
 from ..gpt2_np import Error, Model
+from ..inference.options import warn
 from .drawings import sweep_picture
 from .edits import check_mode, replacements
 from .inputs import (
@@ -35,7 +35,15 @@ from .inputs import (
 )
 from .interventions import EditsLike, chosen_indices
 from .metrics import ByPrompt, Metric, is_better_low, kind_of_patching, of_rows, reads_last
-from .names import activation_name, cell_name, kind_of, layer_of, matching_names, node_name, parse_node
+from .names import (
+    activation_name,
+    cell_name,
+    kind_of,
+    layer_of,
+    matching_names,
+    node_name,
+    parse_node,
+)
 from .resumed_runs import PATCHABLE, BaseRun, needed_kinds, sweep_axes
 from .short_reprs import MOST_LINES, Result, prompts_in, strongest, table
 
@@ -238,9 +246,8 @@ def by_groups(sweep, groups, metric, axes):
             raise Error("the prompts differ in length, so they share no positions to sweep over: "
                         "give by_position=False, or prompts of one length")
         if not isinstance(metric, ByPrompt):
-            warnings.warn("the metric gets the prompts of each length by themselves, and has no "
-                          "of_rows: if it has an answer for each, give it one (circuits.ByPrompt)",
-                          PromptWarning, stacklevel=4)
+            warn("the metric gets the prompts of each length by themselves, and has no of_rows: if "
+                 "it has an answer for each, give it one (circuits.ByPrompt)", PromptWarning)
     parts = [sweep(base, source, of_rows(metric, own, n)) for own, base, source in groups]
     first, whole = parts[0], {}
     if len(parts) == 1:
