@@ -98,7 +98,7 @@ def test_no_texts_have_no_measures():
 
 
 def test_a_text_that_begins_with_end_of_text_gets_another_and_says_so(speaking):
-    with pytest.warns(circuits.PromptWarning, match="gets another before it") as caught:
+    with pytest.warns(circuits.PromptWarning, match="gets another before it"):
         seen = circuits.run(speaking, "<|endoftext|>The cat")
     end = speaking.tokenizer.end_of_text
     assert seen.tokens[0, :2].tolist() == [end, end]
