@@ -197,18 +197,18 @@ def plot_reliability(measures: Measures | Mapping[str, Measures], path: Any = No
         raise Error("plot_reliability takes the result of circuits.measure, or {name: result}, not "
                     f"{described(measures)}")
     figure = new_figure(4, 3.6)
-    draw_reliability(figure.subplots(), given)
+    draw_reliability(figure.subplots(), list(given.values()), line_styles(list(given)), any(given))
     return saved(figure, path)
 
 
-def draw_reliability(axes, given):
-    """Draw the reliability of {name: Measures}."""
+def draw_reliability(axes, measures, styles, legend):
+    """Draw accuracy by confidence, a line for each Measures, and the diagonal."""
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.5, linestyle=":")
-    for one, style in zip(given.values(), line_styles(list(given)), strict=True):
+    for one, style in zip(measures, styles, strict=True):
         confidence, accuracy, n = one.reliability[one.reliability[:, 2] > 0].T
         axes.plot(confidence, accuracy, **style)
         axes.scatter(confidence, accuracy, 200 * n / n.sum(), color=style["color"])
-    finish_lines(axes, "reliability", "confidence", "accuracy", any(given))
+    finish_lines(axes, "reliability", "confidence", "accuracy", legend)
 
 
 def line_styles(names):
@@ -233,25 +233,30 @@ def finish_lines(axes, title, x, y, legend):
 def plot_survey(survey: Survey, path: Any = None) -> Any:
     """Draw a survey: its columns by layer, a line a model, calibration, and its models in order.
 
-    Returns the figure. The last panel, the loss and the best heads of each model, is for several.
+    Of many models the legend and the reliability diagram show the first, the middle and the last.
+    The last panel, the loss and the best heads of each model, is for several. Returns the figure.
     """
     if not isinstance(survey, Survey):
         raise Error(f"plot_survey takes the result of circuits.survey, not {described(survey)}")
     profiles, names = survey.profiles, [one.name for one in survey.profiles]
-    several, figure = len(names) > 1, new_figure(11, 6)
+    several, styles, figure = len(names) > 1, line_styles(names), new_figure(11, 6)
     panels = figure.subplots(2, 3).ravel()
     for axes, kind, title, unit in zip(panels, ("norm", "entropy", "outliers", "induction"), (
             "norm of the stream after a layer", "entropy of attention", "outlier dimensions",
             "best induction head"), ("norm", "nats", "number", "attention"), strict=False):
         values = survey.by_layer(kind)
-        for column, style in zip(values.T, line_styles(names), strict=True):
+        for column, style in zip(values.T, styles, strict=True):
             axes.plot(range(len(column)), column, marker=".", **style)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if kind == "norm" and (values[values == values] > 0).all():
             axes.set_yscale("log")
+        if kind == "outliers":
+            axes.set_ylim(0, max(1, 1.05 * np.nanmax(values)))
+            axes.yaxis.get_major_locator().set_params(integer=True)
         finish_lines(axes, title, "layer", unit, several and kind == "norm")
-    draw_reliability(panels[4], dict(zip(names if several else [""],
-                                         [one.measures for one in profiles], strict=True)))
+    few = [i for i, style in enumerate(styles) if style["label"]]
+    draw_reliability(panels[4], [profiles[i].measures for i in few], [styles[i] for i in few],
+                     several)
     panels[5].set_visible(several)
     if several:
         draw_models(panels[5], names, [one.overall for one in profiles])
