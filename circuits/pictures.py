@@ -275,7 +275,8 @@ def draw_models(axes, names, columns):
     axes.set_xticks(range(0, len(names), step), [printable(name) for name in names[::step]],
                     rotation=90, parse_math=False)
     axes.set_ylim(0, 1.02)
-    finish_lines(axes, "best heads, and loss", "", "attention", True)
+    finish_lines(axes, "best heads, and loss", "", "attention", False)
+    axes.legend(fontsize=7, loc="center left")
 
 
 def bar_panels(given):
