@@ -12,6 +12,7 @@ from reference import gelu
 
 import gpt2_np
 from gpt2_np import Config, Error, Model, circuits
+from gpt2_np.circuits import pictures
 
 TEXTS = [np.random.default_rng(i).integers(0, TINY.n_vocab, n).tolist() for i, n in
          enumerate((9, 24, 5))]
@@ -177,8 +178,8 @@ def undefined():
         (lambda: circuits.survey({"a": lambda: 3}, TEXTS), "model a is 3: give a Model"),
         (lambda: circuits.survey(MODEL, TEXTS, bins=0), "bins is 0"),
         (lambda: circuits.survey(undefined(), TEXTS), r"NaN or infinity, as .*blocks\.1\.mlp"),
-        (lambda: circuits.pictures.plot_survey(MODEL), "plot_survey takes the result of circuits"),
-        (lambda: circuits.pictures.plot_reliability({}), "plot_reliability takes the result of"),
+        (lambda: pictures.plot_survey(MODEL), "plot_survey takes the result of circuits"),
+        (lambda: pictures.plot_reliability({}), "plot_reliability takes the result of"),
     ],
 )
 def test_what_cannot_be_surveyed_is_one_clear_sentence(make, message):
