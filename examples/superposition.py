@@ -6,11 +6,12 @@ A network with d dimensions can give d features an axis each. It can also store 
 dimensions, in directions that are not orthogonal, and pay with interference. Elhage et al. 2022,
 "Toy Models of Superposition" (transformer-circuits.pub/2022/toy_model), show in models of a few
 numbers that sparse features make the second choice the better one. Sections 1 and 2 repeat that
-in NumPy, with gradients by hand; section 3 looks for its traces in the embedded model.
+in NumPy, with gradients by hand. Sections 3 and 4 look for traces of it in the embedded model.
 
 One alphabet for einsum: i model, b sample, d dimension, f feature. All models of a section are
 trained at once. Random numbers come from fixed seeds. Intervals are 95%, by bootstrap over models
-that differ in seed alone (sections 1 and 2) or over neurons (section 3).
+that differ in random numbers alone (sections 1 and 2) or over neurons (3 and 4). Outcomes in the
+docstrings are those of the embedded model. All takes half a minute of one core.
 """
 import argparse
 import sys
@@ -24,7 +25,7 @@ import gpt2_np
 from gpt2_np import circuits
 from gpt2_np.backend import einsum
 
-DENSITIES = 30.0 ** -np.linspace(0, 1, 16)  # of section 2
+DENSITIES = 20.0 ** -np.linspace(0, 1, 18)  # of section 2
 BATCH, RATE = 256, 0.01  # samples a step; learning rate, which falls to 0 in the second half
 N_TEXTS, LENGTH, TOP = 40, 100, 10  # texts of section 3, their tokens, places a neuron
 
@@ -107,7 +108,10 @@ def angles(W):
 def five_in_a_plane(densities=(1, 0.5, 0.25, 0.1, 0.05), seeds=8, steps=2000):
     """Print what becomes of five features in two dimensions; return the best W [2, f] by density.
 
-    Feature f has importance 0.9^f. FIVE
+    Feature f has importance 0.9^f. Dense: 7 of 8 models keep two features, at right angles
+    but for 0.5° on average, and little of the others. At densities of 0.5 and 0.25 the best model
+    has two pairs of opposites and drops the fifth. At 0.05 all 8 are pentagons, whose worst angle
+    is 1.1° away from 72° on average.
     """
     density, best = np.repeat(densities, seeds), {}
     W, b = train(density, 5, 2, 0.9, steps)
@@ -141,11 +145,14 @@ def dimensionality(W):
     return squares**2 / np.maximum(overlaps, 1e-12)
 
 
-def plateaus(densities=DENSITIES, seeds=4, steps=2000):
+def plateaus(densities=DENSITIES, seeds=4, steps=1500):
     """Print D* = d / ‖W‖² by density, the dimensions a stored feature; return rows to draw.
 
     40 equally important features in 8 dimensions. ‖W‖² counts the stored ones, as each has a
-    length of about 1. PLATEAUS
+    length of about 1. The paper's curve (400 in 30) is sticky at 1 and at ½. Ours begins at 1.005,
+    where the 8 dimensions are used once, though by mixtures, as no feature matters more. From
+    1/density 2.4 to 2.9 it rests at 0.50 to 0.49: in every model 16 features in 8 pairs of
+    opposites, and 24 that are not stored. Then it falls to 0.17 at 20, as nearly all are stored.
     """
     density = np.repeat(densities, seeds)
     W, _ = train(density, 40, 8, steps=steps, seed=2)
@@ -163,7 +170,7 @@ def plateaus(densities=DENSITIES, seeds=4, steps=2000):
     return np.array(rows)
 
 
-# --- 3. a real model (the paper's discussion asks how much superposition there is in one) --
+# --- 3. neurons of a real model (the paper calls those of several meanings polysemantic) --
 
 
 def pair_cosines(vectors):
@@ -187,7 +194,11 @@ def contexts(model, tokens):
     """Print if the places that excite a neuron most have more in common than its excitement.
 
     A place is the normalised stream that the MLP reads, less its mean over places and less the
-    direction of the neuron's own input weights, which excited places share by choice. CONTEXTS
+    direction of the neuron's own input weights, which excited places share by choice. A pair or a
+    neuron is "like random ones" if its cosine is below the 95th percentile of random places, so by
+    chance 0.95 of them would be. Of pairs 0.71 to 0.74 are, of neurons at most 0.03: nearly every
+    neuron has something in common, but most pairs of its places are as unlike as any. Its ten places
+    hold 7 to 8 different tokens. Some neurons have one meaning ("[" that opens a stage direction).
     """
     print(f"\n3. The {TOP} places that excite a neuron most, one from a text, in {N_TEXTS} texts "
           f"of {tokens.shape[1]} tokens by the model (seed 3)\n"
@@ -220,12 +231,16 @@ def contexts(model, tokens):
             print(f"      {example.value:6.2f}  {example.window()}")
 
 
+# --- 4. directions of a real model (the interference of the paper's definitions) ----------
+
+
 def overlaps(model):
     """Print how near output directions of neurons are to orthogonal; return cosines of one layer.
 
     Beside them stand as many random directions, and the Welch bound, which no n directions in d
-    dimensions can go below. Sums of squared cosines are interference (and 1/dimensionality).
-    OVERLAPS
+    dimensions can go below. With 1024 in 256 no neuron has a dimension of its own: 0.18 to 0.19 of
+    one each. Training did not spread them to the least interference. Their root mean square, 0.064
+    to 0.066, is above that of random directions, 0.062, and their nearest pairs are nearer.
     """
     n, d = model.params["blocks"][0]["mlp"]["c_proj"]["w"].shape
     rng, upper = np.random.default_rng(4), np.triu_indices(n, 1)
@@ -275,7 +290,7 @@ def draw(figure, best, rows, own, random, path):
              title="dimensions a stored feature (40 in 8)")
     axes = figure.add_subplot(panels[1, len(best) :])
     for values, label in (own, "a layer's neurons"), (random, "random directions"):
-        axes.hist(values, np.linspace(-0.8, 0.8, 81), histtype="step", label=label)
+        axes.hist(values, np.linspace(-0.5, 0.5, 81), histtype="step", label=label)
     axes.set(yscale="log", xlabel="cosine", title="pairs of output directions")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=90)
