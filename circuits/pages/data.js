@@ -143,6 +143,8 @@ function element(tag, { text, className, ...attributes } = {}, ...children) {
   return made;
 }
 
+const ON_INK = 0.65; // above this opacity text is of the paper's colour
+
 // Give an element an ink of opacity t. Most of a long text does not change: leave it alone.
 function tint(target, ink, t) {
   const share = `${Math.round(100 * Math.min(1, t))}%`,
@@ -150,7 +152,7 @@ function tint(target, ink, t) {
   if (target.inked === state) return;
   target.inked = state;
   target.style.background = `color-mix(in srgb, var(--${ink}) ${share}, transparent)`;
-  target.style.color = t > 0.55 && ink !== "amber" ? "var(--paper)" : "";
+  target.style.color = t > ON_INK && ink !== "amber" ? "var(--paper)" : "";
 }
 
 // Show the numbers of a scale.

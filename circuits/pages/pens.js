@@ -58,7 +58,7 @@ class Pen {
 
   // Write a text that is readable on an ink of opacity t.
   textOn(x, y, text, t, options = {}) {
-    this.text(x, y, text, { ...options, ink: t > 0.55 ? "paper" : "ink" });
+    this.text(x, y, text, { ...options, ink: t > ON_INK ? "paper" : "ink" });
   }
 }
 

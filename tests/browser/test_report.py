@@ -241,13 +241,12 @@ def test_text_is_shown_as_itself(open_page, model, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_background(open_page, path, scheme):
-    """WCAG's contrast of at least 4.5, or 3 for the tint that goes with a number."""
+    """WCAG's contrast of 4.5 for text, and 3 for the numbers and words on an ink."""
     page = open_page(path, color_scheme=scheme)
     pairs = page.evaluate("""() => {
       const parse = (css) => css.match(/[\\d.]+/g).map(Number);
       const colours = coloursOf();
-      return {ink: colours.ink, muted: colours.muted, paper: colours.paper, blue: colours.blue,
-              accent: colours.accent, page: parse(getComputedStyle(document.body).backgroundColor)};
+      return {...colours, page: parse(getComputedStyle(document.body).backgroundColor)};
     }""")
 
     def light(colour):
@@ -263,6 +262,13 @@ def test_text_stands_out_from_its_background(open_page, path, scheme):
     assert contrast("ink", "paper") > 10 and contrast("ink", "page") > 10
     for ink in ("muted", "blue", "accent"):
         assert contrast(ink, "paper") > 4.5 and contrast(ink, "page") > 4.5
+    switch = page.evaluate("ON_INK")
+    for ink in ("blue", "red", "amber"):
+        for t in np.linspace(0, 1, 101):
+            paper, full = np.array(pairs["paper"]), np.array(pairs[ink])
+            pairs["mixed"] = paper + (full - paper) * t
+            text = "paper" if t > switch and ink != "amber" else "ink"
+            assert contrast(text, "mixed") > (4.5 if ink == "amber" else 3.2), (ink, t)
 
 
 def test_a_narrow_window_scrolls_its_pictures_and_not_the_page(open_page, path):
