@@ -196,8 +196,8 @@ def contexts(model, tokens):
     A place is the normalised stream that the MLP reads, less its mean over places and less the
     direction of the neuron's own input weights, which excited places share by choice. A pair or a
     neuron is "like random ones" if its cosine is below the 95th percentile of random places, so by
-    chance 0.95 of them would be. Of pairs 0.71 to 0.74 are, of neurons at most 0.03: nearly every
-    neuron has something in common, but most pairs of its places are as unlike as any. Its ten places
+    chance 0.95 of them would be. Of pairs 0.71 to 0.74 are, of neurons at most 0.03: the places of
+    nearly every neuron have something in common, but most pairs of them are as unlike as any. They
     hold 7 to 8 different tokens. Some neurons have one meaning ("[" that opens a stage direction).
     """
     print(f"\n3. The {TOP} places that excite a neuron most, one from a text, in {N_TEXTS} texts "
