@@ -14,8 +14,12 @@ that differ in random numbers alone (sections 1 and 2) or over neurons (3 and 4)
 docstrings are those of the embedded model. All takes half a minute of one core.
 """
 import argparse
+import os
 import sys
 from pathlib import Path
+
+# Threads gain nothing on matrices this small, and on busy cores they spin while they wait.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
