@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-# Threads gain nothing on matrices this small, and on busy cores they spin while they wait.
+# The matrices are small. On busy cores BLAS threads spin while they wait: 94 s of CPU, not 22.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
