@@ -30,7 +30,7 @@ LETTER, LINE = 6.63, 15  # width of a letter of the labels, height of a line, in
 MOST_CELLS, WIDEST = 2048, 200  # of a sweep's map and of its rows; larger ones become bars
 MOST_COLUMNS, MOST_BARS, LONGEST = 16, 16, 14  # positions, bars, letters of a label
 MOST_PATTERN_CELLS = 1 << 20
-ON_INK = 0.55  # from this opacity on text is paper
+ON_INK = 0.65  # from this opacity on text is paper
 
 
 class Area(NamedTuple):
