@@ -54,8 +54,8 @@ def gradients(
 ) -> Gradients:
     """Return d metric / d activation by name, in the activations' own shapes.
 
-    Of every activation but hook_result and those inside layer norms, or of those that `names`
-    means, as for `run`; the pass back ends at the lowest. The metric must know its gradient, as
+    Of every activation but hook_result and those inside layer norms, or of the `names`, as for
+    `run`; the pass back ends at the lowest. The metric must know its gradient, as
     `logit_difference`, `log_probability` and `repeat_loss` do. Raises Error for a name that has no
     gradient here.
 
@@ -83,11 +83,13 @@ def gradients(
 
 
 def names_with_gradient(names, config):
-    """Return the names that `gradients` knows of those asked for."""
-    asked = activation_names(config) if names is None else matching_names(names, config)
-    wanted = {name for name in asked if kind_of(name) in GRADIENTS}
-    if not wanted:
-        raise Error(f"there is no gradient of {shown(names)}: choose of {', '.join(GRADIENTS)}")
+    """Return the names with a gradient that the given ones mean, each at least one."""
+    given, wanted = "*" if names is None else names, set()
+    for one in [given] if isinstance(given, str) or callable(given) or not given else given:
+        found = {name for name in matching_names(one, config) if kind_of(name) in GRADIENTS}
+        if not found:
+            raise Error(f"there is no gradient of {shown(one)}: choose of {', '.join(GRADIENTS)}")
+        wanted |= found
     return wanted
 
 

@@ -50,15 +50,17 @@ def zero(head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEd
     return Replacement(0.0, head, neuron, position)
 
 
-def add(vector: Any, scale: float = 1.0, position: Any = None, head: Any = None) -> PlacedEdit:
+def add(
+    vector: Any, scale: float = 1.0, *, head: Any = None, position: Any = None, neuron: Any = None
+) -> PlacedEdit:
     """Return an edit that adds `scale` times a vector: steering, if it is the residual stream's.
 
-    The vector may be any array that NumPy broadcasts to the activation. `position` and `head` are
-    those of `patch`.
+    The vector may be any array that NumPy broadcasts to the activation. `head`, `position` and
+    `neuron` are those of `patch`.
     """
     if not is_number(scale):
         raise Error(f"scale is {shown(scale)}: it must be a number")
-    return Replacement(scale * host_numbers(vector), head, None, position, adds=True)
+    return Replacement(scale * host_numbers(vector), head, neuron, position, adds=True)
 
 
 def knock_out(queries: Any, keys: Any = None, head: Any = None) -> PlacedEdit:

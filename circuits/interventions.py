@@ -8,7 +8,6 @@ position 7 of the text.
 """
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,12 +115,12 @@ class Edits:
                 self.by_name.setdefault(name, []).extend(several)
         elif isinstance(edits, Mapping):
             for pattern, edit in edits.items():
-                if not isinstance(pattern, str):
+                if not isinstance(pattern, str | tuple):
                     raise Error(f"edits name {shown(pattern)}: write an activation's name, such as "
                                 "'blocks.5.attn.hook_z'")
                 several = [checked_edit(pattern, one) for one in
                            (edit if is_list_of_edits(edit) else [edit])]
-                for name in matching_names(pattern, config):
+                for name in matching_names([pattern], config):
                     self.by_name.setdefault(name, []).extend(several)
         elif callable(edits) and not isinstance(edits, PlacedEdit):
             wants = getattr(edits, "wants", None) or all_but_results
@@ -204,12 +203,13 @@ def is_list_of_edits(edit):
 def checked_edit(pattern, edit):
     """Return an edit. An array is put in as it is, and changes what NumPy would broadcast it to."""
     if callable(edit):
-        with contextlib.suppress(ValueError):  # of a builtin that does not tell its arguments
-            try:
-                inspect.signature(edit).bind(pattern, None)
-            except TypeError:
-                raise Error(f"the edit of {pattern} cannot be called with two arguments: write a "
-                            "function (name, array)") from None
+        try:
+            inspect.signature(edit).bind(pattern, None)
+        except TypeError:
+            raise Error(f"the edit of {pattern} cannot be called with two arguments: write a "
+                        "function (name, array)") from None
+        except ValueError:  # a builtin that does not tell its arguments
+            pass
         return edit
     if not is_numbers(edit) and not isinstance(edit, list | tuple):
         raise Error(f"the edit of {pattern} is {shown(edit)}: give a function (name, array), an "

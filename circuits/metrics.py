@@ -20,7 +20,8 @@ import numpy as np
 from ..backend import einsum, namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, softmax
-from .inputs import AnswerSets, answer_sets, one_each
+from .inputs import AnswerSets, Prompts, answer_sets, check_count, one_each
+from .interventions import host_numbers
 from .short_reprs import Result
 
 Kind = Literal["logit", "log_probability", "probability"]
@@ -78,6 +79,7 @@ class ByPrompt(Metric, Protocol):
         """Return the metric of the prompts `rows` [b] alone, out of n."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerMetric(Result):
     """A metric of the last position: a measure of `answer` minus that of `wrong` (None: no minus).
 
@@ -100,9 +102,6 @@ class AnswerMetric(Result):
 class LogitDifference(AnswerMetric):
     """Logit of `answer` minus that of `wrong`, each the mean over its set."""
 
-    answer: np.ndarray
-    wrong: np.ndarray | None
-
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         last = logits[:, -1]
         return self.minus_wrong(
@@ -118,15 +117,8 @@ class LogitDifference(AnswerMetric):
         return self.minus_wrong(slope)
 
     def of_stream(self, x: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
-        wte = params["wte"]
-
-        def mean_row(ids):
-            ids, held = one_each(ids, len(x)), one_each(ids >= 0, len(x))
-            rows = to_host(wte[namespace(wte).asarray(ids * held)])
-            weights = held / held.sum(axis=-1, keepdims=True, dtype=rows.dtype)
-            return einsum("bs,bsd->bd", weights, rows)
-
-        return einsum("bd,bd->b", x, self.minus_wrong(mean_row))
+        rows = self.minus_wrong(lambda ids: mean_rows(params["wte"], ids))
+        return einsum("bd,bd->b", x, one_each(rows, len(x)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,8 +128,6 @@ class ProbabilityDifference(AnswerMetric):
     Probabilities are among the `n_vocab` tokens.
     """
 
-    answer: np.ndarray
-    wrong: np.ndarray | None
     n_vocab: int
     log: bool
 
@@ -197,7 +187,7 @@ class RepeatLoss(Result):
 
 
 def logit_difference(
-    model: Model, answers: AnswerSets, wrong: AnswerSets | None, kind: Kind = "logit"
+    model: Model, answers: AnswerSets, wrong: AnswerSets | None = None, kind: Kind = "logit"
 ) -> Differentiable:
     """Return the metric "logit of `answers` minus logit of `wrong`" at the last position.
 
@@ -227,14 +217,15 @@ def log_probability(model: Model, answers: AnswerSets) -> Differentiable:
     return logit_difference(model, answers, None, "log_probability")
 
 
-def repeat_loss(tokens: Tokens | Sequence[Tokens], n: int) -> RepeatLoss:
+def repeat_loss(tokens: Prompts | Tokens | Sequence[Tokens], n: int) -> RepeatLoss:
     """Return the metric "mean loss (nats) of the last `n` tokens given all before them".
 
     It reads the logits of all positions, and says so to sweeps and gradients. It does not know the
     vocabulary, so rows that pad an embedding count.
     """
-    tokens = np.atleast_2d(np.asarray(tokens))
-    if not 1 <= n < tokens.shape[1]:
+    tokens = np.atleast_2d(host_numbers(getattr(tokens, "tokens", tokens)))
+    check_count("n", n)
+    if n >= tokens.shape[1]:
         raise Error(f"n is {n}: it must be from 1 to {tokens.shape[1] - 1}, as the first of "
                     f"{tokens.shape[1]} tokens has no loss")
     return RepeatLoss(tokens, n)
@@ -244,6 +235,15 @@ def chosen(values, ids, fill=0.0):
     """Return the values [..., v] at ids [1 or b, ..., s], [..., s], with `fill` at id -1."""
     ids = one_each(ids, len(values))
     return np.where(ids < 0, values.dtype.type(fill), np.take_along_axis(values, ids, axis=-1))
+
+
+def mean_rows(wte, ids):
+    """Return the mean row of the unembedding of each set of ids [b, s], [b, d], on the host."""
+    held = ids >= 0
+    rows = to_host(wte[namespace(wte).asarray(ids * held)])
+    dtype = np.promote_types(rows.dtype, np.float32)
+    return einsum("bs,bsd->bd", held / held.sum(axis=-1, keepdims=True, dtype=dtype),
+                  rows.astype(dtype, copy=False))
 
 
 def members(ids, values):

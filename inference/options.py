@@ -1,7 +1,7 @@
 """Types of the options of generation and scoring, and checks of the ids of a text and of counts."""
 from __future__ import annotations
 
-import sys
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
@@ -110,7 +110,7 @@ def start_of_text(model: Model, bos: bool, rows: Iterable[Any] = ()) -> list[int
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line outside this package that led here."""
     package, level = f"{__name__.removesuffix('.inference.options')}.", 1
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame and f"{frame.f_globals.get('__name__')}.".startswith(package):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

@@ -26,7 +26,7 @@ def call(function, *args, **options):
     [
         (call(circuits.run, TOKENS, ["blocks.0.hook_resid_pree"]),
          r"'blocks.0.hook_resid_pree'.*did you mean blocks.0.hook_resid_pre"),
-        (call(circuits.run, TOKENS, ["blocks.9.*"]), r"unknown activation 'blocks.9"),
+        (call(circuits.run, TOKENS, ["blocks.9.*"]), "layer 9 does not exist: there are 3"),
         (call(circuits.run, TOKENS, edits={"hook_nothing": 0}), "activation 'hook_nothing'"),
         (call(circuits.run, TOKENS, edits={"hook_embed": np.zeros((2, 3))}),
          r"hook_embed .*\(2, 3\).*\(2, 10, 20\)"),
