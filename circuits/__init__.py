@@ -64,6 +64,7 @@ from .low_rank import LowRank
 from .metrics import (
     ByPrompt,
     Differentiable,
+    LowerIsBetter,
     Metric,
     ReadsPositions,
     ReadsStream,
@@ -86,10 +87,10 @@ from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 __all__ = [
     "Attention", "Attribution", "ByPrompt", "Circuit", "Comparison", "Differentiable", "EdgeScores",
     "Edit", "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens",
-    "LowRank", "Measures", "Metric", "Parts", "Profile", "PromptWarning", "Prompts",
-    "ReadsPositions", "ReadsStream", "Report", "Run", "Survey", "Sweep", "Task", "TopTokens",
-    "Trace", "TraceRow", "ablated", "ablation", "activation_name", "activation_names", "add",
-    "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
+    "LowRank", "LowerIsBetter", "Measures", "Metric", "Parts", "Profile", "PromptWarning",
+    "Prompts", "ReadsPositions", "ReadsStream", "Report", "Run", "Survey", "Sweep", "Task",
+    "TopTokens", "Trace", "TraceRow", "ablated", "ablation", "activation_name", "activation_names",
+    "add", "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
     "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
     "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
     "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",

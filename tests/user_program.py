@@ -64,10 +64,10 @@ def right(name: str | Path) -> None:
     print(len(kept), kept.stack("resid_post"), best_tokens.texts, along["L1N17"], along.layers())
     print(circuits.decompose(model, ids, "1_mid").project(vector, normalized=False).shape)
     task = circuits.repeated_tokens(model, 5, 2)
-    sweep = circuits.patching(model, "z", base=task.corrupted, source=task.clean,
-                              metric=task.metric(model))
-    estimate = circuits.attribution_patching(model, base=task.corrupted, source=task.clean,
-                                             metric=task.metric(model))
+    sweep = circuits.patching(model, "z", **task.denoising(model), layers=1, by_position=True)
+    estimate = circuits.attribution_patching(model, **task.denoising(model), by_position=True)
+    losses: circuits.LowerIsBetter = circuits.repeat_loss(task.clean.tokens, 4)
+    print(losses.lower_is_better, sweep["L1H1"], circuits.find(model, **task.noising(model)).kept)
     most: tuple[str, float] = sweep.top(3)[0]
     traced: list[circuits.TraceRow] = circuits.trace(model, "But soft").rows
     print(traced[-1].einsum, circuits.trace(model, ids).markdown(every=True))

@@ -138,7 +138,7 @@ def test_values_are_put_in_as_numpy_broadcasts_them(values):
                                       slice(-4, 20), slice(1, 9, 3)])
 def test_positions_are_numpys(position):
     for edit, change in ((circuits.zero(position=position), 0),
-                         (circuits.add(VECTOR, 0.5, position), None)):
+                         (circuits.add(VECTOR, 0.5, position=position), None)):
         seen = circuits.run(MODEL, CLEAN, MID, edits={MID: edit})[MID]
         expected = circuits.run(MODEL, CLEAN, MID)[MID]
         expected[:, position] = (0 if change == 0 else
