@@ -1,7 +1,7 @@
 """Gradients of a metric with respect to activations, by a backward pass written out.
 
-A gradient says to first order how every small change of every activation moves the metric, all
-from one pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
+A gradient says to first order how every small change of every activation moves the metric, all from
+one pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
 thousands of patches at the price of two passes. (Nanda 2023, "Attribution Patching"; Syed et al.
 2023, "Attribution Patching Outperforms Automated Circuit Discovery".)
 """
@@ -21,7 +21,7 @@ from ..inference.turns import turn
 from .activations import Activations, run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, check_numbers, prompts
-from .interventions import Edits, EditsLike, Place
+from .interventions import WITHOUT_GRADIENT, Edits, EditsLike, Place
 from .metrics import Differentiable, Metric, gradient_of_logits, reads_last
 from .names import (
     SHORT_NAMES,
@@ -71,8 +71,7 @@ def gradients(
                     "repeat_loss, or give it a method gradient, logits [b, 1, v] -> [b, v]")
     given, wanted = prompts(model, text_or_tokens, bos), names_with_gradient(names, model.config)
     edits = Edits(model, edits)
-    edits.refuse("gradients", ("ln1", "ln2", "ln_final", "result"),
-                 "edit the stream, z, q, k, v, attention or MLPs")
+    edits.refuse("gradients", WITHOUT_GRADIENT, "edit the stream, z, q, k, v, attention or MLPs")
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits,
                last_only=reads_last(metric))
     check_numbers("the logits", seen.logits, model)

@@ -21,6 +21,7 @@ from ..gpt2_np import Error, Model, Tap, all_but_results
 from .inputs import check_index
 from .names import BY_HEAD, BY_NEURON, BY_QUERY, activation_names, kind_of, matching_names
 
+WITHOUT_GRADIENT = ("ln1", "ln2", "ln_final", "result")  # activations that are edited
 Edit = Callable[[str, Any], Any]  # (name, a copy of the activation) -> an array, or None
 
 
@@ -173,19 +174,21 @@ class Edits:
 
     @property
     def without_gradient(self) -> bool:
-        """True if `gradients` cannot go back through an edit: a function or inside a layer norm."""
-        return self.has_functions or any(
-            set(name.split(".")) & {"ln1", "ln2", "ln_final", "hook_result"}
-            for name in self.by_name)
+        """True if gradients cannot go back through an edit, or its activation has none."""
+        return self.has_functions or bool(self.of_kinds(WITHOUT_GRADIENT))
 
-    def refuse(self, tool: str, kinds: Sequence[str], remedy: str) -> None:
-        """Raise Error if an activation of these kinds, or any of a layer norm, is edited.
+    def of_kinds(self, kinds: Sequence[str]) -> list[str]:
+        """Return the names that are edited of these kinds, or of any in a layer norm of these.
 
         A layer norm is "ln1", "ln2" or "ln_final".
         """
-        for name in self.by_name:
-            if kind_of(name) in kinds or set(name.split(".")) & set(kinds):
-                raise Error(f"{tool} cannot honour the edit of {name}: {remedy}")
+        return [name for name in self.by_name
+                if kind_of(name) in kinds or set(name.split(".")) & set(kinds)]
+
+    def refuse(self, tool: str, kinds: Sequence[str], remedy: str) -> None:
+        """Raise Error if an activation of these kinds is edited."""
+        for name in self.of_kinds(kinds):
+            raise Error(f"{tool} cannot honour the edit of {name}: {remedy}")
 
 
 EditsLike = Mapping[str, Any] | Edit | Sequence[Any] | Edits  # a list is of mappings and taps

@@ -33,7 +33,7 @@ from .names import activation_name, node_names, parse_node
 from .resumed_runs import BaseRun
 from .short_reprs import MOST_LINES, Result, table
 
-# Nodes that are looked at exactly before all others are, after some were removed.
+# After some nodes were removed, the exact sweep begins with this many of the others.
 AT_FIRST = 16
 
 
@@ -101,12 +101,19 @@ def find(
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
 
     The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
-    ("resample"), or its mean there ("mean"). Each round prunes every remaining node alone to rank
-    them. Then as many of the weakest go as leave the share between `keep` and 2 - `keep`: pruning
-    parts that work against the task overshoots. The result is a local minimum, from which no single
-    node can go, and every step is exact. `edits`, as for `run`, hold in every pass, so that the
-    circuit is the edited model's. `bos`, as for `run`, puts <|endoftext|> first: by default before
-    text and not before ids. All prompts have one length.
+    ("resample"), or its mean there ("mean").
+
+    Attribution says which nodes can hardly matter, and exact sweeps rank the others. As many of
+    the weakest go as leave the share between `keep` and 2 - `keep`: pruning parts that work
+    against the task overshoots. If they cannot go together, the one goes that can best go alone.
+    Effects that a sweep has found stay in use until the search looks at the node again. Every
+    decision is that of an exact run. The result is a local minimum: an exact sweep has shown that
+    no single node of it can go.
+
+    If the metric has no gradient, or an edit is a function or of a layer norm, the search begins
+    with an exact sweep of all nodes. `edits`, as for `run`, hold in every pass, so that the circuit
+    is the edited model's. `bos`, as for `run`, puts <|endoftext|> first: by default before text and
+    not before ids. All prompts have one length.
 
     `base` should do the task better than `source`. Given the wrong way round they have a circuit
     too, which keeps the metric bad: a PromptWarning says so.
@@ -171,10 +178,11 @@ def one_more_replaced(stored, new, n_shared, nodes, progress):
 
 
 def estimated_effects(model, base, metric, new, names, edits, nodes):
-    """Return {node: effect} of replacing each, by attribution: the largest of two estimates.
+    """Return {node: effect} of replacing each, by attribution: the larger of two estimates.
 
-    The gradient of a whole model can be flat, as one of a metric that is saturated, so that it is
-    taken halfway from the embeddings of base to those of source, too.
+    The gradient at base alone says little if attention is saturated there. The second is taken
+    halfway from the embeddings of base to those of source. (Hanna et al. 2024, "Have Faith in
+    Faithfulness", on gradients along that way.)
     """
     seen, effects = run(model, base, names, edits=edits), dict.fromkeys(nodes, 0.0)
     embedded = seen["hook_embed"]

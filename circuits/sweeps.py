@@ -13,7 +13,7 @@ change, with many cells in one batch.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -185,7 +185,7 @@ def ablation(
     base: PromptsLike,
     metric: Metric,
     mode: str = "zero",
-    source: PromptsLike | None = None,
+    source: PromptsLike | Mapping[str, np.ndarray] | None = None,
     by_position: bool | None = None,
     layers: int | Sequence[int] | None = None,
     last_only: bool | None = None,
@@ -198,7 +198,8 @@ def ablation(
     (`ablated` makes the edits that ablate parts in a run.) `mode` "zero" puts in zeros, "mean" the
     mean over the `source` prompts, position by position, and "resample" their activations, prompt
     by prompt, as `patching` does. `what` and the options are those of `patching`. Means are over
-    the source prompts of the same length.
+    the source prompts of the same length, or over texts of any lengths if `source` is a mapping,
+    {name: mean_activation(model, texts, name)}.
     """
     return sweep_of(model, what, base, source, metric, mode, by_position, layers, last_only,
                     progress, edits, bos)
@@ -225,8 +226,8 @@ def sweep_of(model, what, base, source, metric, mode, by_position, layers, last_
 
 def prompt_groups(model, base, source, mode="resample", bos=None):
     """Return (rows, base, source) for each length of prompts. Means are over any number of them."""
-    if source is None:
-        return [(*group, None) for group in by_length(model, base, bos)]
+    if source is None or isinstance(source, Mapping):
+        return [(*group, source) for group in by_length(model, base, bos)]
     if mode != "mean":
         return list(pairs_by_length(model, base, source, bos))
     ours, theirs = by_length(model, base, bos), by_length(model, source, bos)

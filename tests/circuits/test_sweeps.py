@@ -90,6 +90,23 @@ def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
     close(sweep.per_prompt, one_by_one(sweep, source))
 
 
+def test_a_mean_over_other_texts_is_ablated_as_it_is_patched():
+    for what in ("z", "mlp_out", "post"):
+        name = circuits.activation_name(what, 1)
+        means = {name: circuits.mean_activation(MODEL, CORRUPTED[:, 3:].tolist(), name)}
+        sweep = circuits.ablation(MODEL, name, base=CLEAN, metric=METRIC, mode="mean",
+                                  source=means, by_position=False)
+        part = {"z": {"head": 2}, "post": {"neuron": 2}}.get(what, {})
+        edited = circuits.run(MODEL, CLEAN, edits={name: circuits.patch(means[name], **part)})
+        close(sweep.per_prompt[(1, 2)[: len(sweep.axes)]], METRIC(edited.logits))
+        node = {"z": "L1H2", "post": "L1N2"}.get(what, "MLP1")
+        edits = circuits.ablated(MODEL, node, "mean", source=means)
+        close(circuits.run(MODEL, CLEAN, edits=edits).logits, edited.logits)
+        for mode, wrong in (("resample", means), ("mean", {}), ("mean", {name: np.zeros(3)})):
+            with pytest.raises(Error, match=r"source is a mapping, and .*mean_activation"):
+                circuits.ablation(MODEL, name, base=CLEAN, metric=METRIC, mode=mode, source=wrong)
+
+
 def test_a_sweep_of_some_layers_leaves_the_others_out():
     sweep = circuits.patching(MODEL, **DENOISING, layers=[1])
     assert np.isnan(sweep.values[[0, 2]]).all()
