@@ -1,4 +1,4 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, excite, report, ...
+"""The commands that look inside a model: lens, attribution, heads, patch, excite, survey, ...
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -33,7 +33,7 @@ from ..command_line import (
 )
 from ..gpt2_np import Error
 from .names import activation_name, head_names, node_names, parse_node
-from .pictures import plot_attention, plot_bars, plot_lens, plot_map
+from .pictures import plot_attention, plot_bars, plot_lens, plot_map, plot_survey
 from .reporting import report_page
 from .short_reprs import prompts_in, table_lines
 from .sweeps import PATCHABLE
@@ -151,6 +151,11 @@ def command_line() -> argparse.ArgumentParser:
         add("--lines", action="store_true", help="each line is a text of its own")
         if name == "histogram":
             add("--bins", type=int, default=20, metavar="N", help="at most N bins (default 20)")
+    add = command("survey", "Norms, outliers, attention and calibration by layer, or by model.")
+    add("files", nargs="+", metavar="FILE", help="UTF-8 text, or - for standard input")
+    add("--lines", action="store_true", help="each line is a text of its own")
+    add("--checkpoints", nargs="+", default=[], metavar="NAME",
+        help="more models, such as steps of its training, after --model")
     add = command("report", "One page about a text, to look at in a browser.", plot=False)
     add("prompt", nargs="?", metavar="text", help="the text, or - to read standard input")
     add("--file", metavar="PATH", help="read the text from a file")
@@ -517,6 +522,23 @@ def histogram(model, args):
                   lambda path: plot_bars(found, path))
 
 
+def survey(model, args):
+    def loaded(name):
+        return lambda: text_model(argparse.Namespace(**{**vars(args), "model": name}))
+
+    models = {args.model: model} | {name: loaded(name) for name in args.checkpoints
+                                    if name != args.model}
+    names = [os.path.basename(os.path.normpath(name)) for name in models]
+    if len(set(names)) == len(names):
+        models = dict(zip(names, models.values(), strict=True))
+    found = circuits.survey(models, list(texts_of(args)), bos=bos_of(args))
+    header, rows = found.table()
+    records = [{**vars(one), "repeats": vars(one.repeats), "measures": vars(one.measures),
+                "growth": one.growth, "outliers": one.outliers} for one in found.profiles]
+    return Report(None, {"models": records}, header, rows, [found.title],
+                  lambda path: plot_survey(found, path))
+
+
 def report(model, args):
     text = prompt_text(args)
     again = [*called("gpt2-np-circuits", __package__).split(), "report", "-m", args.model]
@@ -533,8 +555,8 @@ def report(model, args):
 
 
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons, "excite": excite, "histogram": histogram, "trace": trace,
-            "report": report}
+            "neurons": neurons, "excite": excite, "histogram": histogram, "survey": survey,
+            "trace": trace, "report": report}
 
 
 if __name__ == "__main__":

@@ -83,6 +83,9 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
+    surveyed = circuits.survey({100: lambda: gpt2_np.load("shakespeare")}, ["But soft", ids])
+    print(surveyed.profiles[0].growth, circuits.survey([model], [ids]).by_layer("norm").shape)
+    print(circuits.survey(model, [ids]), circuits.survey({"shipped": model}, [ids]).table())
     print(circuits.report(model, "But soft", answer=" what", title="soft").page)
     circuits.report(model, ids).save("report.html")
     table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
@@ -121,6 +124,7 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     circuits.heads(model, "ROMEO.", seeed=1)  # error
     circuits.logit_difference(model, 5, 6, kind="odds")  # error
     circuits.max_activating(model, 5, "L1N17")  # error
+    circuits.survey("124M", ["But soft"])  # error
     circuits.attribution_patching(model, ids, ids, ids)  # error
     circuits.attribution(model, ids, 3, direction="up")  # error
     print(circuits.run(model, ids).logitts)  # error

@@ -14,6 +14,8 @@ RESULTS = [
     lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
     lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
+    lambda: circuits.survey(MODEL, list(CLEAN)),
+    lambda: circuits.survey(MODEL, list(CLEAN)).profiles[0],
     lambda: circuits.repeated_tokens(MODEL, 5), lambda: circuits.gradients(MODEL, CLEAN, METRIC),
     lambda: circuits.attribution(MODEL, CLEAN, 1, neurons="all", by_source=True),
     lambda: circuits.top_tokens(MODEL, MODEL.params["wte"]),
