@@ -65,6 +65,8 @@ def by_length(
 
     `long` allows more tokens than n_ctx, for tools that read them in windows.
     """
+    if not hasattr(model, "tokenizer"):
+        raise Error(f"the model is {shown(model)}: give the model first, then the prompts")
     if isinstance(text_or_tokens, Prompts):
         if bos not in (None, text_or_tokens.bos):
             raise Error(f"bos={bos} was given with Prompts that were made with "

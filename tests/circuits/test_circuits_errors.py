@@ -38,6 +38,7 @@ def call(function, *args, **options):
          "hook_attn_scores"),
         (call(circuits.run, "text"), "no vocabulary"),
         (call(circuits.run, TOKENS, bos=True), "has <.endoftext.>"),
+        (lambda _: circuits.run("text", "z"), "the model is 'text': give the model first"),
         (call(circuits.run, [[1] * 25]), "25 positions do not fit: n_ctx is 24"),
         (call(circuits.run, [[1, 2], [3]]), "the prompts have 1, 2 tokens"),
         (lambda model: circuits.run(model, circuits.prompts(model, TOKENS), bos=True),
