@@ -34,8 +34,12 @@ batch axis.
     tracing                trace: every activation's shape, bytes, work and einsum
     tasks                  repeated_tokens, indirect_object, name_repetition
     reporting              report: a page for a browser about one text
+<<<<<<< HEAD
     pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars,
                            plot_reliability, plot_survey
+=======
+    pictures               pictures.plot_map, pictures.plot_attention, .plot_lens, .plot_bars
+>>>>>>> fixb
 
 `python -m gpt2_np.circuits --help` shows the commands.
 

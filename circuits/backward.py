@@ -1,7 +1,7 @@
 """Gradients of a metric with respect to activations, by a backward pass written out.
 
-A gradient says to first order what every small change of every activation would do, all from one
-pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
+A gradient says to first order how every small change of every activation moves the metric, all
+from one pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
 thousands of patches at the price of two passes. (Nanda 2023, "Attribution Patching"; Syed et al.
 2023, "Attribution Patching Outperforms Automated Circuit Discovery".)
 """
@@ -155,7 +155,7 @@ def gelu_gradient(x):
 def attention_gradients(out, q, k, v, pattern, w_o, before_edits):
     """Return the gradients inside attention from that of its output, [b, q, d].
 
-    Those of q, k, v and z are [b, q, h, e], those of attn_scores and pattern [b, h, q, k].
+    Gradients of q, k, v and z are [b, q, h, e], of attn_scores and pattern [b, h, q, k].
     """
     after = einsum("bqd,hed->bqhe", out, w_o)
     of_z = before_edits("z", after)

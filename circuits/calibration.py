@@ -61,7 +61,8 @@ def measure(
     """Return loss, perplexity, bits per byte, entropy and calibration over texts or lists of ids.
 
     Confidence is the probability of the most probable token. Expected calibration error is the
-    mean distance of accuracy from confidence over equal bins. A text longer than n_ctx is read in
+    mean distance of accuracy from confidence over equal bins. Chance in the bins only adds to it,
+    and resampling adds more, so with few texts its value lies near the lower end of its interval. A text longer than n_ctx is read in
     windows that overlap by half. Resampling is by text: give several. `edits`, as for `run`, see
     one window after another, [1, q, ...], and their positions are those of the window. Text gets
     <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it out.

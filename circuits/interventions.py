@@ -201,7 +201,7 @@ def is_list_of_edits(edit):
 
 
 def checked_edit(pattern, edit):
-    """Return an edit. An array is put in as it is, and changes what NumPy would broadcast it to."""
+    """Return an edit. An array is put in as it is, broadcast as NumPy does."""
     if callable(edit):
         try:
             inspect.signature(edit).bind(pattern, None)
@@ -225,7 +225,7 @@ def is_numbers(array):
 
 
 def called(function, name, array, copies=1):
-    """Return what a function (name, array) makes of an activation, checked.
+    """Return the checked result of a function (name, array) for an activation.
 
     It gets a copy, and of a batch that holds several copies of the prompts one after another.
     """

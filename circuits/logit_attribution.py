@@ -99,7 +99,7 @@ class Attribution(StreamSum):
 
 
 HEAD = re.compile(r"L\d+H\d+")
-KINDS = {"all": ".*", "heads": HEAD, "neurons": r"L\d+N\d+", "mlps": r"MLP\d+"}
+KINDS = {"all": ".*", "heads": HEAD.pattern, "neurons": r"L\d+N\d+", "mlps": r"MLP\d+"}
 
 
 @overload

@@ -91,7 +91,7 @@ def test_a_text_that_repeats_no_token_is_said_to_and_has_no_scores(folder, capsy
     assert note == "this text repeats no token, so that no head can show duplicate token or " \
         "induction"
     assert len(rows) == 4 and "nan" not in "".join(rows)
-    assert all(re.split("  +", row)[1:3] == ["-", "-"] for row in rows[1:])
+    assert all(re.split("  +", row)[2:4] == ["-", "-"] for row in rows[1:])
     path = tmp_path / "x.png"
     assert main([*argv, "--plot", str(path)]) == 1
     assert "repeats no token: there is no induction score to draw" in capsys.readouterr().err
