@@ -205,8 +205,8 @@ def heat_map(drawing, values, x, y, title, rows, columns, axes, said, *, cell=(1
     end = top + height + labels_below(drawing, columns, left, top + height, cell[0])
     drawing.text(left - 5, top - 4, axes[0], "end muted")
     sign = "±" if (t < 0).any() else ""
-    drawing.text(left, end + 13, f"{axes[1]} · full colour: {sign}{number(peak)}".removeprefix(" · "),
-                 "muted")
+    scale = f"{axes[1]} · full colour: {sign}{number(peak)}".removeprefix(" · ")
+    drawing.text(left, end + 13, scale, "muted")
     drawing.areas.append(Area(left, top, cell, values.shape, said))
     return max(left + width, x + 1.1 * text_width(title)), end + LINE
 

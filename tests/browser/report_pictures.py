@@ -12,37 +12,29 @@ from gpt2_np import circuits
 
 TEXT = ("ROMEO:\nWhat, art thou hurt?\n\nMERCUTIO:\nWhat, art thou mad? I am hurt. "
         "A plague on both your houses!")
-EXPLORER = Path(gpt2_np.__file__).parent / "explorer" / "index.html"
-SECTIONS = {  # name of a report's picture: the section that it begins with, height, colour scheme
+PICTURES = {  # name: the section that it begins with, height, colour scheme
     "report.png": ("#text", 890, "light"),
     "report_attention.png": ("#attention", 815, "dark"),
 }
 
 
 def main(folder):
-    folder, model = Path(folder), gpt2_np.load("shakespeare", "cpu")
     program = next(filter(None, map(shutil.which, CHROMIUM)))
+    model = gpt2_np.load("shakespeare", "cpu")
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         path = Path(scratch) / "report.html"
         circuits.report(model, TEXT, path, title="shakespeare")
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-
-        def opened(uri, width, height, scheme="light"):
-            page = browser.new_page(viewport={"width": width, "height": height},
+        browser = playwright.chromium.launch(executable_path=program,
+                                             args=["--no-sandbox"])
+        for name, (selector, height, scheme) in PICTURES.items():
+            page = browser.new_page(viewport={"width": 1100, "height": height},
                                     color_scheme=scheme, reduced_motion="reduce")
-            page.goto(uri)
-            page.wait_for_timeout(500)
-            return page
-
-        for name, (selector, height, scheme) in SECTIONS.items():
-            page = opened(path.as_uri(), 1100, height, scheme)
+            page.goto(path.as_uri())
             page.locator("#text-tokens .token").nth(23).click()
             page.evaluate(f"document.querySelector('{selector}').scrollIntoView()")
             page.mouse.move(0, 0)
             page.wait_for_timeout(500)
-            page.screenshot(path=folder / name)
-        page = opened(f"{EXPLORER.as_uri()}#model=Mixtral-8x7B", 1240, 840)
-        page.screenshot(path=folder / "explorer.png")
+            page.screenshot(path=Path(folder) / name)
         browser.close()
 
 
