@@ -28,12 +28,18 @@ batch axis.
     edges                  find_edges, edge_attribution, patch_edges, edge_names
     bootstrapping          bootstrap
     calibration            measure
+    surveying              survey: norms, outliers, attention and calibration of models
     excitation             max_activating: the texts that excite a neuron or head
     distributions          histogram
     tracing                trace: every activation's shape, bytes, work and einsum
     tasks                  repeated_tokens, indirect_object, name_repetition
     reporting              report: a page for a browser about one text
-    pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars
+<<<<<<< HEAD
+    pictures               (in circuits.pictures) plot_map, plot_attention, plot_lens, plot_bars,
+                           plot_reliability, plot_survey
+=======
+    pictures               pictures.plot_map, pictures.plot_attention, .plot_lens, .plot_bars
+>>>>>>> fixb
 
 `python -m gpt2_np.circuits --help` shows the commands.
 
@@ -62,6 +68,7 @@ from .low_rank import LowRank
 from .metrics import (
     ByPrompt,
     Differentiable,
+    LowerIsBetter,
     Metric,
     ReadsPositions,
     ReadsStream,
@@ -75,6 +82,7 @@ from .paths import path_patching
 from .reporting import Report, report
 from .search import Circuit, find
 from .steering import mean_activation, run_generate, steering_vector
+from .surveying import Profile, Survey, survey
 from .sweeps import Sweep, ablation, patching
 from .tasks import Task, indirect_object, name_repetition, repeated_tokens
 from .tracing import Trace, TraceRow, trace
@@ -83,15 +91,15 @@ from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 __all__ = [
     "Attention", "Attribution", "ByPrompt", "Circuit", "Comparison", "Differentiable", "EdgeScores",
     "Edit", "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens",
-    "LowRank", "Measures", "Metric", "Parts", "PromptWarning", "Prompts", "ReadsPositions",
-    "ReadsStream", "Report", "Run", "Sweep", "Task", "TopTokens", "Trace", "TraceRow", "ablated",
-    "ablation", "activation_name", "activation_names", "add", "as_tap", "attribution",
-    "attribution_patching", "bootstrap", "compare", "composition", "copying_scores", "decompose",
-    "edge_attribution", "edge_names", "find", "find_edges", "full_ov", "full_qk", "gradients",
-    "head_names", "heads", "histogram", "indirect_object", "knock_out", "labels_of", "lens",
-    "log_probability", "logit_difference", "max_activating", "mean_activation", "measure",
-    "name_repetition", "neuron_tokens", "node_names", "ov", "parse_node", "patch", "patch_edges",
-    "patching", "path_patching", "prompts", "qk", "repeat_loss", "repeated_tokens", "report", "run",
-    "run_generate", "singular_tokens", "steering_vector", "token_id", "top_tokens", "trace",
-    "unembed", "zero",
+    "LowRank", "LowerIsBetter", "Measures", "Metric", "Parts", "Profile", "PromptWarning",
+    "Prompts", "ReadsPositions", "ReadsStream", "Report", "Run", "Survey", "Sweep", "Task",
+    "TopTokens", "Trace", "TraceRow", "ablated", "ablation", "activation_name", "activation_names",
+    "add", "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
+    "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",
+    "full_ov", "full_qk", "gradients", "head_names", "heads", "histogram", "indirect_object",
+    "knock_out", "labels_of", "lens", "log_probability", "logit_difference", "max_activating",
+    "mean_activation", "measure", "name_repetition", "neuron_tokens", "node_names", "ov",
+    "parse_node", "patch", "patch_edges", "patching", "path_patching", "prompts", "qk",
+    "repeat_loss", "repeated_tokens", "report", "run", "run_generate", "singular_tokens",
+    "steering_vector", "survey", "token_id", "top_tokens", "trace", "unembed", "zero",
 ]  # fmt: skip

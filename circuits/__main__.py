@@ -1,4 +1,4 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, excite, report, ...
+"""The commands that look inside a model: lens, attribution, heads, patch, excite, survey, ...
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -12,7 +12,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,15 +31,14 @@ from ..command_line import (
     text_model,
 )
 from ..gpt2_np import Error
+from .attention_patterns import SHARES
 from .names import activation_name, head_names, node_names, parse_node
-from .pictures import plot_attention, plot_bars, plot_lens, plot_map
+from .pictures import plot_attention, plot_bars, plot_lens, plot_map, plot_survey
 from .reporting import report_page
+from .resumed_runs import PATCHABLE
 from .short_reprs import prompts_in, table_lines
-from .sweeps import PATCHABLE
 from .tasks import MOST_PROMPTS, TASKS
 from .tracing import HEADER
-
-KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +108,7 @@ def command_line() -> argparse.ArgumentParser:
     add("text", nargs="?", help="a text instead of random tokens that repeat")
     add("--head", action="append", default=[], metavar="5.1",
         help="with --plot: draw this head's attention on the text; may be repeated")
-    add("--kind", default="induction", choices=KINDS, help="with --plot: the score to draw")
+    add("--kind", default="induction", choices=SHARES, help="with --plot: the score to draw")
     for name, about, top in (
         ("patch", "Copy activations of a clean prompt into a corrupted one, one after another.",
          "strongest effects"),
@@ -151,6 +149,11 @@ def command_line() -> argparse.ArgumentParser:
         add("--lines", action="store_true", help="each line is a text of its own")
         if name == "histogram":
             add("--bins", type=int, default=20, metavar="N", help="at most N bins (default 20)")
+    add = command("survey", "Norms, outliers, attention and calibration by layer, or by model.")
+    add("files", nargs="+", metavar="FILE", help="UTF-8 text, or - for standard input")
+    add("--lines", action="store_true", help="each line is a text of its own")
+    add("--checkpoints", nargs="+", default=[], metavar="NAME",
+        help="more models, such as steps of its training, after --model")
     add = command("report", "One page about a text, to look at in a browser.", plot=False)
     add("prompt", nargs="?", metavar="text", help="the text, or - to read standard input")
     add("--file", metavar="PATH", help="read the text from a file")
@@ -305,14 +308,14 @@ def heads(model, args):
     if any(node[1] is None for node in nodes):
         raise Error("--head takes heads, such as 5.1: an MLP has no attention")
     result = circuits.heads(model, args.text, bos=bos_of(args))
-    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in KINDS}
+    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in SHARES}
     scores = {**kinds, "copying": circuits.copying_scores(model)}
     columns = []
     for values in (array.ravel() for array in scores.values()):
         best = np.argsort(-values, kind="stable")[: args.top]
         columns.append([f"{names[i]} {values[i]:.3f}" if values[i] == values[i] else "-"
                         for i in best])
-    missing = [kind.replace("_", " ") for kind in KINDS if np.isnan(kinds[kind]).all()]
+    missing = [kind.replace("_", " ") for kind in SHARES if np.isnan(kinds[kind]).all()]
     reason = "repeats no token" if "beginning" not in missing else "is one token"
 
     def draw(path):
@@ -325,7 +328,7 @@ def heads(model, args):
         plot_map(kinds[args.kind], path, f"{title} score", signed=False, label="attention")
 
     text = "the text" if args.text else "random tokens that repeat once"
-    header = ["previous token", "duplicate token", "induction", "beginning", "copying (OV)"]
+    header = [*(kind.replace("_", " ") for kind in SHARES), "copying (OV)"]
     data = {**scores, "entropy": result.entropy, "distance": result.distance}
     notes = [f"attention on {text}: the highest heads of each kind"]
     if missing:
@@ -435,20 +438,17 @@ def neurons(model, args):
         return one_neuron(model, args)
     result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=bos_of(args),
                                   neurons="all" if args.layer is None else [args.layer])
-    found = [(float(value), label)
-             for label, value in zip(result.labels, result.values[:, 0], strict=True)
-             if re.fullmatch(r"L\d+N\d+", label)]
-    found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
+    found = result.top(args.top, kind="neurons")
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []
-    for value, label in found:
-        ends = {end: [word(model, t) for t in ids]
-                for end, (ids, _) in circuits.neuron_tokens(model, label, 4).items()}
+    for label, value in found:
+        ends = {end: [word(model, t) for t in one.ids]
+                for end, one in circuits.neuron_tokens(model, label, 4).items()}
         rows.append([label, value, *(" ".join(words) for words in ends.values())])
         records.append({"neuron": label, "value": value, **ends})
     title = logit_title(args)
     bars = ([f"{record['neuron']} raises {' '.join(record['raises'][:3])}" for record in records],
-            [value for value, _ in found])
+            [value for _, value in found])
     return Report(result, {"what": title, "neurons": records},
                   ["neuron", title, "reads", "raises", "lowers"], rows, [],
                   lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
@@ -465,8 +465,8 @@ def trace(model, args):
 
 def one_neuron(model, args):
     found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
-    ends = {end: ([word(model, t) for t in ids], scores.tolist())
-            for end, (ids, scores) in found.items()}
+    ends = {end: ([word(model, t) for t in one.ids], one.logits.tolist())
+            for end, one in found.items()}
     title = f"neuron {args.neuron} of layer {args.layer}"
     records = {end: [{"text": text, "score": score} for text, score in zip(*both, strict=True)]
                for end, both in ends.items()}
@@ -517,6 +517,23 @@ def histogram(model, args):
                   lambda path: plot_bars(found, path))
 
 
+def survey(model, args):
+    def loaded(name):
+        return lambda: text_model(argparse.Namespace(**{**vars(args), "model": name}))
+
+    models = {args.model: model} | {name: loaded(name) for name in args.checkpoints
+                                    if name != args.model}
+    names = [os.path.basename(os.path.normpath(name)) for name in models]
+    if len(set(names)) == len(names):
+        models = dict(zip(names, models.values(), strict=True))
+    found = circuits.survey(models, list(texts_of(args)), bos=bos_of(args))
+    header, rows = found.table()
+    records = [{**vars(one), "repeats": vars(one.repeats), "measures": vars(one.measures),
+                "growth": one.growth, "outliers": one.outliers} for one in found.profiles]
+    return Report(None, {"models": records}, header, rows, [found.title],
+                  lambda path: plot_survey(found, path))
+
+
 def report(model, args):
     text = prompt_text(args)
     again = [*called("gpt2-np-circuits", __package__).split(), "report", "-m", args.model]
@@ -533,8 +550,8 @@ def report(model, args):
 
 
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons, "excite": excite, "histogram": histogram, "trace": trace,
-            "report": report}
+            "neurons": neurons, "excite": excite, "histogram": histogram, "survey": survey,
+            "trace": trace, "report": report}
 
 
 if __name__ == "__main__":

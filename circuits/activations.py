@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..backend import to_host
 from ..bpe import Tokenizer, shown
-from ..gpt2_np import Config, Error, Model, forward
+from ..gpt2_np import Config, Error, Model, forward, softmax
 from ..inference.turns import turn
 from .drawings import patterns_picture
-from .inputs import PromptsLike, check_index, prompts
+from .inputs import PromptsLike, check_count, prompts
 from .interventions import Edits, EditsLike, Place
 from .names import (
     BLOCK_NAMES,
     SHORT_NAMES,
     activation_names,
-    as_glob,
+    glob_of,
     kind_of,
+    layer_glob,
     layer_of,
     matching_names,
     nearest,
-    stream_point,
 )
 from .short_reprs import Result
+from .weights import TopTokens, best_tokens
+
+Name = str | tuple[str, int]
+Names = Name | Sequence[Name] | Callable[[str], bool]
 
 
 class NotKept(Error, KeyError):
@@ -60,7 +64,7 @@ class Activations(Result, Mapping[str, np.ndarray]):
             wanted = name[0] if isinstance(name, tuple) else name
             known = activation_names(self.config)
             there = (wanted in BLOCK_NAMES
-                     or fnmatch.filter(known, as_glob(stream_point(wanted, self.config))))
+                     or fnmatch.filter(known, glob_of(wanted, self.config)))
             raise NotKept(f"{shown(name)} was not kept" + (
                 f": ask for it with names={wanted!r}" if there
                 else nearest(wanted, [*SHORT_NAMES, *known])))
@@ -88,25 +92,14 @@ class Activations(Result, Mapping[str, np.ndarray]):
         """Return the names of the kept activations that a full or short name or a pair means."""
         if isinstance(name, str) and name in self.activations:
             return [name]
-        if isinstance(name, tuple) and len(name) == 2:
-            check_index("layer", name[1], self.config.n_layer, negative=True)
-            return self.in_layers(name[0], name[1] % self.config.n_layer)
-        return fnmatch.filter(self.activations, as_glob(stream_point(name, self.config)))
-
-    def in_layers(self, kind: str, layer: int | str = "*") -> list[str]:
-        """Return the names of a kind that were kept, in one layer or in all of them."""
-        glob = f"blocks.*.{kind}" if kind in BLOCK_NAMES else as_glob(kind)
-        if not glob.startswith("blocks.*."):
-            raise Error(f"{shown(kind)} is not an activation of layers"
-                        f"{nearest(kind, SHORT_NAMES)}")
-        return fnmatch.filter(self.activations, glob.replace("*", str(layer), 1))
+        return fnmatch.filter(self.activations, glob_of(name, self.config))
 
     def stack(self, kind: str) -> np.ndarray:
         """Return a kind of activation of all layers that were kept, in order, as [layer, b, ...].
 
         `kind` is a short name, such as "resid_pre".
         """
-        found = self.in_layers(kind)
+        found = fnmatch.filter(self.activations, layer_glob(kind))
         if not found:
             raise NotKept(f"{shown(kind)} was kept of no layer: ask for it with names={kind!r}")
         return np.stack([self.activations[name] for name in found])
@@ -122,6 +115,14 @@ class Run(Activations):
         nothing = "the logits alone: names='z', or '*' for all, keeps activations too"
         text = Activations.__repr__(self)
         return text if self.activations else text.replace("activations={}", nothing, 1)
+
+    def top(self, n: int = 10) -> TopTokens:
+        """Return the n most probable next tokens of each prompt, [b, n], and probabilities."""
+        check_count("n", n)
+        n_vocab = getattr(self.tokenizer, "n_vocab", self.config.n_vocab)  # less rows that pad
+        logits = self.logits[:, -1, :n_vocab]
+        found = best_tokens(self.tokenizer, logits, n)
+        return replace(found, probabilities=np.take_along_axis(softmax(logits), found.ids, axis=-1))
 
     def _repr_html_(self) -> str | None:
         """Return a picture of the patterns of the first prompt, if any were kept."""
@@ -160,7 +161,7 @@ class Recorder:
 def run(
     model: Model,
     text_or_tokens: PromptsLike,
-    names: Sequence[str] | str | Callable[[str], bool] = (),
+    names: Names = (),
     *,
     edits: EditsLike | None = None,
     bos: bool | None = None,
@@ -168,8 +169,9 @@ def run(
 ) -> Run:
     """Return the logits alone, and with `names` also activations: "z", or "*" for all of them.
 
-    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`. `names` is
-    one or several full names, short names, globs or `lens`'s points, or a predicate. `edits` maps
+    The result is a mapping: `r["z", 1]`, `r["resid_post", -1]`, `r.stack("resid_pre")`; `r.top(5)`
+    are the most probable next tokens. `names` is one or several full names, short names, globs,
+    pairs ("z", 1) or `lens`'s points, or a predicate. `edits` maps
     such names to edits: arrays, or functions (name, array) that return an array or change theirs;
     or a list of edits, made one after another. It may be a tap, and a list of mappings and taps.
     Edits come before an activation is kept. `last_only` gives logits of the last position,

@@ -73,6 +73,7 @@ class Attention(Result):
         Heads that have no score are left out. Raises Error for a kind that is not a score.
         """
         check_count("n", n)
+        kind = kind.replace(" ", "_")
         if kind not in KINDS:
             raise Error(f"unknown score {shown(kind)}{nearest(kind, KINDS)}")
         scores = getattr(self, kind)
@@ -128,8 +129,11 @@ def heads(
     """
     if text_or_tokens is None:
         config = model.config
-        length = length or min(50, (config.n_ctx - 1) // 2, (model.n_vocab - 2) // 2)
+        if length is None:
+            length = min(50, (config.n_ctx - 1) // 2, (model.n_vocab - 2) // 2)
         text_or_tokens = repeated_tokens(model, length, batch, seed=seed, bos=bos).clean
+    elif (length, batch, seed) != (None, 4, 0):
+        raise Error("length, batch and seed are of random tokens: leave them or the text out")
     edits = Edits(model, edits)
     groups = by_length(model, text_or_tokens, bos, long=True)
     scores = [scored(model, group.prompts.tokens, edits) for group in groups]
@@ -194,7 +198,7 @@ class PatternScores:
 
 
 def key_weights(tokens):
-    """Return what each kind of score counts of the attention on a key, [b, q, k] by kind."""
+    """Return the weight of the attention on each key in each kind of score, [b, q, k] by kind."""
     b, n = tokens.shape
     back = np.arange(n)[:, None] - np.arange(n)  # [q, k]
     same = (tokens[:, :, None] == tokens[:, None, :]) & (back > 0)

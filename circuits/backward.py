@@ -1,7 +1,7 @@
 """Gradients of a metric with respect to activations, by a backward pass written out.
 
-A gradient says to first order what every small change of every activation would do, all from one
-pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
+A gradient says to first order how every small change of every activation moves the metric, all
+from one pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
 thousands of patches at the price of two passes. (Nanda 2023, "Attribution Patching"; Syed et al.
 2023, "Attribution Patching Outperforms Automated Circuit Discovery".)
 """
@@ -21,7 +21,7 @@ from ..inference.turns import turn
 from .activations import Activations, run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, check_numbers, prompts
-from .interventions import Edits, EditsLike, Place
+from .interventions import WITHOUT_GRADIENT, Edits, EditsLike, Place
 from .metrics import Differentiable, Metric, gradient_of_logits, reads_last
 from .names import (
     SHORT_NAMES,
@@ -54,8 +54,8 @@ def gradients(
 ) -> Gradients:
     """Return d metric / d activation by name, in the activations' own shapes.
 
-    Of every activation but hook_result and those inside layer norms, or of those that `names`
-    means, as for `run`; the pass back ends at the lowest. The metric must know its gradient, as
+    Of every activation but hook_result and those inside layer norms, or of the `names`, as for
+    `run`; the pass back ends at the lowest. The metric must know its gradient, as
     `logit_difference`, `log_probability` and `repeat_loss` do. Raises Error for a name that has no
     gradient here.
 
@@ -71,8 +71,7 @@ def gradients(
                     "repeat_loss, or give it a method gradient, logits [b, 1, v] -> [b, v]")
     given, wanted = prompts(model, text_or_tokens, bos), names_with_gradient(names, model.config)
     edits = Edits(model, edits)
-    edits.refuse("gradients", ("ln1", "ln2", "ln_final", "result"),
-                 "edit the stream, z, q, k, v, attention or MLPs")
+    edits.refuse("gradients", WITHOUT_GRADIENT, "edit the stream, z, q, k, v, attention or MLPs")
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits,
                last_only=reads_last(metric))
     check_numbers("the logits", seen.logits, model)
@@ -84,11 +83,13 @@ def gradients(
 
 
 def names_with_gradient(names, config):
-    """Return the names that `gradients` knows of those asked for."""
-    asked = activation_names(config) if names is None else matching_names(names, config)
-    wanted = {name for name in asked if kind_of(name) in GRADIENTS}
-    if not wanted:
-        raise Error(f"there is no gradient of {shown(names)}: choose of {', '.join(GRADIENTS)}")
+    """Return the names with a gradient that the given ones mean, each at least one."""
+    given, wanted = "*" if names is None else names, set()
+    for one in [given] if isinstance(given, str) or callable(given) or not given else given:
+        found = {name for name in matching_names(one, config) if kind_of(name) in GRADIENTS}
+        if not found:
+            raise Error(f"there is no gradient of {shown(one)}: choose of {', '.join(GRADIENTS)}")
+        wanted |= found
     return wanted
 
 
@@ -154,7 +155,7 @@ def gelu_gradient(x):
 def attention_gradients(out, q, k, v, pattern, w_o, before_edits):
     """Return the gradients inside attention from that of its output, [b, q, d].
 
-    Those of q, k, v and z are [b, q, h, e], those of attn_scores and pattern [b, h, q, k].
+    Gradients of q, k, v and z are [b, q, h, e], of attn_scores and pattern [b, h, q, k].
     """
     after = einsum("bqd,hed->bqhe", out, w_o)
     of_z = before_edits("z", after)

@@ -6,11 +6,12 @@ Stream as a Communication Channel".)
 """
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, Error, Model
 from .activations import recorded
 from .head_weights import attention_weights
-from .inputs import Batched, PromptsLike, check_count, check_index, position_slice, prompts
+from .inputs import Batched, PromptsLike, check_index, position_slice, prompts
 from .interventions import Edits, EditsLike
 from .names import (
     BY_QUERY,
@@ -29,7 +30,10 @@ from .names import (
     layer_of,
     matching_names,
     nearest,
+    node_name,
+    parse_node,
 )
+from .short_reprs import MOST_LINES, prompts_in, short, strongest, table
 from .weights import centred, checked_vectors, on_host
 
 WRITTEN_BEFORE = {"resid_pre": (0, 0), "resid_mid": (1, 0), "resid_post": (1, 1)}
@@ -44,13 +48,24 @@ class Terms(Batched):
 
     labels: list[str]
     values: np.ndarray
-    at = "final_post"
     prompt_axes: ClassVar[dict[str, int]] = {"values": 1}
 
-    def __getitem__(self, label: str) -> np.ndarray:
+    def __getitem__(self, label: Any) -> np.ndarray:
+        """Return the term of a label; a head, MLP or neuron may be spelled "5.1" or (5, 1) too."""
+        with contextlib.suppress(Error):
+            label = node_name(*parse_node(None, label))
         if label not in self.labels:
-            raise Error(f"unknown part {shown(label)}{nearest(label, self.labels)}")
+            layer = re.fullmatch(r"L(\d+)N\d+", str(label))
+            hint = (f": ask for neurons=[{layer[1]}]" if layer and f"MLP{layer[1]}" in self.labels
+                    else nearest(label, self.labels))
+            raise Error(f"unknown part {shown(label)}{hint}")
         return self.values[self.labels.index(label)]
+
+
+class StreamSum(Terms):
+    """Terms that sum to the stream at the point `at`, or to a reading of it."""
+
+    at = "final_post"
 
     def layers(self) -> tuple[list[str], np.ndarray]:
         """Return terms summed by sub-layer: "embed", "pos_embed", "0_attn_out", "0_mlp_out", ..."""
@@ -70,19 +85,6 @@ class Terms(Batched):
         points = [f"{i // 2}_{('pre', 'mid')[i % 2]}" for i in range(len(names) - 2)]
         return [*points, self.at], np.cumsum(sums, axis=0)[1:]
 
-    def top(self, n: int = 10) -> list[tuple[str, float]]:
-        """Return the labels with the largest terms, in either direction, and their means.
-
-        Means are over prompts. Raises Error for terms that are not one number a prompt.
-        """
-        check_count("n", n)
-        if self.values.ndim != 2:
-            raise Error(f"the terms have shape {self.values.shape}: top ranks one number a prompt, "
-                        "an attribution's to an answer at one position")
-        means = self.values.mean(axis=-1)
-        order = np.argsort(-np.abs(means), kind="stable")[:n]
-        return [(self.labels[i], float(means[i])) for i in order]
-
 
 def sub_layer_of(label):
     """Return "5_attn_out" or "5_mlp_out" for a part's label, or the label of an embedding."""
@@ -97,7 +99,7 @@ def sub_layer_of(label):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Parts(Terms):
+class Parts(StreamSum):
     """The terms of the residual stream: `values` [p, b, q, d] over `labels` sum to the stream.
 
     `at` is the point of the stream, `gain` [d] that of the final layer norm.
@@ -108,6 +110,12 @@ class Parts(Terms):
     gain: np.ndarray
     at: str = "final_post"
     prompt_axes: ClassVar[dict[str, int]] = {"values": 1, "tokens": 0}
+
+    def __repr__(self) -> str:
+        norms = np.linalg.norm(self.values[:, :, -1], axis=-1).mean(axis=-1)
+        return table(f"Parts of the stream at {self.at} in {prompts_in(self.tokens)}: "
+                     f"{short(self.values)}, of which the longest at the last position:",
+                     [[self.labels[i], f"{norms[i]:.4g}"] for (i,) in strongest(norms, MOST_LINES)])
 
     def project(self, direction: np.ndarray, normalized: bool = True) -> np.ndarray:
         """Return each part along a direction as [p, b, q]. The direction is [d], [b, d], [b, q, d].
@@ -315,8 +323,8 @@ def neuron_layers(neurons, config):
         return set(range(config.n_layer))
     layers = [neurons] if np.ndim(neurons) == 0 else list(neurons)
     for layer in layers:
-        check_index("layer", layer, config.n_layer)
-    return set(layers)
+        check_index("layer", layer, config.n_layer, negative=True)
+    return {layer % config.n_layer for layer in layers}
 
 
 def check_size(shape, remedy):
@@ -326,7 +334,7 @@ def check_size(shape, remedy):
 
 
 def names_of_added(edits, at, config, neurons):
-    """Return the names, up to `at`, whose edits add to the stream what is no other part's."""
+    """Return the names, up to `at`, whose edits add to the stream beside its other parts."""
     known = activation_names(config)
     return [name for name in known[: known.index(at) + 1] if name in edits
             and (kind_of(name) in ADDED_BY_EDITS

@@ -353,6 +353,23 @@ def attention_picture(attention: Any, kinds: Sequence[str]) -> str:
     return drawing.html(repr(attention))
 
 
+def survey_picture(survey: Any, kinds: Sequence[str]) -> str:
+    """Return a map [layer, model] for each column of a survey's profiles; cells say their names."""
+    drawing, x, names = Drawing(), 8.0, [one.name for one in survey.profiles]
+    axes, numbers = ("layer", ""), [""]
+    if len(names) > 1:
+        axes, numbers = ("layer", "number of the model"), digits(len(names))
+    for kind in kinds:
+        values = survey.by_layer(kind)
+        said = [f"{visible(names[j])}, layer {i}: {kind} {number(value)}"
+                for (i, j), value in np.ndenumerate(values)]
+        size = min(18, cell_size(len(kinds) * len(names)))
+        x = 20 + heat_map(drawing, values, x, 4, kind, digits(len(values)), numbers,
+                          axes if kind == kinds[0] else ("", ""), said,
+                          cell=(size, cell_size(2 * len(values), 18)))[0]
+    return drawing.html(repr(survey))
+
+
 def digits(n: int) -> list[str]:
     return list(map(str, range(n)))
 

@@ -30,14 +30,14 @@ from ..inference.turns import turn
 from .activations import run
 from .backward import gradients, layer_norm_gradient
 from .head_weights import attention_weights
-from .inputs import PromptsLike, check_count, check_same_length, one_each, prompts
+from .inputs import PromptsLike, check_count, check_same_length, prompts
 from .interventions import Edits, EditsLike, HeldEdits, Place
-from .metrics import Metric, checked_values, reads_last
+from .metrics import Metric, is_better_low, kind_of_patching, measured, reads_last
 from .names import activation_name, nearest, node_list, node_name, parse_inputs, parse_node
 from .paths import REFUSED
+from .resumed_runs import progress_bar
 from .search import Circuit, Pruning
-from .short_reprs import Result
-from .sweeps import kind_of_patching, progress_bar
+from .short_reprs import MOST_LINES, Result, prompts_in, strongest, table
 from .weights import on_host
 
 WRITERS = ("hook_embed", "blocks.*.attn.hook_z", "blocks.*.hook_mlp_out")
@@ -68,7 +68,7 @@ def find_edges(
     of `patch_edges`, and one for each edge kept. Such a pass takes about as long as two plain ones.
 
     `edits`, as for `patch_edges`, hold in every pass. Prompts the wrong way round are warned of, as
-    by `find`.
+    by `find`, and `bos` means the same.
     """
     pair = EdgeRuns("find_edges", model, base, source, edits, bos, reads_last(metric))
     found = pair.attribution(metric)
@@ -85,13 +85,13 @@ def find_edges(
             patched = np.zeros_like(exist)
             patched[tuple(np.array(removed, int).reshape(-1, 2).T)] = True
             bar.update(1)
-            return checked_values(metric(edge_patched_logits(pair, patched)), n)
+            return measured(metric, edge_patched_logits(pair, patched), n)
 
         def all_but(edges):
             edges = set(edges)
             return [edge for edge in strongest if edge not in edges]
 
-        pruning = Pruning(measure, strongest, keep, pair.base, found.source)
+        pruning = Pruning(measure, strongest, keep, pair.base, found.source, metric)
         kept = strongest[: len(strongest) - pruning.most_removable([], strongest[::-1])]
         kept = without_blocks(without_unread(kept, names),
                               lambda edges: pruning.suffices(measure(all_but(edges))), checks)
@@ -176,7 +176,8 @@ def patch_edges(
     made. `last_only=False` gives the logits of all positions.
 
     `edits`, as for `run`, hold in both prompts. Raises Error for edits of the stream, of
-    attention's sum and of layer norms, since each receiver has its own.
+    attention's sum and of layer norms, since each receiver has its own. `bos`, as for `run`, puts
+    <|endoftext|> first: by default before text and not before ids.
     """
     patched = edge_mask(model.config, patched)
     return edge_patched_logits(
@@ -195,14 +196,7 @@ def edge_mask(config, patched):
     if isinstance(patched, tuple) and len(patched) == 2 and len(node_list(patched[0])) == 1:
         several = [patched]
     for edge in several if isinstance(several, list | tuple) else [several]:
-        if not isinstance(edge, list | tuple) or len(edge) != 2:
-            raise Error(f"{shown(edge)} is not an edge: give (sender, receiver), such as ('L0H1', "
-                        "'L1H2.k')")
-        sender, inputs = edge
-        if sender != "embed":
-            sender = node_name(*parse_node(config, sender))
-        names = ["logits"] if inputs == "logits" else [
-            node_name(*one) for one in parse_inputs(config, inputs)]
+        sender, names = edge_ends(config, edge)
         for receiver in names:
             at = senders.index(sender) if sender in senders else -1, receivers.index(receiver)
             if at[0] < 0 or not exist[at]:
@@ -210,6 +204,18 @@ def edge_mask(config, patched):
                             "head or an MLP, and writes before its receiver reads")
             mask[at] = True
     return mask
+
+
+def edge_ends(config, edge):
+    """Return the names of an edge's sender and of its receivers: a whole head has three inputs."""
+    if not isinstance(edge, list | tuple) or len(edge) != 2:
+        raise Error(f"{shown(edge)} is not an edge: give (sender, receiver), such as ('L0H1', "
+                    "'L1H2.k')")
+    sender, inputs = edge
+    if sender != "embed":
+        sender = node_name(*parse_node(config, sender))
+    return sender, ["logits"] if inputs == "logits" else [
+        node_name(*one) for one in parse_inputs(config, inputs)]
 
 
 class EdgeRuns:
@@ -252,9 +258,8 @@ class EdgeRuns:
         n = len(self.base.tokens)
         return EdgeScores(
             senders, receivers, np.where(exist[..., None], scores, 0),
-            checked_values(metric(seen.logits), n),
-            checked_values(metric(one_each(self.source.logits, n)), n),
-            self.base.tokens, self.base.bos)
+            measured(metric, seen.logits, n), measured(metric, self.source.logits, n),
+            self.base.tokens, self.base.bos, is_better_low(metric))
 
 
 def edge_patched_logits(pair, patched):
@@ -325,7 +330,8 @@ def normalized(streams, norm):
 class EdgeScores(Result):
     """Estimated changes of the metric by patching single edges: `values` [sender, receiver, b].
 
-    `scores["L0H1", "L1H2.k"]` is that of one edge, [b]. `base` and `source` [b] are the metric of
+    `scores["L0H1", "L1H2.k"]` is that of one edge, [b], and `scores["L0H1", "L1H2"]` the sum over
+    the head's three inputs. `base` and `source` [b] are the metric of
     the two runs, and `kind` says if patching was "denoising" or "noising". Pairs that are no edges
     have 0.
     """
@@ -337,26 +343,34 @@ class EdgeScores(Result):
     source: np.ndarray
     tokens: np.ndarray
     bos: bool
-    properties = ("kind",)
+    lower_is_better: bool = False
 
     @property
     def kind(self) -> str:
-        """"denoising" if the source has the higher metric, else "noising"."""
-        return kind_of_patching(self.base, self.source)
+        """"denoising" if the source does better by the metric, or "noising"."""
+        return kind_of_patching(self.base, self.source, self.lower_is_better)
 
-    def __getitem__(self, edge: tuple[str, str]) -> np.ndarray:
-        for end, names in zip(edge, (self.senders, self.receivers), strict=True):
+    def __getitem__(self, edge: tuple[Any, Any]) -> np.ndarray:
+        sender, receivers = edge_ends(None, edge)
+        for end, names in ((sender, self.senders), *((one, self.receivers) for one in receivers)):
             if end not in names:
                 raise Error(f"there is no {shown(end)} in these edges{nearest(end, names)}")
-        return self.values[self.senders.index(edge[0]), self.receivers.index(edge[1])]
+        index = [self.receivers.index(one) for one in receivers]
+        return self.values[self.senders.index(sender), index].sum(axis=0)
+
+    def __repr__(self) -> str:
+        return table(f"EdgeScores of {len(self.senders)} senders and {len(self.receivers)} "
+                     f"receivers ({self.kind}), {prompts_in(self.tokens)}: metric "
+                     f"{self.base.mean():.4g}, source {self.source.mean():.4g};\n"
+                     "the largest estimated changes:",
+                     [[" → ".join(edge), f"{value:+.4g}"] for edge, value in self.top(MOST_LINES)])
 
     def top(self, n: int = 10) -> list[tuple[tuple[str, str], float]]:
         """Return the edges with the largest mean changes, and these, in either direction."""
         check_count("n", n)
         means = self.values.mean(axis=-1)
-        order = np.argsort(-np.abs(means), axis=None, kind="stable")[:n]
         return [((self.senders[s], self.receivers[r]), float(means[s, r]))
-                for s, r in zip(*np.unravel_index(order, means.shape), strict=True)]
+                for s, r in strongest(means, n)]
 
 
 def edge_attribution(
@@ -372,8 +386,8 @@ def edge_attribution(
 
     To first order it is the sender's output in `source` minus that in `base`, times the metric's
     gradient at the receiver's input. Holds a gradient [b, q, d] for each receiver: 1.4 MB a
-    position at 124M. `edits` are those of `patch_edges`, but for functions of your own, whose
-    gradient is not known.
+    position at 124M. `edits` and `bos` are those of `patch_edges`, but for functions of your own,
+    whose gradient is not known.
     """
     runs = EdgeRuns("edge_attribution", model, base, source, edits, bos, reads_last(metric))
     return runs.attribution(metric)

@@ -8,6 +8,7 @@ Turner et al. 2023, "Activation Addition: Steering Language Models Without Optim
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,16 @@ from ..gpt2_np import Error, Model, is_number
 from .activations import run
 from .inputs import PromptsLike, check_same_length, prompts, shared_positions
 from .interventions import PlacedEdit, Replacement, chosen_indices, host_numbers
-from .names import activation_name, node_list, parse_node
+from .names import (
+    BY_HEAD,
+    BY_NEURON,
+    BY_QUERY,
+    activation_name,
+    kind_of,
+    matching_names,
+    node_list,
+    parse_node,
+)
 
 MODES = ("zero", "mean", "resample")
 
@@ -40,15 +50,17 @@ def zero(head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEd
     return Replacement(0.0, head, neuron, position)
 
 
-def add(vector: Any, scale: float = 1.0, position: Any = None, head: Any = None) -> PlacedEdit:
+def add(
+    vector: Any, scale: float = 1.0, *, head: Any = None, position: Any = None, neuron: Any = None
+) -> PlacedEdit:
     """Return an edit that adds `scale` times a vector: steering, if it is the residual stream's.
 
-    The vector may be any array that NumPy broadcasts to the activation. `position` and `head` are
-    those of `patch`.
+    The vector may be any array that NumPy broadcasts to the activation. `head`, `position` and
+    `neuron` are those of `patch`.
     """
     if not is_number(scale):
         raise Error(f"scale is {shown(scale)}: it must be a number")
-    return Replacement(scale * host_numbers(vector), head, None, position, adds=True)
+    return Replacement(scale * host_numbers(vector), head, neuron, position, adds=True)
 
 
 def knock_out(queries: Any, keys: Any = None, head: Any = None) -> PlacedEdit:
@@ -101,15 +113,20 @@ class KnockOut(PlacedEdit):
 
 
 def ablated(
-    model: Model, nodes: Any, mode: str = "zero", *, source: PromptsLike | None = None
+    model: Model,
+    nodes: Any,
+    mode: str = "zero",
+    *,
+    source: PromptsLike | Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, PlacedEdit]:
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
     They go into `edits=` of any tool, for one part or a list. (`ablation` is the sweep: one part
     ablated after another, and the metric.) `mode` "zero" puts in zeros, "mean" the mean over the
     `source` prompts, position by position, "resample" their activations, prompt by prompt. Source
-    prompts must be as long as those of the run; `patch(mean_activation(...), head)` puts in a mean
-    over texts of any lengths.
+    prompts must be as long as those of the run; for means over texts of any lengths `source` is
+    {name: mean_activation(model, texts, name)}. Source text gets <|endoftext|> put before it:
+    `prompts` with bos=False leaves it out.
     """
     units = units_by_name(parse_node(model.config, node) for node in node_list(nodes))
     new, *_ = replacements(model, source, mode, source, sorted(units))
@@ -136,18 +153,43 @@ def replacing_edits(units, new):
             for name, chosen in units.items()}
 
 
+def check_mode(mode, source):
+    """Raise Error for an unknown mode of ablation, and for a source too much or too few."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    if mode == "zero" and source is not None:
+        raise Error("zero-ablation has no use for source: leave it out, or give mode='mean' or "
+                    "'resample'")
+    if mode != "zero" and source is None:
+        raise Error(f"{mode}-ablation needs source prompts: give source=")
+
+
+def given_means(model, mode, source, names):
+    """Return means [1, 1, ...] by name, from a mapping of activations to one vector each."""
+    h, d = model.config.n_head, model.config.n_embd
+    means = {name: host_numbers(mean) for key, mean in source.items()
+             for name in matching_names(key, model.config)}
+    for name in names:
+        kind, found = kind_of(name), np.shape(means.get(name, ()))
+        expected = (h, d // h) if kind in BY_HEAD else (4 * d,) if kind in BY_NEURON else (d,)
+        if mode != "mean" or kind in BY_QUERY or found != expected:
+            raise Error(f"source is a mapping, and {mode}-ablation of {name} cannot use it: with "
+                        f"mode='mean' give {{name: mean_activation(model, texts, name)}}, of shape "
+                        f"{expected}")
+    return {name: means[name][None, None] for name in names}
+
+
 def replacements(model, base, mode, source, names, edits=None, last_only=True):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
     The second result counts the first positions at which they do not differ from the prompts', the
     third is the logits of the prompts that they come from, if they are one's own.
     """
-    if mode not in MODES:
-        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    check_mode(mode, source)
     if mode == "zero":
         return None, 0, None
-    if source is None:
-        raise Error(f"{mode}-ablation needs source prompts: give source=")
+    if isinstance(source, Mapping):
+        return given_means(model, mode, source, names), 0, None
     base, source = prompts(model, base), prompts(model, source)
     check_same_length(base, source, "source", any_number=mode == "mean")
     seen = run(model, source, names, edits=edits, last_only=last_only)

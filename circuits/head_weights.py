@@ -120,8 +120,9 @@ def singular_tokens(
     for i in range(min(n, len(values))):
         reads, writes = into @ u[:, i], written[i]
         sign = 1 if reads.max() >= -reads.min() else -1
-        found.append({"value": float(values[i]), "reads": best_tokens(model, sign * reads, top),
-                      "writes": best_tokens(model, sign * writes, top)})
+        ends = {"reads": reads, "writes": writes}
+        found.append({"value": float(values[i]), **{
+            end: best_tokens(model.tokenizer, sign * scores, top) for end, scores in ends.items()}})
     return found
 
 

@@ -7,7 +7,6 @@ say which it was in `bos`, beside the `tokens` [b, q].
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -17,12 +16,11 @@ import numpy as np
 from ..backend import to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, map_leaves, token_batch
+from ..inference.options import PromptWarning as PromptWarning
+from ..inference.options import check_count as check_count
+from ..inference.options import start_of_text
 from ..inference.scoring import Window, text_windows
 from .short_reprs import Result
-
-
-class PromptWarning(UserWarning):
-    """Prompts give numbers that look right, but are probably not meant as they were given."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,6 +65,8 @@ def by_length(
 
     `long` allows more tokens than n_ctx, for tools that read them in windows.
     """
+    if not hasattr(model, "tokenizer"):
+        raise Error(f"the model is {shown(model)}: give the model first, then the prompts")
     if isinstance(text_or_tokens, Prompts):
         if bos not in (None, text_or_tokens.bos):
             raise Error(f"bos={bos} was given with Prompts that were made with "
@@ -76,18 +76,14 @@ def by_length(
         return [Group(np.arange(len(tokens)), text_or_tokens)]
     rows, is_text = prompt_rows(model, text_or_tokens)
     bos = is_text if bos is None else bos
-    end = end_of_text(model, needed=bos)
     if not bos and not all(map(len, rows)):
         raise Error("the text is empty: give a text, or leave bos on")
-    if bos and any(len(row) and row[0] == end for row in rows):
-        warnings.warn("the prompt begins with <|endoftext|> and gets another before it: leave it "
-                      "out, or give bos=False", PromptWarning, stacklevel=4)
+    start = start_of_text(model, bos, rows)
+    rows = [[*start, *row] for row in rows]
     lengths, groups = np.array([len(row) for row in rows]), []
     for length in dict.fromkeys(lengths.tolist()):
         own = np.flatnonzero(lengths == length)
         tokens = np.array([rows[i] for i in own], int).reshape(len(own), length)
-        if bos:
-            tokens = np.insert(tokens, 0, end, axis=1)
         check_length(model, tokens, long)
         groups.append(Group(own, Prompts(tokens, begins_with_end(model, tokens))))
     return groups
@@ -112,7 +108,8 @@ def prompt_rows(model, given):
 
 
 def is_several(value):
-    return isinstance(value, list | tuple | set | frozenset) or bool(getattr(value, "ndim", False))
+    return bool(getattr(value, "ndim", False)) or (
+        isinstance(value, Sequence | Set) and not isinstance(value, str | bytes))
 
 
 def check_length(model, tokens, long):
@@ -215,12 +212,9 @@ def tokenizer_of(model):
     return model.tokenizer
 
 
-def end_of_text(model, needed=False):
+def end_of_text(model):
     """Return the id of <|endoftext|>, or None if the model has no such token."""
-    end = getattr(model.tokenizer, "end_of_text", None)
-    if needed and end is None:
-        raise Error("bos=True needs a vocabulary that has <|endoftext|>: use bos=False")
-    return end
+    return getattr(model.tokenizer, "end_of_text", None)
 
 
 def begins_with_end(model, tokens):
@@ -249,19 +243,21 @@ def token_id(model: Model, text_or_id: str | int | np.integer) -> int:
 
 def answer_ids(model, answers):
     """Return ids [1 or b] from a text, an id, or a sequence of either."""
-    several = is_several(answers) and not isinstance(answers, set | frozenset)
+    several = is_several(answers) and not isinstance(answers, Set)
+    if several and not len(answers):
+        raise Error(f"the answers are {shown(answers)}: give one, or one for each prompt")
     return np.array([token_id(model, one) for one in (answers if several else [answers])], int)
 
 
 def answer_sets(model, answers):
     """Return ids [1 or b, s] of a token, one a prompt or a set a prompt; -1 fills short sets."""
-    if isinstance(answers, set | frozenset):
+    if isinstance(answers, Set):
         answers = [answers]
     if not is_several(answers) or not any(map(is_several, answers)):
         return answer_ids(model, answers)[:, None]
-    sets = [np.unique(answer_ids(model, [*one] if is_several(one) else one)) for one in answers]
-    if not all(map(len, sets)):
+    if not all(len(one) for one in answers if is_several(one)):
         raise Error(f"{shown(answers)} has an empty set of answers: give each at least one token")
+    sets = [np.unique(answer_ids(model, [*one] if is_several(one) else one)) for one in answers]
     size = max(map(len, sets))
     return np.stack([np.pad(ids, (0, size - len(ids)), constant_values=-1) for ids in sets])
 
@@ -319,16 +315,10 @@ def position_slice(position, tokens):
 
 def check_index(name, index, n, negative=False):
     if isinstance(index, bool) or not isinstance(index, int | np.integer):
-        raise Error(f"{name} is {shown(index)}: it must be an integer")
+        hint = ", as np.flatnonzero makes of a mask" * isinstance(index, bool)
+        raise Error(f"{name} is {shown(index)}: it must be an integer{hint}")
     if not (-n if negative else 0) <= index < n:
         raise Error(f"{name} {index} does not exist: there are {n}, counted from 0")
-
-
-def check_count(name, count, most=None):
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-        raise Error(f"{name} is {shown(count)}: it must be an integer of at least 1")
-    if most and count > most:
-        raise Error(f"{name} is {count}: a task makes at most {most} prompts")
 
 
 def check_numbers(things, array, model=None):

@@ -14,10 +14,12 @@ from typing import ClassVar, overload
 
 import numpy as np
 
-from ..backend import einsum, namespace
+from ..backend import einsum
+from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens
 from .decomposition import (
     FINAL_BIAS,
+    StreamSum,
     Terms,
     check_size,
     directions_for,
@@ -26,22 +28,24 @@ from .decomposition import (
 )
 from .drawings import attribution_picture
 from .inputs import (
-    Answers,
+    AnswerSets,
     OnePrompt,
     Prompts,
     PromptsLike,
-    answer_ids,
+    answer_sets,
+    check_count,
     check_numbers,
     for_each_length,
     one_each,
 )
 from .interventions import Edits, EditsLike
-from .short_reprs import MOST_LINES, prompts_in, table
+from .metrics import mean_rows
+from .short_reprs import MOST_LINES, prompts_in, strongest, table
 from .weights import centred, on_host
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Terms):
+class Attribution(StreamSum):
     """The terms of a logit, of a difference of two, of a direction, or of every logit.
 
     `values` [p, b] (or [p, b, v]) over `labels` sum to `total`, the model's own logits. The last
@@ -59,12 +63,33 @@ class Attribution(Terms):
     def __repr__(self) -> str:
         if self.values.ndim != 2:
             return super().__repr__()
+        n = MOST_LINES if self.by_source is None else MOST_LINES // 2
+        rows = [[name, f"{value:+.4g}"] for name, value in self.top(n)]
+        if self.by_source is not None:
+            moved = self.by_source.values.mean(axis=1)
+            rows += [[f"{self.by_source.labels[head]} from position {key}",
+                      f"{moved[head, key]:+.4g}"] for head, key in strongest(moved, n)]
         return table(f"Attribution in {prompts_in(self.tokens)}: {self.total.mean():.4g}, of which "
-                     f"the largest of {len(self.labels)} parts:",
-                     [[name, f"{value:+.4g}"] for name, value in self.top(MOST_LINES)])
+                     f"the largest of {len(self.labels)} parts:", rows)
 
     def _repr_html_(self) -> str | None:
         return attribution_picture(self) if self.values.ndim == 2 else None
+
+    def top(self, n: int = 10, kind: str = "all") -> list[tuple[str, float]]:
+        """Return the labels with the largest terms, in either direction, and their means.
+
+        Of all parts, or of a `kind`: "heads", "neurons" or "mlps". Means are over prompts. Raises
+        Error for terms that are not one number a prompt.
+        """
+        check_count("n", n)
+        if kind not in KINDS:
+            raise Error(f"kind is {shown(kind)}: choose one of {', '.join(KINDS)}")
+        if self.values.ndim != 2:
+            raise Error(f"the terms have shape {self.values.shape}: top ranks one number a prompt, "
+                        "an attribution's to an answer at one position")
+        means = self.values.mean(axis=-1)
+        means[[not re.fullmatch(KINDS[kind], label) for label in self.labels]] = np.nan
+        return [(self.labels[i], float(means[i])) for (i,) in strongest(means, n)]
 
     def heads(self) -> np.ndarray:
         """Return the heads' terms, [layer, head, b] (or [layer, head, b, v])."""
@@ -74,14 +99,15 @@ class Attribution(Terms):
 
 
 HEAD = re.compile(r"L\d+H\d+")
+KINDS = {"all": ".*", "heads": HEAD.pattern, "neurons": r"L\d+N\d+", "mlps": r"MLP\d+"}
 
 
 @overload
 def attribution(
     model: Model,
     text_or_tokens: Prompts | OnePrompt,
-    answer: Answers | None = None,
-    wrong: Answers | None = None,
+    answer: AnswerSets | None = None,
+    wrong: AnswerSets | None = None,
     *,
     direction: np.ndarray | None = None,
     position: int | None = -1,
@@ -95,8 +121,8 @@ def attribution(
 def attribution(
     model: Model,
     text_or_tokens: Sequence[str] | Sequence[Tokens],
-    answer: Answers | None = None,
-    wrong: Answers | None = None,
+    answer: AnswerSets | None = None,
+    wrong: AnswerSets | None = None,
     *,
     direction: np.ndarray | None = None,
     position: int | None = -1,
@@ -109,8 +135,8 @@ def attribution(
 def attribution(
     model: Model,
     text_or_tokens: PromptsLike,
-    answer: Answers | None = None,
-    wrong: Answers | None = None,
+    answer: AnswerSets | None = None,
+    wrong: AnswerSets | None = None,
     *,
     direction: np.ndarray | None = None,
     position: int | None = -1,
@@ -123,7 +149,8 @@ def attribution(
     """Return the direct effect of each part of the stream on a logit at one position, or at all.
 
     The logit is that of `answer`, or its difference from that of `wrong`, or every token's if
-    neither is given. Each is a text of one token or an id: one for all prompts, or one for each.
+    neither is given. Each is a text of one token or an id: one for all prompts, or one for each,
+    or sets of them as in `logit_difference`, whose mean logit it is.
     Or it is the product with `direction`, [d], [b, d] or [b, q, d], of the stream after the final
     layer norm, which the unembedding reads. `position` may be None for all.
 
@@ -146,7 +173,7 @@ def attribution(
         raise Error("direction stands in place of answer and wrong: give one of them")
 
     def attribution_of(given, rows, n):
-        ids = [None if one is None else one_each(answer_ids(model, one), n)[rows]
+        ids = [None if one is None else one_each(answer_sets(model, one), n)[rows]
                for one in (answer, wrong)]
         own = direction
         if own is not None and len(rows) < n:
@@ -159,7 +186,7 @@ def attribution(
 
 def attribution_of_group(model, given, ids, direction, position, by_source, neurons,
                          constants_apart, edits):
-    """Return the Attribution of prompts of one length; `ids` are answers and wrong, [b] or None."""
+    """Return the Attribution of prompts of one length; `ids` of both are sets [b, s], or None."""
     norm, wte = on_host(model.params["ln_f"]), model.params["wte"]
     directions = wanted_directions(model, given.tokens.shape, ids, direction, norm["g"])
     asked = (model, given, stream_name(None, model.config), position, neurons, constants_apart,
@@ -195,10 +222,8 @@ def with_last(values, bias):
 
 
 def wanted_directions(model, shape, ids, direction, like):
-    """Return what is explained as directions [b, d] or [b, q, d], or None for every token."""
+    """Return the explained directions [b, d] or [b, q, d], or None for every token."""
     if direction is not None:
         return directions_for(direction, shape, like)
-    wte = model.params["wte"]
-    answer, wrong = (None if one is None else on_host(wte[namespace(wte).asarray(one)])
-                     for one in ids)
+    answer, wrong = (None if one is None else mean_rows(model.params["wte"], one) for one in ids)
     return answer if wrong is None else answer - wrong

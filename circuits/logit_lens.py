@@ -25,6 +25,7 @@ from .inputs import (
     Prompts,
     PromptsLike,
     answer_ids,
+    check_count,
     check_numbers,
     for_each_length,
     one_each,
@@ -129,8 +130,7 @@ def lens(
     window after another. Text gets <|endoftext|> put before it, unlike in `complete` and `score`;
     `bos=False` leaves it out.
     """
-    if not 1 <= top <= model.n_vocab:
-        raise Error(f"top is {top}: it must be from 1 to the vocabulary's {model.n_vocab}")
+    check_count("top", top, most=model.n_vocab)
     edits = Edits(model, edits)
     edits.refuse("lens", ("ln_final",), "it reads every layer through the model's own layer norm")
 

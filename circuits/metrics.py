@@ -7,7 +7,7 @@ move it. (Heimersheim & Nanda 2024, "How to use and interpret activation patchin
 A metric may be able to do more. `Differentiable` is needed for gradients and to attribute it to
 edges. With `ReadsStream` sweeps leave out the unembedding, a tenth to a quarter of their time.
 `ReadsPositions` says that it needs more than the last position, `ByPrompt` that each prompt has an
-answer of its own.
+answer of its own, `LowerIsBetter` that it is a loss.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ import numpy as np
 from ..backend import einsum, namespace, to_host
 from ..bpe import shown
 from ..gpt2_np import Error, Model, Tokens, softmax
-from .inputs import AnswerSets, answer_sets, one_each
+from .inputs import AnswerSets, Prompts, answer_sets, check_count, one_each
+from .interventions import host_numbers
 from .short_reprs import Result
 
 Kind = Literal["logit", "log_probability", "probability"]
@@ -64,6 +65,13 @@ class ReadsStream(Metric, Protocol):
 
 
 @runtime_checkable
+class LowerIsBetter(Metric, Protocol):
+    """A metric that says if it is better low, as a loss is. One that does not say is not."""
+
+    lower_is_better: bool
+
+
+@runtime_checkable
 class ByPrompt(Metric, Protocol):
     """A metric that knows prompts apart, as one with an answer for each."""
 
@@ -71,6 +79,7 @@ class ByPrompt(Metric, Protocol):
         """Return the metric of the prompts `rows` [b] alone, out of n."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerMetric(Result):
     """A metric of the last position: a measure of `answer` minus that of `wrong` (None: no minus).
 
@@ -93,9 +102,6 @@ class AnswerMetric(Result):
 class LogitDifference(AnswerMetric):
     """Logit of `answer` minus that of `wrong`, each the mean over its set."""
 
-    answer: np.ndarray
-    wrong: np.ndarray | None
-
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         last = logits[:, -1]
         return self.minus_wrong(
@@ -111,15 +117,8 @@ class LogitDifference(AnswerMetric):
         return self.minus_wrong(slope)
 
     def of_stream(self, x: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
-        wte = params["wte"]
-
-        def mean_row(ids):
-            ids, held = one_each(ids, len(x)), one_each(ids >= 0, len(x))
-            rows = to_host(wte[namespace(wte).asarray(ids * held)])
-            weights = held / held.sum(axis=-1, keepdims=True, dtype=rows.dtype)
-            return einsum("bs,bsd->bd", weights, rows)
-
-        return einsum("bd,bd->b", x, self.minus_wrong(mean_row))
+        rows = self.minus_wrong(lambda ids: mean_rows(params["wte"], ids))
+        return einsum("bd,bd->b", x, one_each(rows, len(x)))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,8 +128,6 @@ class ProbabilityDifference(AnswerMetric):
     Probabilities are among the `n_vocab` tokens.
     """
 
-    answer: np.ndarray
-    wrong: np.ndarray | None
     n_vocab: int
     log: bool
 
@@ -164,6 +161,7 @@ class RepeatLoss(Result):
     tokens: np.ndarray
     n: int
     last_only: ClassVar[bool] = False
+    lower_is_better: ClassVar[bool] = True
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         before, targets = self.predicted(logits)
@@ -189,7 +187,7 @@ class RepeatLoss(Result):
 
 
 def logit_difference(
-    model: Model, answers: AnswerSets, wrong: AnswerSets | None, kind: Kind = "logit"
+    model: Model, answers: AnswerSets, wrong: AnswerSets | None = None, kind: Kind = "logit"
 ) -> Differentiable:
     """Return the metric "logit of `answers` minus logit of `wrong`" at the last position.
 
@@ -219,14 +217,15 @@ def log_probability(model: Model, answers: AnswerSets) -> Differentiable:
     return logit_difference(model, answers, None, "log_probability")
 
 
-def repeat_loss(tokens: Tokens | Sequence[Tokens], n: int) -> RepeatLoss:
+def repeat_loss(tokens: Prompts | Tokens | Sequence[Tokens], n: int) -> RepeatLoss:
     """Return the metric "mean loss (nats) of the last `n` tokens given all before them".
 
     It reads the logits of all positions, and says so to sweeps and gradients. It does not know the
     vocabulary, so rows that pad an embedding count.
     """
-    tokens = np.atleast_2d(np.asarray(tokens))
-    if not 1 <= n < tokens.shape[1]:
+    tokens = np.atleast_2d(host_numbers(getattr(tokens, "tokens", tokens)))
+    check_count("n", n)
+    if n >= tokens.shape[1]:
         raise Error(f"n is {n}: it must be from 1 to {tokens.shape[1] - 1}, as the first of "
                     f"{tokens.shape[1]} tokens has no loss")
     return RepeatLoss(tokens, n)
@@ -238,6 +237,15 @@ def chosen(values, ids, fill=0.0):
     return np.where(ids < 0, values.dtype.type(fill), np.take_along_axis(values, ids, axis=-1))
 
 
+def mean_rows(wte, ids):
+    """Return the mean row of the unembedding of each set of ids [b, s], [b, d], on the host."""
+    held = ids >= 0
+    rows = to_host(wte[namespace(wte).asarray(ids * held)])
+    dtype = np.promote_types(rows.dtype, np.float32)
+    return einsum("bs,bsd->bd", held / held.sum(axis=-1, keepdims=True, dtype=dtype),
+                  rows.astype(dtype, copy=False))
+
+
 def members(ids, values):
     """Return which of the values [..., v] are those of ids [1 or b, ..., s], as 0 or 1."""
     ids = one_each(ids, len(values))
@@ -247,10 +255,29 @@ def members(ids, values):
 
 
 def reads_last(metric, last_only=None):
-    """Return True if a metric is of the last position alone: as asked for, or as it says itself."""
+    """Return True if a metric is of the last position alone: as asked for, or as it says itself.
+
+    Raises Error for a metric that is no function, such as a text or a Task.
+    """
+    if not callable(metric):
+        raise Error(f"metric is a {type(metric).__name__}, expected a function from logits "
+                    "[b, q, v] to [b]: give one, such as task.metric(model)")
     if last_only is not None:
         return last_only
     return metric.last_only if isinstance(metric, ReadsPositions) else True
+
+
+def is_better_low(metric):
+    """Return True for a loss."""
+    return metric.lower_is_better if isinstance(metric, LowerIsBetter) else False
+
+
+def kind_of_patching(base, source, lower_is_better):
+    """Return the `kind` of a result that holds the metric of base and of source, each [b]."""
+    if source is None:
+        return "ablation"
+    gain = (base.mean() - source.mean()) * (1 if lower_is_better else -1)
+    return "denoising" if gain > 0 else "noising" if gain < 0 else "no difference"
 
 
 def of_rows(metric, rows, n):
@@ -268,6 +295,18 @@ def gradient_of_logits(metric, logits):
         raise Error(f"the metric's gradient has shape {gradient.shape} for logits {logits.shape}: "
                     "it must be [b, v], of the last position, or [b, q, v]")
     return gradient
+
+
+def measured(metric, logits, n):
+    """Return a metric's values of logits [1 or n, q, v], one prompt for all or one each."""
+    logits = one_each(logits, n)
+    try:
+        values = metric(logits)
+    except IndexError as error:
+        raise Error(f"the metric failed on logits of shape {logits.shape}: {error}. It sees the "
+                    "last position only, unless metric.last_only is set to False, and prompts of "
+                    "one length at a time") from error
+    return checked_values(values, n)
 
 
 def checked_values(values, n):

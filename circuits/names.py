@@ -6,6 +6,7 @@ in short ("resid_pre", which is every layer's). A head is "L9H6", "9.6" or (9, 6
 """
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import re
@@ -59,18 +60,54 @@ def as_glob(name):
     return f"blocks.*.{SHORT_NAMES[short]}" if short in SHORT_NAMES else str(name)
 
 
+def layer_glob(kind, layer="*"):
+    """Return the glob of a kind of activation in one layer, or in all of them."""
+    glob = f"blocks.*.{kind}" if kind in BLOCK_NAMES else as_glob(kind)
+    if not glob.startswith("blocks.*."):
+        raise Error(f"{shown(kind)} is not an activation of layers{nearest(kind, SHORT_NAMES)}")
+    return glob.replace("*", str(layer), 1)
+
+
+def glob_of(name, config):
+    """Return the glob of a full or short name, a glob, a point of the stream or ("z", 1)."""
+    if isinstance(name, tuple) and len(name) == 2:
+        check_index("layer", name[1], config.n_layer, negative=True)
+        return layer_glob(name[0], name[1] % config.n_layer)
+    return as_glob(stream_point(name, config))
+
+
 def matching_names(names, config):
-    """Return the set of activation names that names, short names, globs or a predicate mean."""
+    """Return the set of activation names that names, short names, globs or a predicate mean.
+
+    A pair ("z", 1) means one layer's.
+    """
     known = activation_names(config)
     if callable(names):
         return {name for name in known if names(name)}
-    matching = set()
-    for name in [names] if isinstance(names, str) else names:
-        found = set(fnmatch.filter(known, as_glob(stream_point(name, config))))
+    if not isinstance(names, Iterable):
+        raise Error(f"names is {shown(names)}: give names of activations, such as 'z', or a "
+                    "function that chooses them")
+    one, matching = isinstance(names, str), set()
+    if isinstance(names, tuple) and len(names) == 2:  # a pair, or two names
+        one = not isinstance(names[1], str | tuple)
+    for name in [names] if one else names:
+        found = set(fnmatch.filter(known, glob_of(name, config)))
         if not found:
-            raise Error(f"unknown activation {shown(name)}{nearest(name, [*SHORT_NAMES, *known])}")
+            raise unknown_activation(name, config, known)
         matching |= found
     return matching
+
+
+def unknown_activation(name, config, known):
+    layer = re.match(r"blocks\.(\d+)\.", str(name))
+    if layer:
+        check_index("layer", int(layer[1]), config.n_layer)
+    hint = nearest(name, [*SHORT_NAMES, *known])
+    with contextlib.suppress(Error):
+        parse_node(None, name)
+        hint = (": it is a node. ablated(model, node) makes edits of nodes; the output of a head "
+                "is in ('z', layer), of a neuron in ('post', layer), of an MLP in 'mlp_out'")
+    return Error(f"unknown activation {shown(name)}{hint}")
 
 
 def layer_of(name):
@@ -119,10 +156,11 @@ def node_names(config: Config) -> list[str]:
             for name in [*(f"L{layer}H{head}" for head in range(config.n_head)), f"MLP{layer}"]]
 
 
-def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int, None, int]:
+def parse_node(config: Config | None, node: Any) -> tuple[int, int | None] | tuple[int, None, int]:
     """Return a head "L9H6", "9.6" or (9, 6) as (9, 6), an MLP "MLP3" as (3, None).
 
-    A neuron "L2N17" is (2, None, 17). Raises Error if the model has no such node.
+    A neuron "L2N17" is (2, None, 17). Raises Error if the model has no such node. If `config` is
+    None, only the spelling is read.
     """
     found = (re.fullmatch(r"(?:L?(\d+)[H.](\d+))|MLP(\d+)|L(\d+)N(\d+)", node)
              if isinstance(node, str) else None)
@@ -133,6 +171,8 @@ def parse_node(config: Config, node: Any) -> tuple[int, int | None] | tuple[int,
     if not (isinstance(node, tuple) and (len(node) == 2 or (len(node) == 3 and node[1] is None))):
         raise Error(f"{shown(node)} is not a head or MLP: write 'L9H6', '9.6', (9, 6), 'MLP3' or, "
                     "for a neuron, 'L2N17'")
+    if config is None:
+        return node
     check_index("layer", node[0], config.n_layer)
     if len(node) == 3:
         check_index(f"layer {node[0]}'s neuron", node[2], 4 * config.n_embd)
@@ -151,9 +191,9 @@ def parse_head(config, node):
 
 def parse_neuron(config, node):
     """Return a neuron as (layer, neuron). Raises Error for a head or an MLP."""
-    layer, *_, neuron = parse_node(config, node)
-    if len(parse_node(config, node)) != 3:
+    if len(parse_node(None, node)) != 3:
         raise Error(f"{shown(node)} is not a neuron: write 'L2N17'")
+    layer, *_, neuron = parse_node(config, node)
     return layer, neuron
 
 

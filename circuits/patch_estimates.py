@@ -20,11 +20,13 @@ import numpy as np
 from ..gpt2_np import Error, Model
 from .activations import run
 from .backward import gradients
-from .inputs import PromptsLike, check_count, one_each
+from .inputs import PromptsLike, check_count
 from .interventions import EditsLike
-from .metrics import Metric, checked_values, reads_last
+from .metrics import Metric, is_better_low, measured, reads_last
 from .names import BY_QUERY, activation_name
-from .sweeps import Sweep, by_groups, patched_kind, prompt_groups, sweep_axes, widened
+from .resumed_runs import empty_cells, sweep_axes, widened
+from .short_reprs import MOST_LINES, Result, strongest, table
+from .sweeps import Sweep, by_groups, patched_kind, prompt_groups
 
 
 def attribution_patching(
@@ -35,7 +37,7 @@ def attribution_patching(
     source: PromptsLike,
     metric: Metric,
     by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     steps: int = 1,
     edits: EditsLike | None = None,
     bos: bool | None = None,
@@ -51,25 +53,26 @@ def attribution_patching(
     check_count("steps", steps)
     what, layers = patched_kind(what, layers, model.config)
     names, last_only = [activation_name(what, layer) for layer in layers], reads_last(metric)
+    axes = sweep_axes(what, by_position)
 
     def of_one_length(base, source, metric):
         here, there = (run(model, given, names, edits=edits, last_only=last_only)
                        for given in (base, source))
         slopes = gradients(model, base, metric, names=names, edits=edits) if steps == 1 else None
-        axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
-        measured = checked_values(metric(here.logits), len(base.tokens))
-        per_prompt = np.full((*sizes, len(measured)), np.nan)
+        of_base, of_source = (measured(metric, seen.logits, len(base.tokens))
+                              for seen in (here, there))
+        per_prompt = empty_cells(model.config, axes, base.tokens.shape[1], len(of_base))
         for layer, name in zip(layers, names, strict=True):
             old = widened(here[name])
             change = widened(there[name]) - old
             slope = slopes[name] if slopes is not None else mean_gradient(
                 model, base, metric, name, old, change, steps, edits)
-            per_prompt[layer] = measured + cell_sums(change * slope, what, axes)
-        arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
-        return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos,
-                     estimated=True, tokenizer=model.tokenizer)
+            per_prompt[layer] = of_base + cell_sums(change * slope, what, axes)
+        return Sweep(what, axes, per_prompt, of_base, of_source, base.tokens, base.bos,
+                     estimated=True, lower_is_better=is_better_low(metric),
+                     tokenizer=model.tokenizer)
 
-    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
+    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric, axes)
 
 
 def mean_gradient(model, base, metric, name, old, change, steps, edits):
@@ -98,12 +101,13 @@ def cell_sums(products, what, axes):
 # --- beside the exact sweep ------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Estimated and exact effects [cell] of the cells that both sweeps have, by name.
 
     `rank_correlation` is Spearman's, from -1 to 1: if the estimate puts the cells in the right
-    order. NaN if all cells of either are equal.
+    order. NaN if all cells of either are equal. `base` and `source` [b] are the metric of the two
+    runs, and `kind` is that of the sweeps.
     """
 
     what: str
@@ -111,6 +115,9 @@ class Comparison:
     exact: np.ndarray
     estimate: np.ndarray
     rank_correlation: float
+    base: np.ndarray
+    source: np.ndarray
+    kind: str
 
     @property
     def miss(self) -> np.ndarray:
@@ -124,31 +131,29 @@ class Comparison:
         return self.cells[at], float(self.miss[at])
 
     def __repr__(self) -> str:
-        cell, miss = self.worst
-        return (f"<Comparison of {len(self.cells)} cells of {self.what}: rank correlation "
-                f"{self.rank_correlation:.3f}, worst miss {miss:+.4g} at {cell}>")
-
-    def __str__(self) -> str:
-        return self.table()
+        return self.table(MOST_LINES)
 
     def table(self, top: int = 10) -> str:
         """Return a table of the cells with the largest exact effects, under a summary."""
-        order = np.argsort(-np.abs(self.exact), kind="stable")[:top]
-        width = max(len("cell"), *(len(self.cells[i]) for i in order))
-        lines = [f"{'cell':{width}s} {'exact':>10s} {'estimate':>10s} {'miss':>10s}"]
-        lines += [f"{self.cells[i]:{width}s} {self.exact[i]:10.4f} {self.estimate[i]:10.4f} "
-                  f"{self.miss[i]:+10.4f}" for i in order]
-        return "\n".join([repr(self)[1:-1], *lines])
+        check_count("top", top)
+        cell, miss = self.worst
+        rows = [["cell", "exact", "estimate", "miss"]]
+        rows += [[self.cells[i], *(f"{x[i]:+.4f}" for x in (self.exact, self.estimate, self.miss))]
+                 for (i,) in strongest(self.exact, top)]
+        return table(f"Comparison of {len(self.cells)} cells of {self.what} ({self.kind}, metric "
+                     f"{self.base.mean():.4g}, source {self.source.mean():.4g}):\nrank correlation "
+                     f"{self.rank_correlation:.3f}, worst miss {miss:+.4g} at {cell}", rows)
 
 
 def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     """Return the effects of two sweeps of one activation side by side: an estimate and the truth.
 
     `estimate` is `attribution_patching`'s, `exact` that of `patching` on the same prompts. Raises
-    Error if the sweeps have other cells or prompts.
+    Error if the sweeps have other cells, prompts or metrics.
     """
-    if exact.estimated and not estimate.estimated:
-        raise Error("the sweeps are the wrong way round: give the estimate first, then patching's")
+    if exact.estimated or not estimate.estimated:
+        raise Error("the sweeps are not an estimate and the truth: give attribution_patching's "
+                    "first, then patching's")
     for name, mine, other in (("what", estimate.what, exact.what),
                               ("axes", estimate.axes, exact.axes),
                               ("shape", estimate.per_prompt.shape, exact.per_prompt.shape)):
@@ -157,12 +162,21 @@ def compare(estimate: Sweep, exact: Sweep) -> Comparison:
                         "in the exact one: sweep the same activation of the same prompts")
     if not all(map(np.array_equal, estimate.tokens, exact.tokens)):
         raise Error("the sweeps cannot be compared: their prompts differ")
+    if exact.source is None or estimate.source is None:
+        raise Error("the sweeps cannot be compared: an ablation has no source, give patching's")
+    for name, mine, other in (("base", estimate.base, exact.base),
+                              ("source", estimate.source, exact.source)):
+        if not np.allclose(mine, other, rtol=1e-3, atol=1e-4):
+            raise Error(f"the sweeps cannot be compared: the metric of {name} is "
+                        f"{mine.mean():.4g} in the estimate, {other.mean():.4g} in the exact one: "
+                        "sweep with the same metric, source and edits")
     both = np.isfinite(estimate.values) & np.isfinite(exact.values)
     if not both.any():
         raise Error("the sweeps have no cell in common: look at their layers")
     cells = [exact.cell(index) for index in np.argwhere(both).tolist()]
     values = exact.effect[both], estimate.effect[both]
-    return Comparison(exact.what, cells, *values, rank_correlation(*values))
+    return Comparison(exact.what, cells, *values, rank_correlation(*values), exact.base,
+                      exact.source, exact.kind)
 
 
 def rank_correlation(a, b):

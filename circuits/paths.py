@@ -19,9 +19,10 @@ from .activations import run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, position_slice, shared_positions
 from .interventions import Edits, EditsLike
-from .metrics import Metric, reads_last
+from .metrics import Metric, is_better_low, reads_last
 from .names import activation_name, node_list, node_name, parse_inputs, parse_node
-from .sweeps import BaseRun, Sweep, by_groups, progress_bar, prompt_groups
+from .resumed_runs import BaseRun, progress_bar
+from .sweeps import Sweep, by_groups, prompt_groups
 
 REFUSED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "result")
 
@@ -51,9 +52,10 @@ def path_patching(
     `base`, and only the receivers see the difference. MLPs between are computed anew, or held too
     if `through_mlps` is off.
 
-    Pairs of prompts may differ in length, and other options are those of `patching`. Raises Error
-    for edits of the stream and of attention's sum, through which a path's change cannot be told
-    from the rest, and for a sender that is named and writes after every receiver has read.
+    Pairs of prompts may differ in length, and `bos` and other options are those of `patching`.
+    Raises Error for edits of the stream and of attention's sum, through which a path's change
+    cannot be told from the rest, and for a sender that is named and writes after every receiver has
+    read. Others that write later have the effect 0.
     """
     axes, names, sending = checked_senders(model.config, senders)
     readers = checked_receivers(model.config, receivers)
@@ -86,9 +88,10 @@ def path_patching(
                     per_prompt[sender.cell] = value
                 bar.update(len(chosen))
         return Sweep("path", axes, per_prompt, stored.measured, stored.source_metric(seen.logits),
-                     base.tokens, base.bos, names, tokenizer=model.tokenizer)
+                     base.tokens, base.bos, names, lower_is_better=is_better_low(metric),
+                     tokenizer=model.tokenizer)
 
-    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric)
+    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric, axes)
 
 
 class Sender(NamedTuple):

@@ -54,6 +54,12 @@ def listed(items, brackets):
     return brackets[0] + text + brackets[1]
 
 
+def strongest(values: np.ndarray, n: int) -> list[tuple[int, ...]]:
+    """Return the indices of the n largest values, in either direction, without NaN."""
+    order = np.argsort(-np.abs(values), axis=None, kind="stable")[: np.isfinite(values).sum()][:n]
+    return list(zip(*(i.tolist() for i in np.unravel_index(order, values.shape)), strict=True))
+
+
 def prompts_in(tokens: np.ndarray | list[np.ndarray]) -> str:
     """Return "3 prompts of 12 tokens" for tokens [b, q], or "of 9 to 12" for rows that differ."""
     n, lengths = len(tokens), sorted({len(row) for row in tokens})

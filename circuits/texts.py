@@ -15,6 +15,7 @@ import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Config, Error, Model, Tap, transformer
+from ..inference.options import start_of_text
 from ..inference.packing import Packed
 from ..inference.scoring import pack_windows
 from ..inference.turns import turn
@@ -112,8 +113,7 @@ def text_ids(model, text, bos):
     if not is_text and not isinstance(text, Iterable):
         raise Error(f"{shown(text)} is not a text: give strings or lists of token ids")
     ids = encoded(model, text) if is_text else list(text)
-    if is_text if bos is None else bos:
-        ids = [end_of_text(model, needed=True), *ids]
+    ids = [*start_of_text(model, is_text if bos is None else bos, [ids]), *ids]
     return checked_ids(model, [ids])[0] if ids else np.empty(0, int)
 
 

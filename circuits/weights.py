@@ -12,7 +12,6 @@ TransformerLens's default processing does.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..bpe import shown
 from ..gpt2_np import NO_TAP, Error, Model, map_leaves, mlp_layer
 from ..gpt2_np import layer_norm as apply_layer_norm
 from ..inference.turns import turn
-from .inputs import check_count, check_numbers, labels_of
+from .inputs import check_count, check_numbers, token_texts
 from .interventions import host_numbers
 from .names import parse_neuron
 from .short_reprs import Result
@@ -42,8 +41,8 @@ def neuron_tokens(
     if folded:
         reading, writing = centred(reading * block["ln_2"]["g"]), centred(writing)
     logits = unembed(model, writing, folded=folded)
-    return {"reads": best_tokens(model, embedding(model, folded) @ reading, top),
-            "raises": best_tokens(model, logits, top), "lowers": best_tokens(model, -logits, top)}
+    found = {"reads": embedding(model, folded) @ reading, "raises": logits, "lowers": -logits}
+    return {end: best_tokens(model.tokenizer, scores, top) for end, scores in found.items()}
 
 
 def unembed(
@@ -70,16 +69,14 @@ def unembed(
 class TopTokens(Result):
     """The tokens with the highest logits, best first: `ids`, `logits` and `texts`, [..., top].
 
-    `ids, logits = found` takes the first two. For what a part reads, `logits` are its products
-    with the embedding.
+    Of tokens that a part reads, `logits` are its products with the embedding. `probabilities` are
+    those of next tokens, else None.
     """
 
     ids: np.ndarray
     logits: np.ndarray
     texts: np.ndarray
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return iter((self.ids, self.logits))
+    probabilities: np.ndarray | None = None
 
     def __repr__(self) -> str:
         lines = self.lines(4)
@@ -91,12 +88,14 @@ class TopTokens(Result):
         return "\n".join(self.lines())
 
     def lines(self, most: int | None = None) -> list[str]:
-        """Return a line for each vector, of at most so many tokens with their logits."""
+        """Return a line for each vector, of so many tokens with their probabilities or logits."""
         top = self.ids.shape[-1]
-        rows = zip(self.texts.reshape(-1, top), self.logits.reshape(-1, top), strict=True)
-        return ["  ".join(f"{shown(text)} {logit:.2f}" for text, logit in
-                          zip(texts[:most], logits[:most], strict=True))
-                for texts, logits in rows]
+        p = self.probabilities
+        numbers, form = (self.logits, ".2f") if p is None else (p, ".3f")
+        rows = zip(self.texts.reshape(-1, top), numbers.reshape(-1, top), strict=True)
+        return ["  ".join(f"{shown(text)} {number:{form}}" for text, number in
+                          zip(texts[:most], row[:most], strict=True))
+                for texts, row in rows]
 
 
 def top_tokens(
@@ -109,7 +108,7 @@ def top_tokens(
     """
     check_count("top", top)
     logits = unembed(model, vectors, layer_norm=layer_norm, folded=folded)
-    return best_tokens(model, logits, top)
+    return best_tokens(model.tokenizer, logits, top)
 
 
 def checked_vectors(name, vectors, like):
@@ -121,11 +120,11 @@ def checked_vectors(name, vectors, like):
     return found.astype(like.dtype, copy=False)
 
 
-def best_tokens(model, logits, n):
+def best_tokens(tokenizer, logits, n):
     """Return the n tokens with the largest logits [..., v]."""
     check_numbers("scores of tokens", logits)
     ids = np.argsort(-logits, axis=-1, kind="stable")[..., :n]
-    texts = np.array(labels_of(model, ids.ravel()), object).reshape(ids.shape)
+    texts = np.array(token_texts(tokenizer, ids.ravel()), object).reshape(ids.shape)
     return TopTokens(ids, np.take_along_axis(logits, ids, axis=-1), texts)
 
 

@@ -260,8 +260,7 @@ def keep_activations_while_the_model_writes(model):
 
 def patch_the_stream_at_every_layer_and_position(model):
     names = circuits.name_repetition(model, 4)
-    sweep = circuits.patching(model, "resid_pre", base=names.corrupted, source=names.clean,
-                              metric=names.metric(model))
+    sweep = circuits.patching(model, "resid_pre", **names.denoising(model))
     name, position = "blocks.2.hook_resid_pre", names.clean.tokens.shape[1] - 1
     new = circuits.run(model, names.clean, name)[name][0, position]
     logits = by_hand(model, names.corrupted.tokens[0], {name: put(position, new)})["logits"]
@@ -271,9 +270,8 @@ def patch_the_stream_at_every_layer_and_position(model):
 
 def see_which_heads_are_enough_and_which_are_needed(model):
     names = circuits.name_repetition(model, 8)
-    clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
-    enough = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
-    needed = circuits.patching(model, "z", base=clean, source=corrupted, metric=metric)
+    enough = circuits.patching(model, "z", **names.denoising(model))
+    needed = circuits.patching(model, "z", **names.noising(model))
     holds((enough.kind, needed.kind) == ("denoising", "noising"))
     agree(enough.base, needed.source)
     return *enough.top(2), *needed.top(2)
@@ -285,8 +283,8 @@ def patch_pairs_of_prompts_of_different_lengths(model):
     sweep = circuits.patching(model, "z", base=[*short.corrupted.tokens, *long.corrupted.tokens],
                               source=[*short.clean.tokens, *long.clean.tokens],
                               metric=circuits.logit_difference(model, answers, wrong))
-    alone = [circuits.patching(model, "z", base=one.corrupted, source=one.clean,
-                               metric=one.metric(model)).per_prompt for one in (short, long)]
+    alone = [circuits.patching(model, "z", **one.denoising(model)).per_prompt
+             for one in (short, long)]
     agree(sweep.per_prompt, np.concatenate(alone, axis=-1))
     return sweep.top(3)
 
@@ -294,7 +292,7 @@ def patch_pairs_of_prompts_of_different_lengths(model):
 def replace_every_head_by_its_mean(model):
     names = circuits.name_repetition(model, 4)
     clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
-    sweep = circuits.ablation(model, "z", base=clean, source=corrupted, mode="mean", metric=metric)
+    sweep = circuits.ablation(model, "z", mode="mean", **names.noising(model))
     name = "blocks.1.attn.hook_z"
     by_me = {name: put(np.s_[:, 1], np.mean(
         [by_hand(model, row)[name][:, 1] for row in corrupted.tokens], axis=0))}
@@ -306,7 +304,7 @@ def replace_every_head_by_its_mean(model):
 def patch_every_neuron_of_a_layer(model):
     names, name = circuits.name_repetition(model, 1), "blocks.2.mlp.hook_post"
     clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
-    sweep = circuits.patching(model, name, base=corrupted, source=clean, metric=metric)
+    sweep = circuits.patching(model, name, **names.denoising(model))
     by_me = {name: put(np.s_[:, 17], by_hand(model, clean.tokens[0])[name][:, 17])}
     logits = by_hand(model, corrupted.tokens[0], by_me)["logits"]
     agree(sweep.per_prompt[2, 17], metric(logits[None]))
@@ -355,7 +353,7 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
 def find_a_small_circuit_that_does_the_task(model):
     repeated = circuits.repeated_tokens(model, 10, 2)
     clean, corrupted, metric = repeated.clean, repeated.corrupted, repeated.metric(model)
-    found = circuits.find(model, keep=0.8, base=clean, source=corrupted, metric=metric)
+    found = circuits.find(model, keep=0.8, **repeated.noising(model))
     rest = [node for node in circuits.node_names(model.config) if node not in found.kept]
     edits = circuits.ablated(model, rest, "resample", source=corrupted)
     kept = metric(circuits.run(model, clean, edits=edits).logits).mean()
@@ -448,8 +446,7 @@ def measure_the_model_with_and_without_a_head(model):
 
 def look_at_the_results(model):
     names = circuits.name_repetition(model, 4)
-    sweep = circuits.patching(model, "z", base=names.corrupted, source=names.clean,
-                              metric=names.metric(model))
+    sweep = circuits.patching(model, "z", **names.denoising(model))
     try:
         figures = [pictures.plot_map(sweep), pictures.plot_lens(circuits.lens(model, TEXT), model),
                    pictures.plot_map(circuits.heads(model)), pictures.plot_bars(sweep)]

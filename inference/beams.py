@@ -29,7 +29,7 @@ from ..gpt2_np import (
 from .costs import check_rows
 from .decoders import GrowingText, next_logits
 from .generation import Generation, warn_if_full
-from .options import BeamOptions, Stop, check_integer, text_list
+from .options import BeamOptions, Stop, check_count, text_list
 from .taps import announce
 from .turns import turn
 
@@ -105,8 +105,8 @@ class Rules:
     no_repeat_ngram: int | None = None
 
     def __post_init__(self) -> None:
-        check_integer("n_beams", self.n_beams, 1)
-        check_integer("n_results", self.n_results, 1)
+        check_count("n_beams", self.n_beams)
+        check_count("n_results", self.n_results)
         if self.n_results > self.n_beams:
             raise Error(f"n_results is {shown(self.n_results)}: it must be at most n_beams = "
                         f"{shown(self.n_beams)}")
@@ -117,7 +117,7 @@ class Rules:
         if not isinstance(early, bool) and not (isinstance(early, str) and early == "never"):
             raise Error(f'early_stopping is {shown(early)}: it must be True, False or "never"')
         if self.no_repeat_ngram is not None:
-            check_integer("no_repeat_ngram", self.no_repeat_ngram, 1)
+            check_count("no_repeat_ngram", self.no_repeat_ngram)
 
     def score(self, log_p: float, n_tokens: int) -> float:
         return log_p / max(n_tokens, 1) ** self.length_penalty

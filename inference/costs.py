@@ -13,7 +13,7 @@ from ..backend import total_memory
 from ..bpe import shown
 from ..gpt2_np import Config, Error, Model, is_number, namespace
 from .architectures import Decoder
-from .options import check_integer
+from .options import check_count
 
 
 def count_parameters(config: Config | Decoder, active: bool = False) -> dict[str, int]:
@@ -76,7 +76,7 @@ def describe(
     `batch` full texts are decoded at once: divide a memory's bandwidth by it for tokens a second.
     Raises Error if the sizes do not fit together.
     """
-    check_integer("batch", batch, 1)
+    check_count("batch", batch, 1)
     if not is_number(bytes_per_number) or not 0 < bytes_per_number <= 16:
         raise Error(f"bytes_per_number is {shown(bytes_per_number)}: choose a number above 0, at "
                     "most 16")

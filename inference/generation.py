@@ -38,7 +38,7 @@ from .options import (
     GenerationOptions,
     Seed,
     Stop,
-    check_integer,
+    check_count,
     one_text,
     sampling_of,
     start_of_text,
@@ -170,7 +170,8 @@ def quiet_stream(model, prompt, n_tokens, bos=False, stop=(), seed=None, draft=T
     tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
     if bos:  # in place of what this tokenizer may put before every text
         own = len(tokenizer.start_ids) if isinstance(prompt, str) else 0
-        tokens = [*start_of_text(model, bos), *tokens[own:]]
+        tokens = tokens[own:]
+        tokens = [*start_of_text(model, bos, [tokens]), *tokens]
     stop, sampling = stop_list(stop), sampling_of(options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
@@ -227,7 +228,7 @@ class Generation:
         tap: TapFunction | None = None,
     ):
         n_ctx = model.config.n_ctx
-        check_integer("n_tokens", n_tokens, 0)
+        check_count("n_tokens", n_tokens, 0)
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
         rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)

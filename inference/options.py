@@ -1,7 +1,10 @@
-"""Types of the options of generation and scoring, and the check of the token ids of one text."""
+"""Types of the options of generation and scoring, and checks of the ids of a text and of counts."""
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
@@ -14,7 +17,6 @@ from ..gpt2_np import (
     Sampling,
     TapFunction,
     Tokens,
-    is_number,
     token_batch,
 )
 
@@ -57,9 +59,11 @@ class BeamOptions(TypedDict, total=False):
     tap: TapFunction | None
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    if not is_number(value) or value % 1 or value < least:
+def check_count(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise Error(f"{name} is {shown(value)}: it must be an integer from {least} up")
+    if most is not None and value > most:
+        raise Error(f"{name} is {value}: it must be at most {most}")
 
 
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:
@@ -92,11 +96,30 @@ def sampling_of(options: Mapping[str, Any]) -> Sampling:
     return Sampling(**options)
 
 
-def start_of_text(model: Model, bos: bool) -> list[int]:
-    """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list."""
+class PromptWarning(UserWarning):
+    """Prompts give numbers that look right, but are probably not meant as they were given."""
+
+
+def start_of_text(model: Model, bos: bool, rows: Iterable[Any] = ()) -> list[int]:
+    """Return the id of <|endoftext|>, with which a text begins if `bos`, in a list.
+
+    Warns if one of the rows of ids begins with it already.
+    """
     end: int | None = getattr(model.tokenizer, "end_of_text", None)
     if not bos:
         return []
     if end is None:
-        raise Error("bos=True needs a vocabulary that has <|endoftext|>: leave it out")
+        raise Error("bos=True needs a vocabulary that has <|endoftext|>: use bos=False")
+    if any(len(row) and row[0] == end for row in rows):
+        warn("the prompt begins with <|endoftext|> and gets another before it: leave it out, or "
+             "give bos=False", PromptWarning)
     return [end]
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside this package that led here."""
+    package, level = f"{__name__.removesuffix('.inference.options')}.", 1
+    frame: FrameType | None = inspect.currentframe()
+    while frame and f"{frame.f_globals.get('__name__')}.".startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -69,13 +69,15 @@ def score_batch(
 
 
 def score_windows(model, texts, stride, tap, bos=False):
-    config, params, start = model.config, model.params, start_of_text(model, bos)
+    config, params = model.config, model.params
     wte = params["wte"][: model.n_vocab]
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
     known = replace(config, n_vocab=len(wte))
-    texts = [np.insert(one_text(text, known), 0, start) for text in text_list("texts", texts)]
+    texts = [one_text(text, known) for text in text_list("texts", texts)]
+    start = start_of_text(model, bos, texts)
+    texts = [np.insert(text, 0, start) for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
     windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):

@@ -31,11 +31,11 @@ def state_dict(model):
     return {name: torch.tensor(np.array(array, np.float32)) for name, array in state.items()}
 
 
-def hooked(model, processed=False):
+def hooked(model, processed=False, act_fn="gelu_new"):
     c = model.config
     config = HookedTransformerConfig(
         n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_ctx, d_head=c.n_embd // c.n_head,
-        n_heads=c.n_head, d_mlp=4 * c.n_embd, d_vocab=c.n_vocab, act_fn="gelu_new",
+        n_heads=c.n_head, d_mlp=4 * c.n_embd, d_vocab=c.n_vocab, act_fn=act_fn,
         normalization_type="LN", eps=1e-5, device="cpu", seed=0,
     )  # fmt: skip
     peer = HookedTransformer(config)

@@ -101,8 +101,10 @@ HELLO_NORM = [
 
 
 @pytest.fixture(scope="module")
-def both():
+def both(request):
     """The folders of 124M, each downloaded with the other source out of reach."""
+    if request.config.getoption("--weights"):
+        pytest.skip("--weights: nothing is downloaded")
     folders = {}
     cache = checkpoint.cache_folder()
     nowhere = "http://127.0.0.1:9"
@@ -118,22 +120,28 @@ def both():
 
 
 @pytest.fixture(scope="module", params=["openai", "huggingface"])
-def model(request, both):
-    return gpt2_np.load(both[request.param])
+def model(request, load_official):
+    if request.config.getoption("--weights"):
+        if request.param == "huggingface":
+            pytest.skip("--weights is one folder")
+        return load_official("124M")
+    return gpt2_np.load(request.getfixturevalue("both")[request.param])
 
 
 @pytest.fixture(scope="module")
-def medium():
-    return gpt2_np.load("355M")
+def medium(load_official):
+    return load_official("355M")
 
 
 # --- the files -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
-def test_both_sources_serve_every_file_with_its_pinned_size(size):
+def test_both_sources_serve_every_file_with_its_pinned_size(size, request):
     import requests
 
+    if request.config.getoption("--weights"):
+        pytest.skip("--weights: no server is asked")
     openai, hub = checkpoint.sources_of(size)
     assert len(openai.pinned) == 5
     assert len(hub.pinned) == 4

@@ -64,10 +64,10 @@ def right(name: str | Path) -> None:
     print(len(kept), kept.stack("resid_post"), best_tokens.texts, along["L1N17"], along.layers())
     print(circuits.decompose(model, ids, "1_mid").project(vector, normalized=False).shape)
     task = circuits.repeated_tokens(model, 5, 2)
-    sweep = circuits.patching(model, "z", base=task.corrupted, source=task.clean,
-                              metric=task.metric(model))
-    estimate = circuits.attribution_patching(model, base=task.corrupted, source=task.clean,
-                                             metric=task.metric(model))
+    sweep = circuits.patching(model, "z", **task.denoising(model), layers=1, by_position=True)
+    estimate = circuits.attribution_patching(model, **task.denoising(model), by_position=True)
+    losses: circuits.LowerIsBetter = circuits.repeat_loss(task.clean.tokens, 4)
+    print(losses.lower_is_better, sweep["L1H1"], circuits.find(model, **task.noising(model)).kept)
     most: tuple[str, float] = sweep.top(3)[0]
     traced: list[circuits.TraceRow] = circuits.trace(model, "But soft").rows
     print(traced[-1].einsum, circuits.trace(model, ids).markdown(every=True))
@@ -83,6 +83,9 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
+    surveyed = circuits.survey({100: lambda: gpt2_np.load("shakespeare")}, ["But soft", ids])
+    print(surveyed.profiles[0].growth, circuits.survey([model], [ids]).by_layer("norm").shape)
+    print(circuits.survey(model, [ids]), circuits.survey({"shipped": model}, [ids]).table())
     print(circuits.report(model, "But soft", answer=" what", title="soft").page)
     circuits.report(model, ids).save("report.html")
     table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
@@ -121,6 +124,7 @@ def wrong(model: gpt2_np.Model, ids: list[int]) -> None:
     circuits.heads(model, "ROMEO.", seeed=1)  # error
     circuits.logit_difference(model, 5, 6, kind="odds")  # error
     circuits.max_activating(model, 5, "L1N17")  # error
+    circuits.survey("124M", ["But soft"])  # error
     circuits.attribution_patching(model, ids, ids, ids)  # error
     circuits.attribution(model, ids, 3, direction="up")  # error
     print(circuits.run(model, ids).logitts)  # error

@@ -177,3 +177,24 @@ def test_hook_normalized_is_the_layer_norm_before_gain_and_bias():
         x = seen[stream]
         x = (x - x.mean(axis=-1, keepdims=True)) / seen[f"{norm}.hook_scale"]
         close(seen[f"{norm}.hook_normalized"], x)
+
+
+def test_the_top_of_a_run_are_its_most_probable_next_tokens(speaking, padded):
+    texts = [[1, 2, 3], [40, 41, 42]]
+    for model in (speaking, padded):
+        seen = circuits.run(model, texts)
+        found, p = seen.top(3), np.exp(seen.logits[:, -1, : model.n_vocab].astype(float))
+        p /= p.sum(axis=-1, keepdims=True)
+        close(found.probabilities, -np.sort(-p)[:, :3])
+        np.testing.assert_array_equal(found.ids[:, 0], p.argmax(axis=-1))
+        assert f"{found.probabilities[1, 0]:.3f}" in repr(found)
+
+
+def test_a_pair_of_a_kind_and_a_layer_names_an_activation_wherever_one_is_asked_for():
+    seen = circuits.run(MODEL, CLEAN, ("z", -1))
+    assert list(seen) == ["blocks.2.attn.hook_z"]
+    assert len(circuits.run(MODEL, CLEAN, [("z", 0), "embed"])) == 2
+    assert len(circuits.run(MODEL, CLEAN, ("z", "q"))) == 6  # two names
+    edited = circuits.run(MODEL, CLEAN, edits={("z", 2): circuits.zero()})
+    expected = circuits.run(MODEL, CLEAN, edits={"blocks.2.attn.hook_z": 0.0})
+    np.testing.assert_array_equal(edited.logits, expected.logits)

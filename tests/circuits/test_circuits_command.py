@@ -35,8 +35,10 @@ COMMANDS = {
     "excite a head": ["excite", "L1H1", __file__, "--lines", "--top", "2"],
     "histogram": ["histogram", "L1N17", __file__, "--lines"],
     "histogram of the stream": ["histogram", "blocks.1.hook_resid_mid", __file__, "--lines"],
+    "survey": ["survey", str(Path(__file__).parent / "conftest.py")],
 }  # fmt: skip
-NO_PROMPT = ("a neuron", "excite", "excite a head", "histogram", "histogram of the stream")
+NO_PROMPT = ("a neuron", "excite", "excite a head", "histogram", "histogram of the stream",
+             "survey")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,6 +53,22 @@ def test_every_command_prints_a_table_and_the_same_as_json(command, folder, caps
     assert result["model"] == folder
     assert result.get("bos", True) is True
     assert "table" not in result
+
+
+def test_checkpoints_are_surveyed_after_the_model_and_each_once(folder, capsys, tmp_path):
+    other = str(save_small_model(tmp_path / "step-100", seed=1))
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    argv = ["survey", str(text), "--lines", "--model", folder, "--checkpoints", folder, other]
+    assert main(argv) == 0
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Survey of 2 models on 4 texts" and header.split()[0] == "model"
+    assert [row.split()[0] for row in rows] == ["small", "step-100"]
+    assert main([*argv, "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)["models"]
+    assert [len(one["norm"]) for one in records] == [3, 3]
+    assert main(["survey", "/dev/null", "--model", folder]) == 1
+    assert "give a list of texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["lens", "heads", "neurons", "a neuron", "find"])
@@ -73,7 +91,7 @@ def test_a_text_that_repeats_no_token_is_said_to_and_has_no_scores(folder, capsy
     assert note == "this text repeats no token, so that no head can show duplicate token or " \
         "induction"
     assert len(rows) == 4 and "nan" not in "".join(rows)
-    assert all(re.split("  +", row)[1:3] == ["-", "-"] for row in rows[1:])
+    assert all(re.split("  +", row)[2:4] == ["-", "-"] for row in rows[1:])
     path = tmp_path / "x.png"
     assert main([*argv, "--plot", str(path)]) == 1
     assert "repeats no token: there is no induction score to draw" in capsys.readouterr().err

@@ -81,6 +81,8 @@ TOOLS = {
     "copying": circuits.copying_scores,
     "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).entries([1], [2]),
     "neuron": lambda m: circuits.neuron_tokens(m, "L1N1")["reads"].logits,
+    "survey": lambda m: np.concatenate([*circuits.survey(
+        m, list(TOKENS)).profiles[0].by_layer.values()]),
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
     "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
                                  for one in circuits.max_activating(m, TOKENS, unit)],

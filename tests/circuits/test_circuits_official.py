@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gpt2_np
 from gpt2_np import circuits
 
 pytestmark = pytest.mark.official
@@ -41,8 +40,8 @@ CIRCUIT = (
 
 
 @pytest.fixture(scope="module")
-def model():
-    return gpt2_np.load("124M", "cpu")
+def model(load_official):
+    return load_official("124M")
 
 
 @pytest.fixture(scope="module")

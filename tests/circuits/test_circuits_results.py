@@ -14,6 +14,8 @@ RESULTS = [
     lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
     lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
+    lambda: circuits.survey(MODEL, list(CLEAN)),
+    lambda: circuits.survey(MODEL, list(CLEAN)).profiles[0],
     lambda: circuits.repeated_tokens(MODEL, 5), lambda: circuits.gradients(MODEL, CLEAN, METRIC),
     lambda: circuits.attribution(MODEL, CLEAN, 1, neurons="all", by_source=True),
     lambda: circuits.top_tokens(MODEL, MODEL.params["wte"]),
@@ -71,14 +73,18 @@ def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
     assert circuits.decompose(speaking, "The cat").bos
 
 
+def ends(found):
+    return found.ids, found.logits
+
+
 TOKEN_LISTS = {
     "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-2],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
     "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
                                circuits.full_qk(m, "L1H1", extended=True).full()],
-    "singular": lambda m: circuits.singular_tokens(m, "L1H1")[0]["writes"],
-    "neuron": lambda m: [*circuits.neuron_tokens(m, "L1N1")["reads"],
-                         *circuits.neuron_tokens(m, "L1N1")["lowers"]],
+    "singular": lambda m: ends(circuits.singular_tokens(m, "L1H1")[0]["writes"]),
+    "neuron": lambda m: [*ends(circuits.neuron_tokens(m, "L1N1")["reads"]),
+                         *ends(circuits.neuron_tokens(m, "L1N1")["lowers"])],
     "measure": lambda m: [circuits.measure(m, [TEXT[:40], TEXT[:9]]).reliability],
     "task": lambda m: [circuits.repeated_tokens(m, 15).corrupted.tokens],
     "metric": lambda m: [circuits.log_probability(m, " the")(

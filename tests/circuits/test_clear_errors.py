@@ -98,13 +98,26 @@ def test_no_texts_have_no_measures():
 
 
 def test_a_text_that_begins_with_end_of_text_gets_another_and_says_so(speaking):
-    with pytest.warns(circuits.PromptWarning, match="gets another before it") as caught:
+    with pytest.warns(circuits.PromptWarning, match="gets another before it"):
         seen = circuits.run(speaking, "<|endoftext|>The cat")
-    assert caught[0].filename == __file__
     end = speaking.tokenizer.end_of_text
     assert seen.tokens[0, :2].tolist() == [end, end]
     assert circuits.run(speaking, "<|endoftext|>The cat", bos=False).bos
     assert circuits.run(speaking, [[end, 1, 2]]).tokens.shape == (1, 3)
+
+
+@pytest.mark.parametrize("tool", [
+    circuits.run, circuits.heads, circuits.attribution, lambda m, text: circuits.measure(m, [text]),
+    lambda m, text: gpt2_np.score(m, m.tokenizer.encode(text, allowed_special="all"), bos=True),
+    lambda m, text: gpt2_np.complete(
+        m, m.tokenizer.encode(text, allowed_special="all"), 1, bos=True),
+    lambda m, text: circuits.patching(
+        m, base=text, source=text, metric=circuits.logit_difference(m, 1), layers=[0]),
+])  # fmt: skip
+def test_the_warning_of_a_second_end_of_text_is_at_the_callers_line(tool, speaking):
+    with pytest.warns(circuits.PromptWarning, match="gets another before it") as caught:
+        tool(speaking, "<|endoftext|>The cat")
+    assert {one.filename for one in caught} == {__file__}
 
 
 def test_base_and_source_are_given_by_name():

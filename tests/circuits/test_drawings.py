@@ -32,6 +32,9 @@ RESULTS = {
     "circuit of edges": lambda: circuits.find_edges(MODEL, 0.5, **BACK),
     "patterns": lambda: circuits.run(MODEL, CLEAN, "pattern"),
     "histogram": lambda: circuits.histogram(MODEL, list(CLEAN), "L1N3"),
+    "survey": lambda: circuits.survey(MODEL, list(CLEAN)),
+    "survey of checkpoints": lambda: circuits.Survey(
+        circuits.survey(MODEL, list(CLEAN)).profiles * 25, 3),
 }  # fmt: skip
 
 

@@ -105,6 +105,14 @@ def test_edge_attribution_is_exact_for_small_changes(case):
         change = metric(circuits.patch_edges(model, patched, **options)) - before
         np.testing.assert_allclose(scores[sender, receiver], change, rtol=1e-3, atol=1e-14)
     edge, mean = scores.top(1)[0]
+    assert " → ".join(edge) in repr(scores) and f"{mean:+.4g}" in repr(scores)
+    three = [scores["L0H1", f"L1H0.{kind}"] for kind in "qkv"]
+    close(scores["0.1", (1, 0)], np.sum(three, axis=0))
+    close(scores["0.1", "1.0.k"], three[1])
+    for wrong, message in (("L0H1", "'L0H1' is not an edge: give"),
+                           (("L9H1", "logits"), "there is no 'L9H1' in these edges")):
+        with pytest.raises(Error, match=message):
+            scores[wrong]
     assert mean == scores[edge].mean() == max(scores.values.mean(axis=-1).ravel(), key=abs)
 
 

@@ -21,11 +21,12 @@ def name(short, layer):
 
 
 EDITS = {
-    "stream": {"resid_pre": circuits.add(VECTOR, 0.5, slice(3, None)),
+    "stream": {"resid_pre": circuits.add(VECTOR, 0.5, position=slice(3, None)),
                name("resid_mid", 1): circuits.patch(VECTOR, position=6),
                name("resid_post", 0): circuits.patch(ONE_EACH, position=[5, -2])},
     "parts": {**circuits.ablated(MODEL, ["L1H2", "MLP0", "L2N17"]),
-              "attn_out": circuits.add(VECTOR, 0.2, -1), name("mlp_out", 1): circuits.zero()},
+              "attn_out": circuits.add(VECTOR, 0.2, position=-1),
+              name("mlp_out", 1): circuits.zero()},
     "attention": {name("attn_scores", 1): circuits.knock_out([5, 8], [2, 3], 1),
                   name("pattern", 2): circuits.zero(1, 9), name("result", 0): circuits.zero(3),
                   name("v", 1): circuits.zero(0, slice(2, 5))},
@@ -125,7 +126,7 @@ def test_attribution_in_an_edited_model_sums_to_its_logits_layer_by_layer(case):
 
 
 def test_the_vector_of_a_steering_edit_is_a_part_of_the_attribution():
-    edits = {name("resid_pre", 1): circuits.add(VECTOR, 2.0, -1)}
+    edits = {name("resid_pre", 1): circuits.add(VECTOR, 2.0, position=-1)}
     found = circuits.decompose(MODEL, CLEAN, edits=edits, position=-1)
     close(found["edit_resid_pre1"][0, 0], 2 * VECTOR)
 
@@ -176,7 +177,7 @@ def test_gradients_of_an_edited_model_are_the_slopes_of_the_metric(case, short):
 
 PATH_EDITS = {
     "parts": {**circuits.ablated(MODEL, ["L0H2", "MLP0", "L1N17"]),
-              "embed": circuits.add(VECTOR, 0.2, -1)},
+              "embed": circuits.add(VECTOR, 0.2, position=-1)},
     "attention": {name("attn_scores", 1): circuits.knock_out([5, 8], [2, 3], 1),
                   "q": circuits.add(0.5, head=1), "blocks.2.ln1.hook_normalized": circuits.add(0.3),
                   "blocks.1.ln2.hook_normalized": circuits.zero(position=[7, 11])},

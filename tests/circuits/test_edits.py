@@ -75,7 +75,7 @@ def test_a_sweep_of_neurons_equals_a_pass_for_every_cell():
 @pytest.mark.parametrize("mode", MODES)
 def test_ablating_a_set_of_nodes_replaces_each_of_them(mode):
     nodes = ["L0H1", "0.3", (1, 0), "MLP2"]
-    edits = circuits.ablated(MODEL, nodes, mode, source=CORRUPTED)
+    edits = circuits.ablated(MODEL, nodes, mode, source=None if mode == "zero" else CORRUPTED)
     seen = circuits.run(MODEL, CLEAN, "*", edits=edits)
     plain, other = (circuits.run(MODEL, t, "*") for t in (CLEAN, CORRUPTED))
     name = "blocks.0.attn.hook_z"

@@ -110,9 +110,8 @@ def test_the_top_parts_are_those_with_the_largest_mean():
     best = sorted(means, key=lambda label: -abs(means[label]))[:7]
     assert found.top(7) == [(label, pytest.approx(means[label])) for label in best]
     assert len(circuits.attribution(MODEL, CLEAN, 3).top()) == 10
-    for wrong in (circuits.attribution(MODEL, CLEAN), circuits.decompose(MODEL, CLEAN)):
-        with pytest.raises(Error, match="top ranks one number a prompt"):
-            wrong.top()
+    with pytest.raises(Error, match="top ranks one number a prompt"):
+        circuits.attribution(MODEL, CLEAN).top()
 
 
 def test_neurons_of_all_layers_are_the_terms_that_their_vectors_have():
@@ -185,3 +184,26 @@ def test_a_head_whose_z_was_put_in_has_no_sources():
 def test_a_question_without_an_answer_is_one_clear_error(options, message):
     with pytest.raises(Error, match=message):
         circuits.attribution(MODEL, CLEAN, **options)
+
+
+def test_the_attribution_of_sets_is_that_of_their_mean_logit():
+    sets, wrong = [[1, 4], [2], [3, 5, 7]], {8, 9}
+    found = circuits.attribution(DOUBLE, CLEAN, sets, wrong)
+    metric = circuits.logit_difference(DOUBLE, sets, wrong)
+    same(found.total, metric(circuits.run(DOUBLE, CLEAN).logits))
+    each = [circuits.attribution(DOUBLE, CLEAN, i).values for i in (3, 5, 7, 8, 9)]
+    same(found.values[:, 2], np.mean(each[:3], axis=0)[:, 2] - np.mean(each[3:], axis=0)[:, 2])
+
+
+def test_parts_are_ranked_by_kind_and_read_in_any_spelling():
+    found = circuits.attribution(MODEL, CLEAN, ANSWERS, WRONG, neurons=[-1], by_source=True)
+    for kind, n in (("heads", 12), ("neurons", 80), ("mlps", 2), ("all", len(found.labels))):
+        assert len(found.top(999, kind)) == n
+    assert found.top(999, "mlps") == [one for one in found.top(999) if one[0].startswith("MLP")]
+    for terms in (found, found.by_source):
+        for node in ("1.2", (1, 2)):
+            np.testing.assert_array_equal(terms[node], terms["L1H2"])
+    assert not hasattr(found.by_source, "accumulated")  # heads by source are no whole stream
+    means = np.abs(found.by_source.values.mean(axis=1))
+    head, key = np.unravel_index(means.argmax(), means.shape)
+    assert f"{found.by_source.labels[head]} from position {key}" in repr(found)

@@ -3,11 +3,16 @@ import re
 
 import numpy as np
 import pytest
+from planted import planted_model
 from prompt_pair import ANSWERS, CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, NOISING, close
 
 from gpt2_np import Error, circuits, gpt2_np
-from gpt2_np.circuits import sweeps
+from gpt2_np.circuits import resumed_runs, sweeps
 from gpt2_np.circuits.edits import MODES
+
+PLANTED = planted_model()
+TASK = circuits.repeated_tokens(PLANTED, 9, 6)
+LOSS = circuits.repeat_loss(TASK.clean.tokens, 8)
 
 
 def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
@@ -31,7 +36,7 @@ def one_by_one(sweep, source, base=CLEAN, metric=METRIC, last_only=True):
              "pattern by position"],
 )  # fmt: skip
 def test_a_patching_sweep_equals_a_forward_pass_for_every_cell(monkeypatch, what, positions):
-    monkeypatch.setattr(sweeps, "POSITIONS_AT_ONCE", positions)
+    monkeypatch.setattr(resumed_runs, "POSITIONS_AT_ONCE", positions)
     name, _, by_position = what.partition(" ")
     sweep = circuits.patching(MODEL, name, **DENOISING, by_position=bool(by_position) or None)
     expected = one_by_one(sweep, circuits.run(MODEL, CLEAN, "*"), CORRUPTED)
@@ -75,13 +80,31 @@ def test_the_share_that_ablation_removes_is_1_where_nothing_is_left_of_the_metri
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("what", ["z", "mlp_out"])
 def test_an_ablation_sweep_equals_a_forward_pass_for_every_cell(what, mode):
-    sweep = circuits.ablation(MODEL, what, **NOISING, mode=mode, by_position=False)
+    given = NOISING if mode != "zero" else {**NOISING, "source": None}
+    sweep = circuits.ablation(MODEL, what, **given, mode=mode, by_position=False)
     source = None
     if mode != "zero":
         source = circuits.run(MODEL, CORRUPTED, "*").activations
         if mode == "mean":
             source = {name: array.mean(axis=0, keepdims=True) for name, array in source.items()}
     close(sweep.per_prompt, one_by_one(sweep, source))
+
+
+def test_a_mean_over_other_texts_is_ablated_as_it_is_patched():
+    for what in ("z", "mlp_out", "post"):
+        name = circuits.activation_name(what, 1)
+        means = {name: circuits.mean_activation(MODEL, CORRUPTED[:, 3:].tolist(), name)}
+        sweep = circuits.ablation(MODEL, name, base=CLEAN, metric=METRIC, mode="mean",
+                                  source=means, by_position=False)
+        part = {"z": {"head": 2}, "post": {"neuron": 2}}.get(what, {})
+        edited = circuits.run(MODEL, CLEAN, edits={name: circuits.patch(means[name], **part)})
+        close(sweep.per_prompt[(1, 2)[: len(sweep.axes)]], METRIC(edited.logits))
+        node = {"z": "L1H2", "post": "L1N2"}.get(what, "MLP1")
+        edits = circuits.ablated(MODEL, node, "mean", source=means)
+        close(circuits.run(MODEL, CLEAN, edits=edits).logits, edited.logits)
+        for mode, wrong in (("resample", means), ("mean", {}), ("mean", {name: np.zeros(3)})):
+            with pytest.raises(Error, match=r"source is a mapping, and .*mean_activation"):
+                circuits.ablation(MODEL, name, base=CLEAN, metric=METRIC, mode=mode, source=wrong)
 
 
 def test_a_sweep_of_some_layers_leaves_the_others_out():
@@ -178,21 +201,85 @@ def test_prompts_of_several_lengths_have_no_common_positions_and_pairs_must_matc
 
 
 def test_a_sweep_says_if_it_denoises_or_noises():
-    there, back = (circuits.patching(MODEL, **pair) for pair in (NOISING, DENOISING))
-    better = there.base.mean() > there.source.mean()
-    assert [there.kind, back.kind] == ["noising", "denoising"][:: 1 if better else -1]
-    assert f"({there.kind})" in repr(there)
+    """Only the clean prompts of the planted model let it do the task."""
+    for metric in (TASK.metric(PLANTED), LOSS):
+        there, back = (circuits.patching(PLANTED, **{**pair, "metric": metric})
+                       for pair in (TASK.noising(PLANTED), TASK.denoising(PLANTED)))
+        assert (there.kind, back.kind) == ("noising", "denoising")
+        assert "(noising)" in repr(there) and "(denoising)" in repr(back)
+        same = circuits.patching(PLANTED, base=TASK.clean, source=TASK.clean, metric=metric)
+        assert same.kind == "no difference"
     assert circuits.ablation(MODEL, base=CLEAN, metric=METRIC).kind == "ablation"
+    there = circuits.patching(MODEL, **NOISING)
     close(circuits.ablation(MODEL, mode="resample", **NOISING).per_prompt, there.per_prompt)
 
 
-def test_a_search_of_prompts_that_are_the_wrong_way_round_warns():
-    better = METRIC(circuits.run(MODEL, CLEAN).logits).mean() > METRIC(
-        circuits.run(MODEL, CORRUPTED).logits).mean()
-    right, wrong = (NOISING, DENOISING) if better else (DENOISING, NOISING)
-    found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **right)
-    assert found.kind == "noising" and found.base.mean() > found.none.mean()
-    close(found.none, found.source)  # every edge replaced is the source's run
-    with pytest.warns(circuits.PromptWarning, match="give the prompts that do the task as base"):
-        found = circuits.find_edges(MODEL, 0.5, checks=1, subsets=1, **wrong)
-    assert found.kind == "denoising"
+@pytest.mark.parametrize("search", [
+    lambda **pair: circuits.find(PLANTED, **pair),
+    lambda **pair: circuits.find_edges(PLANTED, 0.5, checks=1, subsets=1, **pair)])
+def test_a_search_warns_of_prompts_that_are_the_wrong_way_round_and_of_no_others(search):
+    for metric in (TASK.metric(PLANTED), LOSS):
+        found = search(**{**TASK.noising(PLANTED), "metric": metric})  # a warning would raise
+        assert found.kind == "noising" and "(noising" in repr(found)
+        with pytest.warns(circuits.PromptWarning, match="give the prompts that do the task as bas"):
+            found = search(**{**TASK.denoising(PLANTED), "metric": metric})
+        assert found.kind == "denoising"
+
+
+def test_edges_know_a_loss():
+    pair = {**TASK.noising(PLANTED), "metric": LOSS}
+    assert circuits.edge_attribution(PLANTED, **pair).kind == "noising"
+
+
+def test_the_top_of_a_sweep_of_many_neurons_reads_the_effect_once(monkeypatch):
+    sweep = circuits.patching(MODEL, "post", **DENOISING)
+    reads, original = [], circuits.Sweep.effect
+    monkeypatch.setattr(circuits.Sweep, "effect",
+                        property(lambda self: reads.append(1) or original.fget(self)))
+    assert len(sweep.top(300)) == 240 and len(reads) == 1
+    assert len(repr(sweep).splitlines()) == 9 and len(reads) == 2
+
+
+def test_a_sweep_is_read_by_the_names_of_its_cells():
+    heads = circuits.patching(MODEL, "z", **DENOISING)
+    assert heads["L1H3"] == heads["1.3"] == heads[1, 3] == dict(heads.top(12))["L1H3"]
+    by_position = circuits.patching(MODEL, "z", **DENOISING, by_position=True)
+    close(by_position["L2H0"], by_position.effect[2, 0])
+    neurons = circuits.patching(MODEL, "post", **DENOISING, layers=-1)
+    close(neurons["L2N17"], neurons.effect[2, 17])
+    sent = circuits.path_patching(MODEL, ["L0H1", "MLP1"], **NOISING)
+    close([sent["0.1"], sent["MLP1"]], sent.effect)
+    for sweep, node, message in ((heads, "L3H0", "layer 3 does not exist: there are 3"),
+                                 (heads, "MLP1", "there is no 'MLP1' in a sweep of z over layer"),
+                                 (sent, "L0H2", "there is no 'L0H2' in a sweep of path over sen"),
+                                 (heads, "L1", "'L1' is not a head or MLP")):
+        with pytest.raises(Error, match=message):
+            sweep[node]
+
+
+@pytest.mark.parametrize("layers", [1, -2, [1], [-2], slice(1, 2)])
+def test_one_layer_needs_no_list_and_may_count_from_the_end(layers):
+    sweep = circuits.patching(MODEL, **DENOISING, layers=layers)
+    assert np.isfinite(sweep.values[:, 0]).tolist() == [False, True, False]
+    with pytest.raises(Error, match="layer 3 does not exist"):
+        circuits.patching(MODEL, **DENOISING, layers=3)
+
+
+def test_prompts_that_share_no_positions_are_refused_before_any_pass(monkeypatch):
+    monkeypatch.setattr(sweeps, "BaseRun", None)
+    with pytest.raises(Error, match="share no positions"):
+        circuits.patching(MODEL, "resid_pre", base=[[1, 2, 3], [4, 5]], source=[[1, 2, 4], [4, 6]],
+                          metric=METRIC)
+
+
+def test_a_metric_of_ones_own_is_guarded():
+    ragged = {"base": [[1, 2, 3], [4, 5]], "source": [[1, 2, 4], [4, 6]]}
+    with pytest.warns(circuits.PromptWarning, match="prompts of each length by themselves") as seen:
+        circuits.patching(MODEL, **ragged, metric=lambda logits: logits[:, -1, 3])
+    assert seen[0].filename == __file__
+    for tool in (circuits.patching, circuits.find, circuits.path_patching):
+        with pytest.raises(Error, match=r"shape \(3, 1, 61\): .*unless metric.last_only is set to"):
+            tool(MODEL, **{**NOISING, "metric": lambda logits: logits[:, 3, 5]})
+    for tool in (circuits.patching, circuits.find, circuits.find_edges):
+        with pytest.raises(Error, match=r"metric is a Task, expected a .* task.metric\(model\)"):
+            tool(MODEL, **{**NOISING, "metric": TASK})

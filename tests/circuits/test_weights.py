@@ -58,9 +58,9 @@ def test_tokens_of_neurons_and_singular_directions_are_top_tokens():
         vector = MODEL.params["blocks"][1]["mlp"]["c_proj"]["w"][5]
         vector = vector - vector.mean() if folded else vector
         found = circuits.top_tokens(MODEL, vector, 6, folded=folded)
-        ids, logits = circuits.neuron_tokens(MODEL, "L1N5", 6, folded)["raises"]
-        assert ids.tolist() == found.ids.tolist()
-        close(logits, found.logits)
+        raised = circuits.neuron_tokens(MODEL, "L1N5", 6, folded)["raises"]
+        assert raised.ids.tolist() == found.ids.tolist()
+        close(raised.logits, found.logits)
         [first] = circuits.singular_tokens(MODEL, "L1H2", n=1, folded=folded)
         vt = circuits.ov(MODEL, "L1H2", folded).svd()[2]
         either = [circuits.top_tokens(MODEL, sign * vt[0], 8, folded=folded) for sign in (1, -1)]

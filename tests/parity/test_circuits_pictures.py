@@ -7,10 +7,11 @@ import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
 from prompt_pair import CLEAN, DENOISING, METRIC, MODEL
+from random_model import random_model
 from small_model import save_small_model
 
 import gpt2_np
-from gpt2_np import circuits
+from gpt2_np import Config, circuits
 from gpt2_np.circuits import pictures
 from gpt2_np.circuits.__main__ import main
 
@@ -36,6 +37,7 @@ def folder(tmp_path_factory):
         ["find", "The naïve at", "The café at", "--answer", " the", "--keep", "0.5", "--edges"],
         ["neurons", "The naïve $x$ café", "--answer", " the"],
         ["neurons", "--layer", "1", "--neuron", "17"],
+        ["survey", str(Path(__file__).parents[1] / "circuits" / "conftest.py"), "--lines"],
     ],
 )
 def test_every_command_draws(argv, folder, tmp_path):
@@ -154,3 +156,31 @@ def test_the_pictures_of_the_forty_tasks_are_drawn():
     example = Path(gpt2_np.__file__).parent / "examples" / "forty_tasks.py"
     draw = runpy.run_path(str(example))["look_at_the_results"]
     assert draw(gpt2_np.load("shakespeare")) == "4 figures"
+
+
+def test_a_survey_is_lines_by_layer_a_reliability_diagram_and_its_models_in_order(tmp_path):
+    other = random_model(Config(n_vocab=61, n_ctx=16, n_embd=8, n_head=2, n_layer=2), seed=1)
+    found = circuits.survey({"a": MODEL, "b": other}, list(CLEAN))
+    figure = pictures.plot_survey(found, tmp_path / "survey.png")
+    norm, *_, reliability, heads, _loss = figure.axes
+    for line, one in zip(norm.lines, found.profiles, strict=True):
+        drawn = np.asarray(line.get_ydata())
+        np.testing.assert_allclose(drawn[: len(one.norm) - 1], one.norm[1:])
+    _, *lines = reliability.lines
+    for line, one in zip(lines, found.profiles, strict=True):
+        rows = one.measures.reliability
+        np.testing.assert_allclose(line.get_ydata(), rows[rows[:, 2] > 0, 1])
+    np.testing.assert_allclose(heads.lines[1].get_ydata(),
+                               [one.overall["induction"] for one in found.profiles])
+    alone = pictures.plot_survey(circuits.survey(MODEL, list(CLEAN)))
+    assert [axes.get_visible() for axes in alone.axes] == [True] * 5 + [False]
+
+
+def test_a_reliability_diagram_has_confidence_below_and_accuracy_beside():
+    found = circuits.measure(MODEL, list(CLEAN))
+    [axes] = pictures.plot_reliability(found).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("confidence", "accuracy")
+    rows = found.reliability[found.reliability[:, 2] > 0]
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), rows[:, :2])
+    two = pictures.plot_reliability({"one": found, "$x": found})
+    assert {"one", "$x"} <= set(texts_of(two))
