@@ -142,7 +142,7 @@ class Watcher:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Note this thread's calls of `einsum`. A profiler that runs is interrupted meanwhile."""
-        before = sys.getprofile()
+        before: Any = sys.getprofile()
         sys.setprofile(self.profile)
         try:
             yield

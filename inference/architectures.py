@@ -242,11 +242,15 @@ def impossible(decoder: Decoder) -> str:
 # --- published models --------------------------------------------------------------------
 
 
+def _gpt2_decoders() -> dict[str, Decoder]:  # mypy does not know SIZES outside a function
+    return {f"GPT-2 {size}": Decoder.of(config) for size, config in SIZES.items()}
+
+
 # The sizes in each model's config.json on the Hugging Face hub: meta-llama/Meta-Llama-3-8B,
 # mistralai/Mistral-7B-Instruct-v0.2, Qwen/Qwen2.5-7B, Qwen/Qwen3-8B, mistralai/Mixtral-8x7B-v0.1
 # and deepseek-ai/DeepSeek-V3.
 DECODERS = {
-    **{f"GPT-2 {size}": Decoder.of(config) for size, config in SIZES.items()},
+    **_gpt2_decoders(),
     "Llama-3-8B": Decoder(n_vocab=128256, n_ctx=8192, n_embd=4096, n_layer=32, n_head=32,
                           n_kv_head=8, n_hidden=14336),
     "Mistral-7B-v0.2": Decoder(n_vocab=32000, n_ctx=32768, n_embd=4096, n_layer=32, n_head=32,
