@@ -7,8 +7,11 @@ activation is the forward pass's own, noted as it is called.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec, module_from_spec
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,7 +74,7 @@ class Trace(Result):
 
     @property
     def flops_per_token(self) -> float:
-        """Operations per token, as `describe` counts them at a context of as many tokens."""
+        """Operations per token, as `describe` counts one that attends to as many tokens."""
         return 2 * self.multiply_adds / self.tokens.size
 
     def cells(self, every: bool = False) -> list[list[Any]]:
@@ -88,7 +91,7 @@ class Trace(Result):
                 f"and values; {self.multiply_adds:,} multiply-adds, and "
                 f"{self.norm_multiply_adds:,} in layer norms.",
                 f"Without layer norms that is {self.flops_per_token:,.0f} operations per token, "
-                f"as --info counts them at a context of {self.tokens.shape[1]}."]
+                f"as `describe` counts one that attends to {self.tokens.shape[1]}."]
 
     def text(self, every: bool = False) -> str:
         """Return the table as aligned text."""
@@ -122,47 +125,48 @@ def trace(model: Model, text_or_tokens: PromptsLike, *, bos: bool | None = None)
     Masked scores count as work, because they are computed. `print` shows a table with repeated
     layers once, `.text(every=True)` each, `.markdown()` the same in Markdown.
     """
-    given = prompts(model, text_or_tokens, bos)
-    watcher = Watcher()
-    reference = reference_with(watcher.einsum)
-    with turn(model):
-        logits = reference.forward(model.params, model.config, given.tokens, tap=watcher)
+    given, watcher = prompts(model, text_or_tokens, bos), Watcher()
+    with turn(model), watcher.watching():
+        logits = forward(model.params, model.config, given.tokens, tap=watcher)
     watcher("logits", logits)
     return Trace(watcher.rows, model.config.n_layer, given.tokens, given.bos)
 
 
 class Watcher:
-    """A tap that measures activations, and an `einsum` that says which product made them."""
+    """A tap that measures activations and knows which einsums made them."""
 
     def __init__(self):
         self.rows: list[TraceRow] = []
         self.products: list[tuple[str, int]] = []  # those that no activation has been made of yet
 
-    def einsum(self, specification: str, *operands: Any) -> Any:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note this thread's calls of `einsum`. A profiler that runs is interrupted meanwhile."""
+        before: Any = sys.getprofile()
+        sys.setprofile(self.profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(before if callable(before) else None)
+            if hasattr(before, "enable"):  # cProfile of Python 3.11
+                before.enable()
+
+    def profile(self, frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is einsum.__code__:
+            self.note(**frame.f_locals)
+
+    def note(self, specification: str, operands: Sequence[Any]) -> None:
         terms = specification.partition("->")[0].split(",")
         sizes = {letter: n for term, operand in zip(terms, operands, strict=True)
                  for letter, n in zip(term, operand.shape, strict=True)}
         n_made = sizes.get("c", 1)  # query, key and value are three activations
         self.products += [(specification, math.prod(sizes.values()) // n_made)] * n_made
-        return einsum(specification, *operands)
 
     def __call__(self, name: str, array: Any) -> None:
         specification, multiply_adds = self.products.pop(0) if self.products else ("", 0)
         n_bytes = math.prod(array.shape) * array.dtype.itemsize
         self.rows.append(TraceRow(name, axes_of(name), array.shape, str(array.dtype), n_bytes,
                                   multiply_adds, specification))
-
-
-def reference_with(einsum):
-    """Return the reference, executed once more as a module of its own that calls this `einsum`.
-
-    The module that everything else runs stays as it is: passes of other threads are not watched.
-    """
-    spec: Any = find_spec(forward.__module__)
-    module: Any = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.einsum = einsum
-    return module
 
 
 def axes_of(name: str) -> str:

@@ -12,10 +12,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from ..bpe import shown
 from ..gpt2_np import SIZES, Config, Error
 
-AT_MOST = 1 << 24  # of every size: the page counts in float64, which must stay exact
+AT_MOST = 1 << 24  # of every size: totals stay far below float64's largest number
 
 
 class Tensor(NamedTuple):
@@ -79,6 +81,9 @@ class Decoder:
     tied: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
         if problem := impossible(self):
             raise Error(problem)
 
@@ -87,6 +92,9 @@ class Decoder:
         """Return the sizes of a GPT-2 as those of any decoder."""
         if isinstance(config, Decoder):
             return config
+        if not isinstance(config, Config):
+            raise Error(f"config is {shown(config)}: give a Config or a Decoder, as model.config "
+                        "is")
         sizes: dict[str, Any] = {name: int(value) for name, value in vars(config).items()}
         return cls(**sizes, mlp="gelu", positions="learned", norm="layer", biases="all",
                    tied=True)
@@ -185,6 +193,7 @@ CHOICES = {
     "attention": ("grouped", "latent"), "mlp": ("gelu", "swiglu"),
     "positions": ("learned", "rotary"), "norm": ("layer", "rms"), "biases": ("all", "qkv", "none"),
 }  # fmt: skip
+FLAGS = "qk_norm", "router_bias", "tied"
 
 
 def impossible(decoder: Decoder) -> str:
@@ -198,6 +207,10 @@ def impossible(decoder: Decoder) -> str:
         value = getattr(c, name)
         if value not in choices:
             return f"{name} = {shown(value)}: choose {' or '.join(choices)}"
+    for name in FLAGS:
+        value = getattr(c, name)
+        if not isinstance(value, bool):
+            return f"{name} = {shown(value)}: choose True or False"
     if c.attention == "grouped":
         if not c.d_head and c.n_embd % c.n_head:
             return (f"{c.n_head} heads do not divide n_embd = {c.n_embd}: choose a divisor, or set "
@@ -229,16 +242,15 @@ def impossible(decoder: Decoder) -> str:
 # --- published models --------------------------------------------------------------------
 
 
+def _gpt2_decoders() -> dict[str, Decoder]:  # mypy does not know SIZES outside a function
+    return {f"GPT-2 {size}": Decoder.of(config) for size, config in SIZES.items()}
 
-def _gpt2(size: str) -> Decoder:
-    return Decoder.of(SIZES[size])
 
-
-DECODERS = {  # as in each model's config.json on the hub
-    "GPT-2 124M": _gpt2("124M"),
-    "GPT-2 355M": _gpt2("355M"),
-    "GPT-2 774M": _gpt2("774M"),
-    "GPT-2 1558M": _gpt2("1558M"),
+# The sizes in each model's config.json on the Hugging Face hub: meta-llama/Meta-Llama-3-8B,
+# mistralai/Mistral-7B-Instruct-v0.2, Qwen/Qwen2.5-7B, Qwen/Qwen3-8B, mistralai/Mixtral-8x7B-v0.1
+# and deepseek-ai/DeepSeek-V3.
+DECODERS = {
+    **_gpt2_decoders(),
     "Llama-3-8B": Decoder(n_vocab=128256, n_ctx=8192, n_embd=4096, n_layer=32, n_head=32,
                           n_kv_head=8, n_hidden=14336),
     "Mistral-7B-v0.2": Decoder(n_vocab=32000, n_ctx=32768, n_embd=4096, n_layer=32, n_head=32,

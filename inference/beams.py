@@ -7,7 +7,7 @@ transformers, so that its users get the same tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -29,7 +29,7 @@ from ..gpt2_np import (
 from .costs import check_rows
 from .decoders import GrowingText, next_logits
 from .generation import Generation, warn_if_full
-from .options import BeamOptions, Stop, check_count
+from .options import BeamOptions, Stop, check_count, text_list
 from .taps import announce
 from .turns import turn
 
@@ -81,7 +81,7 @@ def beam_search(
 
 
 def beam_search_batch(
-    model: Model, prompts: Sequence[Tokens] | np.ndarray, n_tokens: int,
+    model: Model, prompts: Iterable[Tokens], n_tokens: int,
     **options: Unpack[BeamOptions],
 ) -> list[list[Beam]]:  # fmt: skip
     """Return the `beam_search` of several prompts of any lengths, computed together.
@@ -185,10 +185,11 @@ class Search:
 
 
 def search_all(
-    model: Model, prompts: Sequence[Tokens] | np.ndarray, n_tokens: int, rules: Rules,
+    model: Model, prompts: Iterable[Tokens], n_tokens: int, rules: Rules,
     stop: Stop = (), tap: TapFunction | None = None,
 ) -> list[list[Beam]]:  # fmt: skip
     """Return the best beams of each prompt, without the warning at n_ctx."""
+    prompts = text_list("prompts", prompts)
     generation = Generation(model, prompts, n_tokens, stop, [0] * len(prompts), Sampling(), tap=tap)
     searches = [Search(text, rules) for text in generation.texts]
     going = [search for search in searches if not search.is_over]

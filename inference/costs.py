@@ -11,8 +11,9 @@ from typing import Any
 
 from ..backend import total_memory
 from ..bpe import shown
-from ..gpt2_np import Config, Error, Model, namespace
+from ..gpt2_np import Config, Error, Model, is_number, namespace
 from .architectures import Decoder
+from .options import check_count
 
 
 def count_parameters(config: Config | Decoder, active: bool = False) -> dict[str, int]:
@@ -75,9 +76,10 @@ def describe(
     `batch` full texts are decoded at once: divide a memory's bandwidth by it for tokens a second.
     Raises Error if the sizes do not fit together.
     """
-    if batch < 1 or not bytes_per_number > 0:
-        raise Error(f"batch = {shown(batch)} and bytes_per_number = {shown(bytes_per_number)}: "
-                    "choose a batch of at least 1 and more than 0 bytes")
+    check_count("batch", batch, 1)
+    if not is_number(bytes_per_number) or not 0 < bytes_per_number <= 16:
+        raise Error(f"bytes_per_number is {shown(bytes_per_number)}: choose a number above 0, at "
+                    "most 16")
     c = Decoder.of(config)
     parts, active = count_parameters(c), sum(count_parameters(c, active=True).values())
     total = sum(parts.values())

@@ -42,6 +42,7 @@ from .options import (
     one_text,
     sampling_of,
     start_of_text,
+    text_list,
 )
 from .packing import Packed
 from .taps import announce, checked_tap
@@ -103,7 +104,7 @@ def generate(
 
 def generate_batch(
     model: Model,
-    prompts: Sequence[Tokens] | np.ndarray,
+    prompts: Iterable[Tokens],
     n_tokens: int,
     **options: Unpack[GenerationOptions],
 ) -> Continuations:
@@ -194,6 +195,7 @@ def run_batch(
     model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
 ) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
+    prompts = text_list("prompts", prompts)
     seeds, sampling = row_seeds(seed, len(prompts)), sampling_of(options)
     generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:

@@ -78,6 +78,15 @@ def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     return ids[0]
 
 
+def text_list(name: str, texts: Any) -> list[Tokens]:
+    """Return the texts, given in any iterable. Raises Error for what is none."""
+    try:
+        return list(iter(texts))
+    except TypeError:
+        raise Error(f"{name} are {shown(texts)}: give a list of them, each a list of token "
+                    "ids") from None
+
+
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """Return options of `sample`, checked. Raises TypeError for others."""
     known = GenerationOptions.__optional_keys__

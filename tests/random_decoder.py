@@ -1,7 +1,6 @@
 """Random sizes of decoders, of every kind, and sizes that do not fit together."""
-from gpt2_np.inference.architectures import CHOICES
+from gpt2_np.inference.architectures import CHOICES, FLAGS
 
-FLAGS = "qk_norm", "router_bias", "tied"
 # How each sentence begins, and the change to GPT-2 124M that it is about.
 IMPOSSIBLE = {
     "13 heads do not divide n_embd = 768": {"n_head": 13},
@@ -20,6 +19,7 @@ IMPOSSIBLE = {
     "n_layer = True: choose": {"n_layer": True},
     "n_vocab = 10000000000000000: choose": {"n_vocab": 10**16},
     "norm = 'batch': choose layer or rms": {"norm": "batch"},
+    "tied = 'no': choose True or False": {"tied": "no"},
 }  # fmt: skip
 
 

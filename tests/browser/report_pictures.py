@@ -35,6 +35,10 @@ def main(folder):
             page.mouse.move(0, 0)
             page.wait_for_timeout(500)
             page.screenshot(path=Path(folder) / name)
+        page = browser.new_page(viewport={"width": 1240, "height": 840}, color_scheme="light")
+        explorer = Path(__file__).parents[2] / "explorer" / "index.html"
+        page.goto(f"{explorer.as_uri()}#model=Mixtral-8x7B")
+        page.screenshot(path=Path(folder) / "explorer.png")
         browser.close()
 
 

@@ -1,6 +1,9 @@
 """The trace is measured: shapes, types, work and einsums are those of a real pass."""
 import ast
+import cProfile
 import json
+import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -94,6 +97,30 @@ def test_other_passes_are_not_watched():
         stop.set()
         thread.join()
     assert all(one == rows[0] for one in rows)
+
+
+def test_a_profiler_goes_on_after_a_trace(monkeypatch):
+    def profile(frame, event, argument):
+        pass
+
+    sys.setprofile(profile)
+    try:
+        circuits.trace(MODEL, [1])
+        assert sys.getprofile() is profile
+        monkeypatch.setattr(tracing, "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            circuits.trace(MODEL, [1])
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(None)
+
+
+def test_cprofile_goes_on_after_a_trace():
+    profiler = cProfile.Profile()
+    with profiler:
+        circuits.trace(MODEL, [1])
+        textwrap.dedent("a")
+    assert any("dedent" in str(entry.code) for entry in profiler.getstats())
 
 
 def test_the_command_prints_text_markdown_and_json(folder, capsys):

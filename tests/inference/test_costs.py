@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 from random_decoder import IMPOSSIBLE, random_sizes
-from random_model import TINY
+from random_model import TINY, random_model
 
 import gpt2_np
 from gpt2_np import DECODERS, SIZES, Decoder
@@ -171,10 +171,23 @@ def test_sizes_that_do_not_fit_together_are_one_sentence(sentence):
     assert len(str(raised.value)) < 120 and ": " in str(raised.value)
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"bytes_per_number": 0}])
-def test_a_batch_of_none_is_an_error(options):
-    with pytest.raises(gpt2_np.Error, match="choose a batch of at least 1"):
-        gpt2_np.describe(GPT2, **options)
+@pytest.mark.parametrize("options", [
+    {"batch": 0}, {"batch": "3"}, {"batch": math.nan}, {"batch": math.inf}, {"batch": 2.5},
+    {"bytes_per_number": 0}, {"bytes_per_number": math.inf}, {"bytes_per_number": math.nan},
+    {"bytes_per_number": "x"}, {"config": {"n_embd": 4}}, {"config": random_model()},
+])  # fmt: skip
+def test_options_that_cannot_be_are_one_sentence_that_names_them(options):
+    [name] = options
+    with pytest.raises(gpt2_np.Error, match=f"^{name} is .*(it must be|choose|give) ") as raised:
+        gpt2_np.describe(**{"config": GPT2} | options)
+    assert len(str(raised.value)) < 160
+
+
+def test_numbers_and_flags_of_numpy_are_those_of_python():
+    same = changed(GPT2, n_layer=np.int64(12), norm=np.str_("layer"), tied=np.True_)
+    assert same == GPT2
+    assert json.dumps(gpt2_np.describe(same)) == json.dumps(gpt2_np.describe(GPT2))
+    assert gpt2_np.describe(GPT2, np.float32(4), np.int64(2)) == gpt2_np.describe(GPT2, 4, 2)
 
 
 def test_random_decoders_are_described_or_refused():

@@ -328,6 +328,18 @@ def test_the_shared_options_are_those_of_generate():
     assert typing.get_type_hints(options.GenerationOptions) == {name: given[name] for name in names}
 
 
+@pytest.mark.parametrize("together", [
+    lambda prompts: generate_batch(MODEL, prompts, 2),
+    lambda prompts: gpt2_np.beam_search_batch(MODEL, prompts, 2),
+    lambda prompts: [row.tolist() for row in gpt2_np.score_batch(MODEL, prompts)],
+])  # fmt: skip
+def test_several_texts_come_in_any_iterable_and_a_number_is_none(together):
+    rows = [[1, 2], [3]]
+    assert together(iter(rows)) == together(rows)
+    with pytest.raises(gpt2_np.Error, match="are 5: give a list of them"):
+        together(5)
+
+
 def test_an_unknown_option_is_a_type_error():
     with pytest.raises(TypeError, match="topk"):
         generate_batch(MODEL, [PROMPT], 5, topk=3)

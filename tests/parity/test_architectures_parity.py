@@ -60,6 +60,14 @@ def qwen3_moe(c):
         num_experts_per_tok=c.n_active, moe_intermediate_size=c.n_expert_hidden)
 
 
+def glm4_moe(c):
+    return transformers.Glm4MoeConfig(
+        **settings(c), head_dim=c.head_width, attention_bias=c.biases == "qkv",
+        use_qk_norm=c.qk_norm, n_routed_experts=c.n_expert, num_experts_per_tok=c.n_active,
+        n_shared_experts=c.n_shared, moe_intermediate_size=c.n_expert_hidden,
+        first_k_dense_replace=c.n_dense, n_group=1, topk_group=1)
+
+
 def deepseek_v3(c):
     return transformers.DeepseekV3Config(
         **settings(c), q_lora_rank=c.q_rank or None, kv_lora_rank=c.kv_rank,
@@ -93,14 +101,14 @@ def random_decoder(family, rng):
     """Random sizes that the family can have."""
     g, each, e = (int(rng.integers(1, 5)) for _ in range(3))
     h, e = g * each, 2 * e
-    apart = family in (llama, mistral, qwen3, mixtral, qwen3_moe)
+    apart = family in (llama, mistral, qwen3, mixtral, qwen3_moe, glm4_moe)
     sizes = {
         "n_vocab": int(rng.integers(100, 999)), "n_ctx": int(rng.integers(1, 99)),
         "n_embd": h * e, "n_layer": int(rng.integers(2, 6)), "n_head": h, "n_kv_head": g,
         "d_head": 2 * int(rng.integers(1, 9)) if apart else 0,
         "n_hidden": int(rng.integers(1, 99)), "tied": bool(rng.integers(2)),
     }  # fmt: skip
-    if family in (mixtral, qwen3_moe, deepseek_v3):
+    if family in (mixtral, qwen3_moe, glm4_moe, deepseek_v3):
         sizes |= {"n_expert": int(rng.integers(2, 9)), "n_active": 2,
                   "n_expert_hidden": int(rng.integers(1, 99))}
     if family is gpt2:
@@ -114,6 +122,10 @@ def random_decoder(family, rng):
         sizes["biases"] = "qkv"
     if family in (qwen3, qwen3_moe):
         sizes["qk_norm"] = True
+    if family is glm4_moe:
+        sizes |= {"biases": str(rng.choice(["none", "qkv"])), "qk_norm": bool(rng.integers(2)),
+                  "n_shared": int(rng.integers(1, 4)), "n_dense": int(rng.integers(0, 3)),
+                  "router_bias": True}
     if family is deepseek_v3:
         sizes |= {"attention": "latent", "q_rank": int(rng.integers(0, 2)) * 24, "kv_rank": 12,
                   "d_nope": 6, "d_rope": 4, "d_value": int(rng.integers(1, 9)), "n_kv_head": 0,
@@ -123,7 +135,7 @@ def random_decoder(family, rng):
 
 
 @pytest.mark.parametrize("family", [gpt2, llama, mistral, starcoder2, qwen2, qwen3, mixtral,
-                                    qwen3_moe, deepseek_v3])
+                                    qwen3_moe, glm4_moe, deepseek_v3])
 def test_random_models_of_a_family_have_the_parameters_of_transformers(family):
     rng = np.random.default_rng(0)
     for _ in range(8):
