@@ -285,7 +285,7 @@ def lens_picture(lens: Any) -> str:
 
 def text_class(t: float) -> str:
     """Return the class of a text on blue of opacity t: black or white, by the higher contrast."""
-    return [*ON_BLUE][-1] if t > ON_BLUE["strong"] else "half" if t > ON_BLUE["half"] else "faint"
+    return "strong" if t > ON_BLUE["strong"] else "half" if t > ON_BLUE["half"] else "faint"
 
 
 def part(shown: int, n: int, which: str = "last", things: str = "positions") -> str:

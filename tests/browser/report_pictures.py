@@ -24,8 +24,7 @@ def main(folder):
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         path = Path(scratch) / "report.html"
         circuits.report(model, TEXT, path, title="shakespeare")
-        browser = playwright.chromium.launch(executable_path=program,
-                                             args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for name, (selector, height, scheme) in PICTURES.items():
             page = browser.new_page(viewport={"width": 1100, "height": height},
                                     color_scheme=scheme, reduced_motion="reduce")

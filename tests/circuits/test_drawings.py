@@ -5,14 +5,12 @@ import json
 import re
 import zlib
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, TEXT
 
-import gpt2_np
 from gpt2_np import Model, bpe, circuits
 from gpt2_np.circuits import drawings
 
@@ -173,16 +171,6 @@ def test_tokens_are_data(tool, hostile):
     assert any(text.startswith("</scrip") for text in texts(svg))
     assert any("</script><img src=x onerror=alert(1)>" in said
                for area in areas for said in area["said"])
-
-
-def test_the_colours_of_the_explorer_are_those_of_the_pages():
-    root = Path(gpt2_np.__file__).parent
-    colour = re.compile(r"--(\w+): (light-dark\([^)]*\))")
-    ours, explorers = (dict(colour.findall((root / path).read_text(encoding="utf-8")))
-                       for path in ("circuits/pages/pages.css", "explorer/index.html"))
-    shared = ours.keys() & explorers.keys()
-    assert {"paper", "page", "ink", "muted", "line"} <= shared
-    assert {name: explorers[name] for name in shared} == {name: ours[name] for name in shared}
 
 
 def luminance(colour):
