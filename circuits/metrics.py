@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
@@ -68,7 +68,9 @@ class ReadsStream(Metric, Protocol):
 class LowerIsBetter(Metric, Protocol):
     """A metric that says if it is better low, as a loss is. One that does not say is not."""
 
-    lower_is_better: bool
+    @property
+    def lower_is_better(self) -> bool:
+        """True if the task is done better where the metric is lower."""
 
 
 @runtime_checkable
@@ -160,8 +162,8 @@ class RepeatLoss(Result):
 
     tokens: np.ndarray
     n: int
-    last_only: ClassVar[bool] = False
-    lower_is_better: ClassVar[bool] = True
+    last_only = False
+    lower_is_better = True
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         before, targets = self.predicted(logits)

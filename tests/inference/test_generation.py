@@ -271,7 +271,7 @@ def test_a_generator_seeds_every_row():
     assert rows() == [first, *others] and len(set(map(tuple, rows()))) == 3
 
 
-@pytest.mark.parametrize("n_tokens", [2**63 - 1, 10**23, 1e300])
+@pytest.mark.parametrize("n_tokens", [2**63 - 1, 10**23])
 def test_a_huge_n_tokens_gives_as_many_as_fit(n_tokens):
     with pytest.warns(UserWarning, match="n_ctx = 24"):
         tokens = list(generate(MODEL, PROMPT, n_tokens))
