@@ -87,7 +87,8 @@ def right(name: str | Path) -> None:
     print(surveyed.profiles[0].growth, circuits.survey([model], [ids]).by_layer("norm").shape)
     print(circuits.survey(model, [ids]), circuits.survey({"shipped": model}, [ids]).table())
     print(circuits.report(model, "But soft", answer=" what", title="soft").page)
-    circuits.report(model, ids).save("report.html")
+    whole: circuits.Report = circuits.report(model, ids)
+    print(len(whole.page))
     table = circuits.lens(model, np.array([ids, ids]), answer=" art", top=3).probability
     scores = circuits.heads(model, ["But soft", "What light through yonder"])
     for one in scores if isinstance(scores, list) else [scores]:

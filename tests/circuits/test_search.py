@@ -39,7 +39,7 @@ def swept(monkeypatch):
 @pytest.mark.parametrize("mode", ["resample", "mean"])
 @pytest.mark.parametrize(("task", "keep"), [
     (circuits.repeated_tokens(SHAKESPEARE, 8, 4), 0.5),
-    (circuits.name_repetition(SHAKESPEARE, 4), 0.8),
+    pytest.param(circuits.name_repetition(SHAKESPEARE, 4), 0.8, marks=pytest.mark.slow),
 ])
 def test_attribution_leads_to_the_circuit_that_exact_sweeps_find(task, keep, mode):
     """Here the gradient at base alone misses most of what L0H0 does: attention is saturated."""
@@ -52,7 +52,7 @@ def test_attribution_leads_to_the_circuit_that_exact_sweeps_find(task, keep, mod
 
 
 @pytest.mark.filterwarnings("ignore:the metric is")  # chance decides which prompts are better
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_on_random_weights_it_is_no_larger_than_that_of_exact_sweeps(seed):
     model = random_model(seed=seed)
     given = pair(circuits.repeated_tokens(model, 4, 4, seed=seed, bos=False), model)
