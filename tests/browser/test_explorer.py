@@ -277,7 +277,7 @@ def test_config_json_of_two_families_has_the_published_keys(page):
 
 
 def test_glm_45_is_read(page):
-    """With the sizes of zai-org/GLM-4.5: biases of q, k and v, and 353 billion parameters."""
+    """With the sizes of zai-org/GLM-4.5, which has biases of q, k and v."""
     config = {
         "model_type": "glm4_moe", "attention_bias": True, "use_qk_norm": True, "head_dim": 128,
         "hidden_size": 5120, "num_hidden_layers": 92, "num_attention_heads": 96,
