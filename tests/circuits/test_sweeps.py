@@ -216,7 +216,8 @@ def test_a_sweep_says_if_it_denoises_or_noises():
 
 @pytest.mark.parametrize("search", [
     lambda **pair: circuits.find(PLANTED, **pair),
-    lambda **pair: circuits.find_edges(PLANTED, 0.5, checks=1, subsets=1, **pair)])
+    pytest.param(lambda **pair: circuits.find_edges(PLANTED, 0.5, checks=1, subsets=1, **pair),
+                 marks=pytest.mark.slow)])
 def test_a_search_warns_of_prompts_that_are_the_wrong_way_round_and_of_no_others(search):
     for metric in (TASK.metric(PLANTED), LOSS):
         found = search(**{**TASK.noising(PLANTED), "metric": metric})  # a warning would raise
