@@ -28,6 +28,8 @@ from .gpt2_np import (
     parameter_shapes,
     sample,
 )
+from .inference.architectures import DECODERS, Decoder
+from .inference.beams import Beam, beam_search, beam_search_batch
 from .inference.costs import describe
 from .inference.generation import (
     ContextWarning,
@@ -37,13 +39,14 @@ from .inference.generation import (
     generate_batch,
     stream,
 )
-from .inference.options import GenerationOptions
+from .inference.options import BeamOptions, GenerationOptions
 from .inference.scoring import score, score_batch
 
 __all__ = [
-    "SIZES", "CheckpointError", "CheckpointWarning", "Config", "ContextWarning", "Continuations",
-    "DownloadError", "Error", "GenerationOptions", "KVCache", "Model", "Sampling", "TapFunction",
-    "Tokens", "__version__", "backend", "bpe", "checkpoint", "complete", "describe", "forward",
+    "DECODERS", "SIZES", "Beam", "BeamOptions", "CheckpointError", "CheckpointWarning", "Config",
+    "ContextWarning", "Continuations", "Decoder", "DownloadError", "Error", "GenerationOptions",
+    "KVCache", "Model", "Sampling", "TapFunction", "Tokens", "__version__", "backend",
+    "beam_search", "beam_search_batch", "bpe", "checkpoint", "complete", "describe", "forward",
     "generate", "generate_batch", "load", "main", "parameter_shapes", "sample", "save", "score",
     "score_batch", "stream",
 ]  # fmt: skip

@@ -198,6 +198,9 @@ class Tokenizer:
         first = len(usual_ids(made_by(lines)))
         self._set_up(lines, None, _plain_special(special_tokens, first), trained=False)
 
+    def __repr__(self) -> str:
+        return f"<Tokenizer of {self.n_vocab:,} tokens>"
+
     @classmethod
     def from_files(
         cls, merges_path: str | os.PathLike[str], vocab_path: str | os.PathLike[str] | None = None
@@ -478,7 +481,7 @@ class Tokenizer:
             )
         os.makedirs(folder, exist_ok=True)
         for name, content in zip(names, contents, strict=True):
-            _write(os.path.join(folder, name), content)
+            write_whole(os.path.join(folder, name), content)
 
     def merges_text(self) -> str:
         """Return the content of vocab.bpe, which Hugging Face calls merges.txt."""
@@ -788,7 +791,7 @@ def _read(path: str, sha256: str) -> tuple[str, bool]:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def _write(path: str, text: str) -> None:
+def write_whole(path: str, text: str) -> None:
     """Write a file that other processes see whole or not at all."""
     temporary = f"{path}.{os.urandom(4).hex()}.tmp"
     try:

@@ -22,7 +22,8 @@ import numpy as np
 
 from . import backend, checkpoint
 from .gpt2_np import SIZES, Error, Model, Sampling, __version__, namespace
-from .inference.costs import describe
+from .inference.beams import Rules, search_all
+from .inference.costs import check_rows, describe
 from .inference.generation import run_batch, stream
 from .inference.scoring import score
 from .inference.text_stream import cut_at_stop, stop_list, stop_strings
@@ -192,6 +193,8 @@ def command_line() -> argparse.ArgumentParser:
     add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
     add("--seed", type=int, metavar="S", help="makes sampling repeatable")
     add("--samples", type=int, default=1, metavar="N", help="continuations, made as one batch")
+    add("--beams", type=int, metavar="N",
+        help="beam search: follow the N most probable texts, print the best (or --samples of them)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="end before this text, such as '<|endoftext|>'; may be repeated")
     add("--no-draft", action="store_true",
@@ -260,7 +263,7 @@ def check_usage(args, parser) -> str:
 
 
 def check_unused_options(args, parser, job):
-    generating = [] if job == "generate" else ["samples"]
+    generating = [] if job == "generate" else ["samples", "beams"]
     if job not in ("generate", "interactive"):
         generating += ["tokens", *SAMPLING, "seed", "stop", "no_draft", "no_echo"]
     running = ["device", "tf32", "verbose"] if job in ("info", "download", "save") else []
@@ -278,7 +281,9 @@ def check_unused_options(args, parser, job):
 def check_sampling(args, parser):
     if args.samples < 1:
         parser.error(f"--samples is {args.samples}: it must be at least 1")
-    if args.samples > 1 and args.temperature == 0:
+    if args.beams is not None:
+        check_beams(args, parser)
+    elif args.samples > 1 and args.temperature == 0:
         parser.error("--samples above 1 needs --temperature above 0: greedy texts are all the same")
     if args.tokens < 0:
         parser.error(f"--tokens is {args.tokens}: it must be at least 0")
@@ -294,6 +299,17 @@ def check_sampling(args, parser):
                      "nothing")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed is {args.seed}: it must be at least 0")
+
+
+def check_beams(args, parser):
+    if args.beams < 1:
+        parser.error(f"--beams is {args.beams}: it must be at least 1")
+    if args.samples > args.beams:
+        parser.error(f"--samples is {args.samples}: it must be at most --beams, {args.beams}")
+    for name in (*SAMPLING, "seed", "no_draft"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"{option(name)} does not go with --beams, which looks for the most "
+                         "probable text: leave one of them out")
 
 
 def option(name: str) -> str:
@@ -354,39 +370,36 @@ def generation_options(model, args) -> dict[str, Any]:
 def print_text(model, text, args):
     seed = int(np.random.default_rng().integers(2**32)) if args.seed is None else args.seed
     options, tokens = generation_options(model, args), prompt_tokens(model, text)
-    check_samples(model, len(tokens), args)
+    n_rows, name = (args.beams, "--beams") if args.beams else (args.samples, "--samples")
+    check_rows(name, n_rows, model, min(len(tokens) + args.tokens, model.config.n_ctx))
     echo = "" if args.no_echo else text
-    if args.samples == 1 and not args.json:
+    if args.beams:
+        rules = Rules(args.beams, n_results=args.samples)
+        [beams] = search_all(model, [tokens], args.tokens, rules, options["stop"])
+        rows, reasons = [beam.tokens for beam in beams], [beam.ended_by for beam in beams]
+        choice = {"beams": args.beams}
+        numbers = [{"log_p": beam.log_p, "score": beam.score} for beam in beams]
+    elif args.samples == 1 and not args.json:
         pieces = stream(model, tokens, seed=seed, **options)
         print(echo, end="", flush=True)
         print_stream(pieces, model)
         return
-    generation = run_batch(model, [tokens] * args.samples, seed=seed, **options)
-    rows, reasons = generation.continuations, generation.reasons
+    else:
+        generation = run_batch(model, [tokens] * args.samples, seed=seed, **options)
+        rows, reasons = generation.continuations, generation.reasons
+        choice, numbers = {"seed": seed, **sampling_options(args)}, [{}] * args.samples
     strings = stop_strings(options["stop"])
     texts = [cut_at_stop(model.tokenizer.decode(row), strings) for row in rows]
     if args.json:
-        samples = [{"text": sample_text, "tokens": row, "ended_by": reason}
-                   for sample_text, row, reason in zip(texts, rows, reasons, strict=True)]
-        print_json({"model": args.model, "prompt": text, "prompt_tokens": tokens, "seed": seed,
-                    **sampling_options(args), "samples": samples})
+        samples = [{"text": sample_text, "tokens": row, "ended_by": reason, **more}
+                   for sample_text, row, reason, more
+                   in zip(texts, rows, reasons, numbers, strict=True)]
+        print_json({"model": args.model, "prompt": text, "prompt_tokens": tokens, **choice,
+                    "samples": samples})
         return
     print("\n---\n".join(echo + sample_text for sample_text in texts))
     if "context" in reasons:
         note_full(model)
-
-
-def check_samples(model, n_prompt, args):
-    """Raise Error if the keys and values of all samples would fill more than half the memory."""
-    n_positions = min(n_prompt + args.tokens, model.config.n_ctx)
-    one = describe(model.config, np.dtype(args.dtype).itemsize)["cache_bytes_per_token"]
-    memory = backend.total_memory(namespace(model.params["wte"]))
-    most = max(1, memory // 2 // (one * n_positions))  # half is for weights and activations
-    if args.samples > most:
-        needed = args.samples * one * n_positions
-        raise Error(f"--samples is {args.samples}: their keys and values would take "
-                    f"{needed >> 30:,} GiB, over half of all memory ({memory >> 30:,} GiB); "
-                    f"choose at most {most}")
 
 
 def print_json(value: Any) -> None:
@@ -498,6 +511,7 @@ def print_info(args):
         (f"weights in {args.dtype}", "bytes", "bytes"),
         ("key/value cache, a token", "cache_bytes_per_token", "bytes"),
         ("key/value cache at n_ctx", "cache_bytes_at_n_ctx", "bytes"),
+        ("read to decode a token at n_ctx", "bytes_read_per_token", "bytes"),
         ("operations, the first token", "flops_per_token_first", "FLOP"),
         ("operations, a token at n_ctx", "flops_per_token_at_n_ctx", "FLOP"),
     ):

@@ -12,13 +12,15 @@ Every round runs, one after the other: our sweep of all cells for either corrupt
 passes (all prompts at once, logits of the last position only); TransformerLens's patching function.
 The last two are timed on one head of each layer, because they cost the same for every cell and
 either corruption. The multiply-adds of each are printed beside the times: the ratio that arithmetic
-alone allows.
+alone allows. At the end every neuron is attributed to an answer, with the memory that this takes,
+and a circuit is searched for 8 prompts, each with three other names as its source.
 """
 import argparse
 import os
 import statistics
 import sys
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -119,7 +121,8 @@ own_passes(corrupt(2)), peer_passes(corrupt(2))
 for _ in range(args.rounds):
     for where, position in CORRUPTIONS.items():
         tokens = corrupt(position)
-        elapsed, sweep = seconds(lambda t=tokens: circuits.patching(model, t, clean, metric, "z"))
+        elapsed, sweep = seconds(lambda t=tokens: circuits.patching(model, "z", base=t,
+                                                                    source=clean, metric=metric))
         times[where].append(elapsed)
     elapsed, ours = seconds(lambda t=tokens: own_passes(t))
     times["own"].append(elapsed * n_cells / len(sample))
@@ -152,3 +155,24 @@ for where, position in CORRUPTIONS.items():
     shown = [f"{statistics.median(r):.1f} ({r[0]:.1f} to {r[-1]:.1f})" for r in ratios.values()]
     print(f"{where}: {shown[0]} times as fast as our own passes, where arithmetic alone allows "
           f"{allowed:.1f}; {shown[1]} times as fast as TransformerLens")
+
+
+def all_neurons():
+    return circuits.attribution(model, clean, 3, 5, neurons="all")
+
+
+elapsed = [seconds(all_neurons)[0] for _ in range(args.rounds + 1)][1:]
+tracemalloc.start()
+n_neurons = sum("N" in label for label in all_neurons().labels)
+peak = tracemalloc.get_traced_memory()[1] / 2**20
+print(f"\nattribution of all {n_neurons} neurons: {summary(elapsed)}, {peak:.0f} MiB at most "
+      "beside the weights")
+
+base = np.random.default_rng(1).integers(0, config.n_vocab, (8, LENGTH))
+changed = base.copy()
+changed[:, [2, 4, 10]] = (base[:, [2, 4, 10]] + 1) % config.n_vocab
+before = time.process_time()
+elapsed, found = seconds(lambda: circuits.find(model, 0.8, base=base, source=changed,
+                                               metric=metric))
+print(f"circuits.find, 8 prompts, keep=0.8: {elapsed:.0f} s ({time.process_time() - before:.0f} s "
+      f"of CPU time), {len(found.kept)} of {found.n_all} parts, share {found.share}")

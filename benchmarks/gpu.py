@@ -438,9 +438,10 @@ def part_circuits(setting):
     for name, model in (("device", setting.model()), ("CPU", host)):
         metric = circuits.logit_difference(model, 3, 5)
         if name == "device":  # compiles what it needs
-            circuits.patching(model, corrupted, clean, metric, "z")
+            circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
         start = time.perf_counter()
-        found[name] = circuits.patching(model, corrupted, clean, metric, "z").values
+        found[name] = circuits.patching(model, "z", base=corrupted, source=clean,
+                                        metric=metric).values
         setting.wait()
         yield f"gpt2_np patching every head, {name}", "s", time.perf_counter() - start
     yield "the two maps, relative error", "", relative(found["device"], found["CPU"])

@@ -1,4 +1,4 @@
-"""The commands that look inside a model: lens, attribution, heads, patch, find, neurons.
+"""The commands that look inside a model: lens, attribution, heads, patch, excite, survey, ...
 
     python -m gpt2_np.circuits lens "The Eiffel Tower is in"     (each command has --help)
 
@@ -8,10 +8,11 @@ as JSON or as a picture. Tables go to standard output and everything else to sta
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
-import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,20 +21,24 @@ import numpy as np
 
 from .. import circuits
 from ..command_line import (
+    STDIN_CLOSED,
     add_model_options,
     called,
     decode_utf_8,
+    prompt_text,
     quoted,
     run_command,
     text_model,
 )
 from ..gpt2_np import Error
+from .attention_patterns import SHARES
 from .names import activation_name, head_names, node_names, parse_node
-from .pictures import plot_attention, plot_bars, plot_lens, plot_map
-from .sweeps import PATCHABLE
+from .pictures import plot_attention, plot_bars, plot_lens, plot_map, plot_survey
+from .reporting import report_page
+from .resumed_runs import PATCHABLE
+from .short_reprs import prompts_in, table_lines
 from .tasks import MOST_PROMPTS, TASKS
-
-KINDS = ("previous_token", "duplicate_token", "induction", "beginning")
+from .tracing import HEADER
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +56,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         report = COMMANDS[args.command](model, args)
     except np.linalg.LinAlgError as error:  # a ValueError of NumPy's, about undefined weights
         raise Error(f"linear algebra fails on the weights of {args.model}: {error}") from error
-    if args.plot:
+    if getattr(args, "plot", None):
         report.draw(args.plot)
-    (print_json if args.json else print_table)(args, report)
+    if getattr(args, "markdown", False):
+        print(report.given.markdown(args.all))
+    else:
+        (print_json if args.json else print_table)(args, report)
 
 
 # --- arguments -------------------------------------------------------------------------
@@ -68,14 +76,15 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name, about, top=None, default=10):
+    def command(name, about, top=None, default=10, plot=True):
         added = commands.add_parser(name, help=about, description=about)
         add = added.add_argument
         add_model_options(add)
         added.set_defaults(dtype="float32")
         add("--no-bos", action="store_true", help="do not put <|endoftext|> before the text")
         add("--json", action="store_true", help="machine-readable result")
-        add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
+        if plot:
+            add("--plot", metavar="FILE.png", help="draw the result with matplotlib")
         if top:
             add("--top", type=int, default=default, metavar="N",
                 help=f"{top} to show (default {default})")
@@ -99,7 +108,7 @@ def command_line() -> argparse.ArgumentParser:
     add("text", nargs="?", help="a text instead of random tokens that repeat")
     add("--head", action="append", default=[], metavar="5.1",
         help="with --plot: draw this head's attention on the text; may be repeated")
-    add("--kind", default="induction", choices=KINDS, help="with --plot: the score to draw")
+    add("--kind", default="induction", choices=SHARES, help="with --plot: the score to draw")
     for name, about, top in (
         ("patch", "Copy activations of a clean prompt into a corrupted one, one after another.",
          "strongest effects"),
@@ -129,6 +138,33 @@ def command_line() -> argparse.ArgumentParser:
     answers(add, required=False)
     add("--layer", type=int, metavar="L", help="this layer only")
     add("--neuron", type=int, metavar="N", help="show the tokens of this neuron of --layer")
+    for name, about, top in (
+        ("excite", "Texts that excite a neuron or a head most.", "windows"),
+        ("histogram", "How often a neuron, a head or an activation is high, and how high.", None),
+    ):
+        add = command(name, about, top)
+        add("unit", help="a neuron L2N17 or a head L1H1" + (
+            "" if top else ", or an activation such as blocks.2.hook_resid_post"))
+        add("files", nargs="+", metavar="FILE", help="UTF-8 text, or - for standard input")
+        add("--lines", action="store_true", help="each line is a text of its own")
+        if name == "histogram":
+            add("--bins", type=int, default=20, metavar="N", help="at most N bins (default 20)")
+    add = command("survey", "Norms, outliers, attention and calibration by layer, or by model.")
+    add("files", nargs="+", metavar="FILE", help="UTF-8 text, or - for standard input")
+    add("--lines", action="store_true", help="each line is a text of its own")
+    add("--checkpoints", nargs="+", default=[], metavar="NAME",
+        help="more models, such as steps of its training, after --model")
+    add = command("report", "One page about a text, to look at in a browser.", plot=False)
+    add("prompt", nargs="?", metavar="text", help="the text, or - to read standard input")
+    add("--file", metavar="PATH", help="read the text from a file")
+    answers(add, required=False)
+    add("-o", "--output", default="report.html", metavar="FILE.html",
+        help="default report.html; an older report is replaced, no other file is")
+    add = command("trace", "Shape, bytes and work of every activation of a real run, with the "
+                  "einsum that made it.", plot=False)
+    add("text")
+    add("--all", action="store_true", help="every layer's rows, not repeated layers once")
+    add("--markdown", action="store_true", help="the table in Markdown")
     return parser
 
 
@@ -136,6 +172,8 @@ def check_usage(args, parser):
     """End the program if arguments do not go together."""
     if getattr(args, "top", 1) < 1:
         parser.error(f"--top is {args.top}: it must be at least 1")
+    if args.command == "histogram" and args.bins < 2:
+        parser.error(f"--bins is {args.bins}: it must be at least 2")
     if args.command in ("patch", "find"):
         check_prompt_pair(args, parser)
     if args.command == "find" and args.edges and args.mode != "resample":
@@ -147,6 +185,8 @@ def check_usage(args, parser):
             parser.error("give a text and --answer, or --layer and --neuron")
     if args.command == "heads" and args.head and not (args.plot and args.text):
         parser.error("--head draws attention on a text: give a text and --plot")
+    if args.command == "report" and (args.prompt is None) == (args.file is None):
+        parser.error("give a text or --file, and not both")
     if getattr(args, "wrong", None) and not args.answer:
         parser.error("--wrong goes with --answer")
 
@@ -201,27 +241,9 @@ def plain(value):
 
 def print_table(_, report):
     if report.given is not None:
-        n, length = report.given.tokens.shape
-        print(f"{n} prompt{'s' * (n > 1)} of {length} token{'s' * (length > 1)}, "
+        print(f"{prompts_in(report.given.tokens)}, "
               f"{'with' if report.given.bos else 'without'} <|endoftext|> at the beginning")
     print("\n".join([*report.notes, *table_lines(report.header, report.rows)]))
-
-
-def table_lines(header, rows):
-    """Return lines of aligned columns, text to the left and numbers to the right; "-" for NaN."""
-    cells = [list(header)]
-    for row in rows:
-        cells.append(["-" if x != x else f"{x:.4f}" if isinstance(x, float) else str(x)
-                      for x in row])
-    number, lines = re.compile(r"-?[\d.]+|-"), []
-    columns = list(zip(*cells, strict=True))
-    to_right = [all(map(number.fullmatch, column[1:])) for column in columns]
-    widths = [max(map(len, column)) for column in columns]
-    for row in cells:
-        lines.append("  ".join(text.rjust(width) if right else text.ljust(width)
-                               for text, width, right in zip(row, widths, to_right, strict=True)
-                               ).rstrip())
-    return lines
 
 
 def bos_of(args):
@@ -286,14 +308,14 @@ def heads(model, args):
     if any(node[1] is None for node in nodes):
         raise Error("--head takes heads, such as 5.1: an MLP has no attention")
     result = circuits.heads(model, args.text, bos=bos_of(args))
-    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in KINDS}
+    names, kinds = head_names(model.config), {kind: getattr(result, kind) for kind in SHARES}
     scores = {**kinds, "copying": circuits.copying_scores(model)}
     columns = []
     for values in (array.ravel() for array in scores.values()):
         best = np.argsort(-values, kind="stable")[: args.top]
         columns.append([f"{names[i]} {values[i]:.3f}" if values[i] == values[i] else "-"
                         for i in best])
-    missing = [kind.replace("_", " ") for kind in KINDS if np.isnan(kinds[kind]).all()]
+    missing = [kind.replace("_", " ") for kind in SHARES if np.isnan(kinds[kind]).all()]
     reason = "repeats no token" if "beginning" not in missing else "is one token"
 
     def draw(path):
@@ -306,7 +328,7 @@ def heads(model, args):
         plot_map(kinds[args.kind], path, f"{title} score", signed=False, label="attention")
 
     text = "the text" if args.text else "random tokens that repeat once"
-    header = ["previous token", "duplicate token", "induction", "beginning", "copying (OV)"]
+    header = [*(kind.replace("_", " ") for kind in SHARES), "copying (OV)"]
     data = {**scores, "entropy": result.entropy, "distance": result.distance}
     notes = [f"attention on {text}: the highest heads of each kind"]
     if missing:
@@ -336,7 +358,7 @@ def prompt_pair(model, args):
 
 def patch(model, args):
     clean, corrupted, metric = prompt_pair(model, args)
-    sweep = circuits.patching(model, corrupted, clean, metric, args.what,
+    sweep = circuits.patching(model, args.what, base=corrupted, source=clean, metric=metric,
                               by_position=True if args.by_position else None,
                               progress=sys.stderr.isatty())
     shares, last = sweep.normalized, sweep.axes[-1]
@@ -356,20 +378,22 @@ def patch(model, args):
     assert sweep.base is not None and sweep.source is not None, "a patching sweep has both"
     before, after = float(sweep.base.mean()), float(sweep.source.mean())
     data = {"what": args.what, "axes": sweep.axes, "values": sweep.values, "normalized": shares,
-            "corrupted": before, "clean": after}
-    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {args.what} of clean put into "
-            "corrupted" + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
+            "corrupted": before, "clean": after, "kind": sweep.kind}
+    note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {sweep.kind}, {args.what} of "
+            "clean put into corrupted"
+            + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
     return Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
 
 
 def find(model, args):
     clean, corrupted, metric = prompt_pair(model, args)
-    common: dict[str, Any] = {"seed": args.seed, "progress": sys.stderr.isatty()}
+    common: dict[str, Any] = {"base": clean, "source": corrupted, "metric": metric,
+                              "seed": args.seed, "progress": sys.stderr.isatty()}
     if args.edges:
-        found = circuits.find_edges(model, clean, corrupted, metric, args.keep, **common)
+        found = circuits.find_edges(model, args.keep, **common)
         parts, header = "edges", ["sender", "receiver", "attribution"]
     else:
-        found = circuits.find(model, clean, corrupted, metric, args.keep, mode=args.mode, **common)
+        found = circuits.find(model, args.keep, mode=args.mode, **common)
         parts, header = "heads and MLPs", ["node"]
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []
@@ -377,16 +401,18 @@ def find(model, args):
         about = [*part, found.scores[part]] if found.scores else [part]
         rows.append([*about, *found.minimality[part]])
         records.append({**dict(zip(header, about, strict=True)), "lost": found.minimality[part]})
+    whole, none = float(found.base.mean()), float(found.none.mean())
     intervals = "intervals are 95%, over prompts"
     if len(found.tokens) == 1:
         intervals = "there are no intervals: they are over prompts, and this is one"
     notes = [
         f"{len(found.kept)} of {found.n_all} {parts} keep {found.share} of the effect "
-        f"(metric {found.whole:.4f} with all, {found.none:.4f} with none)",
+        f"(metric {whole:.4f} with all, {none:.4f} with none)",
         f"incompleteness {found.incompleteness}; {intervals}",
     ]
     data = {"kept": records, "n_all": found.n_all, "share": found.share,
-            "incompleteness": found.incompleteness, "whole": found.whole, "none": found.none}
+            "incompleteness": found.incompleteness, "whole": whole, "none": none,
+            "kind": found.kind}
     return Report(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
                   lambda path: plot_circuit(model, found, path))
 
@@ -410,35 +436,37 @@ def plot_circuit(model, found, path):
 def neurons(model, args):
     if args.neuron is not None:
         return one_neuron(model, args)
-    layers = range(model.config.n_layer) if args.layer is None else [args.layer]
-    found = []
-    for layer in layers:  # one at a time: all neurons' vectors of 1558M would take gigabytes
-        result = circuits.attribution(model, args.text, args.answer, args.wrong, neurons=[layer],
-                                      bos=bos_of(args))
-        found += [(float(value), label)
-                  for label, value in zip(result.labels, result.values[:, 0], strict=True)
-                  if re.fullmatch(r"L\d+N\d+", label)]
-    found = sorted(found, key=lambda pair: -abs(pair[0]))[: args.top]
+    result = circuits.attribution(model, args.text, args.answer, args.wrong, bos=bos_of(args),
+                                  neurons="all" if args.layer is None else [args.layer])
+    found = result.top(args.top, kind="neurons")
     rows: list[list[Any]] = []
     records: list[dict[str, Any]] = []
-    for value, label in found:
-        layer, neuron = map(int, label[1:].split("N"))
-        ends = {end: [word(model, t) for t in ids]
-                for end, (ids, _) in circuits.neuron_tokens(model, layer, neuron, 4).items()}
+    for label, value in found:
+        ends = {end: [word(model, t) for t in one.ids]
+                for end, one in circuits.neuron_tokens(model, label, 4).items()}
         rows.append([label, value, *(" ".join(words) for words in ends.values())])
         records.append({"neuron": label, "value": value, **ends})
     title = logit_title(args)
     bars = ([f"{record['neuron']} raises {' '.join(record['raises'][:3])}" for record in records],
-            [value for value, _ in found])
+            [value for _, value in found])
     return Report(result, {"what": title, "neurons": records},
                   ["neuron", title, "reads", "raises", "lowers"], rows, [],
                   lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
 
 
+def trace(model, args):
+    found = circuits.trace(model, args.text, bos=bos_of(args))
+    totals = {name: getattr(found, name) for name in (
+        "n_layer", "bytes", "cache_bytes", "multiply_adds", "norm_multiply_adds",
+        "flops_per_token")}
+    data = {**totals, "activations": [row._asdict() for row in found.rows]}
+    return Report(found, data, HEADER, found.cells(args.all), found.notes(args.all), lambda _: None)
+
+
 def one_neuron(model, args):
-    found = circuits.neuron_tokens(model, args.layer, args.neuron, args.top)
-    ends = {end: ([word(model, t) for t in ids], scores.tolist())
-            for end, (ids, scores) in found.items()}
+    found = circuits.neuron_tokens(model, f"L{args.layer}N{args.neuron}", args.top)
+    ends = {end: ([word(model, t) for t in one.ids], one.logits.tolist())
+            for end, one in found.items()}
     title = f"neuron {args.neuron} of layer {args.layer}"
     records = {end: [{"text": text, "score": score} for text, score in zip(*both, strict=True)]
                for end, both in ends.items()}
@@ -450,8 +478,80 @@ def one_neuron(model, args):
                   lambda path: plot_bars(ends, path, title))
 
 
+def texts_of(args):
+    """Yield the texts of the files, or of each of their lines, one after another."""
+    for name in args.files:
+        if name == "-" and sys.stdin is None:
+            raise Error(STDIN_CLOSED)
+        try:
+            with contextlib.ExitStack() as stack:
+                file = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+                for number, data in enumerate(file if args.lines else [file.read()], 1):
+                    source = f"line {number} of {name}" if args.lines else name
+                    text = decode_utf_8(data.rstrip(b"\r\n") if args.lines else data, source)
+                    if text.strip():
+                        yield text
+        except OSError as error:
+            raise Error(f"{name} cannot be read: {error.strerror}") from None
+
+
+def excite(model, args):
+    found = circuits.max_activating(model, texts_of(args), args.unit, args.top, bos=bos_of(args))
+    rows = [[one.value, one.text, one.position, one.window()] for one in found]
+    records = [{"value": one.value, "text": one.text, "token": one.position, "start": one.start,
+                "marked": one.marked, "tokens": one.tokens, "values": one.values} for one in found]
+    data = {"unit": found.unit, "measure": found.measure, "examples": records,
+            "n_tokens": found.n_tokens, "n_texts": found.n_texts}
+    bars = [f"{one.text}: {one.position} {one.labels[one.marked]!r}" for one in found]
+    return Report(None, data, ["value", "text", "token", "window"], rows, [found.title],
+                  lambda path: plot_bars({found.unit: (bars, [one.value for one in found])}, path,
+                                         found.title))
+
+
+def histogram(model, args):
+    found = circuits.histogram(model, texts_of(args), args.unit, args.bins, bos=bos_of(args))
+    edges, counts = found.edges.tolist(), found.counts.tolist()
+    rows = [[low, high, count, "#" * math.ceil(40 * count / max(counts))]
+            for low, high, count in zip(edges, edges[1:], counts, strict=False)]
+    return Report(None, vars(found), ["from", "to", "values", ""], rows, [found.title],
+                  lambda path: plot_bars(found, path))
+
+
+def survey(model, args):
+    def loaded(name):
+        return lambda: text_model(argparse.Namespace(**{**vars(args), "model": name}))
+
+    models = {args.model: model} | {name: loaded(name) for name in args.checkpoints
+                                    if name != args.model}
+    names = [os.path.basename(os.path.normpath(name)) for name in models]
+    if len(set(names)) == len(names):
+        models = dict(zip(names, models.values(), strict=True))
+    found = circuits.survey(models, list(texts_of(args)), bos=bos_of(args))
+    header, rows = found.table()
+    records = [{**vars(one), "repeats": vars(one.repeats), "measures": vars(one.measures),
+                "growth": one.growth, "outliers": one.outliers} for one in found.profiles]
+    return Report(None, {"models": records}, header, rows, [found.title],
+                  lambda path: plot_survey(found, path))
+
+
+def report(model, args):
+    text = prompt_text(args)
+    again = [*called("gpt2-np-circuits", __package__).split(), "report", "-m", args.model]
+    for option in ("answer", "wrong", "file", "output"):
+        if getattr(args, option) is not None:
+            again.append(f"--{option}={getattr(args, option)}")
+    again += ["--no-bos"] * args.no_bos + (["--", text] if args.file is None else [])
+    given = circuits.prompts(model, text, bos_of(args))
+    page = report_page(model, given, args.answer, args.wrong, args.model, shlex.join(again))
+    page.save(args.output)
+    size = len(page.page.encode())
+    return Report(given, {"file": args.output, "bytes": size}, ["file", "MB"],
+                  [[args.output, f"{size / 1e6:.2f}"]], [], lambda path: None)
+
+
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,
-            "neurons": neurons}
+            "neurons": neurons, "excite": excite, "histogram": histogram, "survey": survey,
+            "trace": trace, "report": report}
 
 
 if __name__ == "__main__":

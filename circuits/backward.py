@@ -1,7 +1,7 @@
 """Gradients of a metric with respect to activations, by a backward pass written out.
 
-A gradient says to first order what every small change of every activation would do, all from one
-pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
+A gradient says to first order how every small change of every activation moves the metric, all from
+one pass. Attribution patching multiplies it by the change that a patch would make, and so estimates
 thousands of patches at the price of two passes. (Nanda 2023, "Attribution Patching"; Syed et al.
 2023, "Attribution Patching Outperforms Automated Circuit Discovery".)
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from ..backend import einsum
 from ..bpe import shown
 from ..gpt2_np import LAYER_NORM_EPSILON, SQRT_2_OVER_PI, Error, Model
 from ..inference.turns import turn
-from .activations import run
+from .activations import Activations, run
 from .head_weights import attention_weights
 from .inputs import PromptsLike, check_numbers, prompts
-from .interventions import Edits, EditsLike, Place
-from .metrics import Differentiable, Metric
+from .interventions import WITHOUT_GRADIENT, Edits, EditsLike, Place
+from .metrics import Differentiable, Metric, gradient_of_logits, reads_last
 from .names import (
     SHORT_NAMES,
     activation_name,
@@ -37,6 +38,11 @@ GRADIENTS = ("embed", "pos_embed", "resid_pre", "q", "k", "v", "attn_scores", "p
              "attn_out", "resid_mid", "pre", "post", "mlp_out", "resid_post")  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradients(Activations):
+    """d metric / d activation by name: `g["z", 1]`, `g.stack("resid_pre")`, as of a Run."""
+
+
 def gradients(
     model: Model,
     text_or_tokens: PromptsLike,
@@ -45,39 +51,45 @@ def gradients(
     names: Sequence[str] | str | None = None,
     edits: EditsLike | None = None,
     bos: bool | None = None,
-) -> dict[str, np.ndarray]:
+) -> Gradients:
     """Return d metric / d activation by name, in the activations' own shapes.
 
-    Of every activation but hook_result and those inside layer norms, or of those that `names`
-    means, as for `run`; the pass back ends at the lowest. The metric must be of the last position
-    and know its gradient, as `logit_difference` and `log_probability` do. Raises Error for a name
-    that has no gradient here.
+    Of every activation but hook_result and those inside layer norms, or of the `names`, as for
+    `run`; the pass back ends at the lowest. The metric must know its gradient, as
+    `logit_difference`, `log_probability` and `repeat_loss` do. Raises Error for a name that has no
+    gradient here.
 
     With `edits`, as for `run`, gradients are the edited model's, with respect to activations after
     their edits. None goes back through values that were put in. Raises Error for edits of layer
     norms and of hook_result, and for functions, because their own gradients are not known.
+
+    Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
+    out.
     """
     if not isinstance(metric, Differentiable):
-        raise Error("this metric has no gradient: use logit_difference or log_probability, or "
-                    "give it a method gradient, logits [b, 1, v] -> [b, v]")
+        raise Error("this metric has no gradient: use logit_difference, log_probability or "
+                    "repeat_loss, or give it a method gradient, logits [b, 1, v] -> [b, v]")
     given, wanted = prompts(model, text_or_tokens, bos), names_with_gradient(names, model.config)
     edits = Edits(model, edits)
-    edits.refuse("gradients", ("ln1", "ln2", "ln_final", "result"),
-                 "edit the stream, z, q, k, v, attention or MLPs")
-    seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits, last_only=True)
+    edits.refuse("gradients", WITHOUT_GRADIENT, "edit the stream, z, q, k, v, attention or MLPs")
+    seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits,
+               last_only=reads_last(metric))
     check_numbers("the logits", seen.logits, model)
-    of_logits = metric.gradient(seen.logits)
+    of_logits = gradient_of_logits(metric, seen.logits)
     with turn(model):
         found = backward_pass(model, seen, of_logits, edits, lowest_layer(wanted))
-    return {name: found[name] for name in found if name in wanted}
+    in_order = {name: found[name] for name in activation_names(model.config) if name in wanted}
+    return Gradients(in_order, given.tokens, given.bos, model.config)
 
 
 def names_with_gradient(names, config):
-    """Return the names that `gradients` knows of those asked for."""
-    asked = activation_names(config) if names is None else matching_names(names, config)
-    wanted = {name for name in asked if kind_of(name) in GRADIENTS}
-    if not wanted:
-        raise Error(f"there is no gradient of {shown(names)}: choose of {', '.join(GRADIENTS)}")
+    """Return the names with a gradient that the given ones mean, each at least one."""
+    given, wanted = "*" if names is None else names, set()
+    for one in [given] if isinstance(given, str) or callable(given) or not given else given:
+        found = {name for name in matching_names(one, config) if kind_of(name) in GRADIENTS}
+        if not found:
+            raise Error(f"there is no gradient of {shown(one)}: choose of {', '.join(GRADIENTS)}")
+        wanted |= found
     return wanted
 
 
@@ -87,11 +99,11 @@ def lowest_layer(names):
 
 
 def backward_pass(model, seen, of_logits, edits, lowest=0):
-    """Return the gradients by name down to a layer, from a run and that of its logits, [b, v]."""
+    """Return the gradients by name down to a layer, from a run and that of its last logits."""
     config, found = model.config, {}
     place = Place.from_position(0, *seen.tokens.shape)
     x = np.zeros_like(seen[activation_name("resid_pre", 0)])
-    x[:, -1] = of_logits @ on_host(model.params["wte"])
+    x[:, -of_logits.shape[1] :] = of_logits @ on_host(model.params["wte"])
     x = layer_norm_gradient(x, seen[activation_name("resid_post", config.n_layer - 1)],
                             on_host(model.params["ln_f"]["g"]))
     for layer in reversed(range(lowest, config.n_layer)):
@@ -143,7 +155,7 @@ def gelu_gradient(x):
 def attention_gradients(out, q, k, v, pattern, w_o, before_edits):
     """Return the gradients inside attention from that of its output, [b, q, d].
 
-    Those of q, k, v and z are [b, q, h, e], those of attn_scores and pattern [b, h, q, k].
+    Gradients of q, k, v and z are [b, q, h, e], of attn_scores and pattern [b, h, q, k].
     """
     after = einsum("bqd,hed->bqhe", out, w_o)
     of_z = before_edits("z", after)

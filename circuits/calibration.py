@@ -20,11 +20,11 @@ from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
 from ..inference.turns import turn
 from .bootstrapping import Estimate, bootstrap
-from .inputs import check_count, end_of_text
+from .inputs import check_count, check_numbers, end_of_text
 from .interventions import Edits, EditsLike, HeldEdits, Place
 from .metrics import log_sum_exp
 from .short_reprs import Result
-from .texts import text_ids
+from .texts import chunks, text_ids
 
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
@@ -60,22 +60,31 @@ def measure(
 ) -> Measures:
     """Return loss, perplexity, bits per byte, entropy and calibration over texts or lists of ids.
 
-    Confidence is the probability of the most probable token. Expected calibration error is the
-    mean distance of accuracy from confidence over equal bins. A text longer than n_ctx is read in
-    windows that overlap by half. Resampling is by text: give several. `edits`, as for `run`, see
-    one window after another, [1, q, ...], and their positions are those of the window.
+    Confidence is the probability of the most probable token. Expected calibration error is the mean
+    distance of accuracy from confidence over equal bins. Chance in the bins only adds to it, and
+    resampling adds more, so with few texts its value lies near the lower end of its interval. A
+    text longer than n_ctx is read in windows that overlap by half. Resampling is by text: give
+    several. `edits`, as for `run`, see one window after another, [1, q, ...], and their positions
+    are those of the window. Text gets <|endoftext|> put before it, unlike in `complete` and
+    `score`; `bos=False` leaves it out.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise Error("measure takes a list of texts: intervals are over texts")
+    if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts):
+        raise Error(f"texts is {shown(texts)}: give a list of texts, at least one, as intervals "
+                    "are over texts")
     check_count("bins", bins)
-    rows = [measured_ids(model, text, bos) for text in texts]
-    sums = sums_over_texts(model, rows, bins, Edits(model, edits))
+    edits, tokenizer, sums, n_bytes, begins = Edits(model, edits), model.tokenizer, [], [], True
+    are_text = all(isinstance(text, str) for text in texts)
+    for _, chunk in chunks(measured_ids(model, text, bos) for text in texts):
+        sums += sums_over_texts(model, chunk, bins, edits)
+        begins &= all(ids[0] == end_of_text(model) for ids in chunk)
+        if tokenizer and are_text:
+            n_bytes += [len(tokenizer.decode_bytes(ids[1:].tolist())) for ids in chunk]
     n, loss, entropy = (np.array([getattr(one, name) for one in sums])
                         for name in ("n_tokens", "loss", "entropy"))
     table = np.stack([one.bins for one in sums])  # [text, bin, (confidence, right, tokens)]
 
     def estimate(statistic):
-        return bootstrap(statistic, len(rows), resamples=resamples, seed=seed)
+        return bootstrap(statistic, len(sums), resamples=resamples, seed=seed)
 
     def mean(values):
         return lambda i: values[i].sum() / n[i].sum()
@@ -84,10 +93,8 @@ def measure(
         confidence, right, _ = table[i].sum(axis=0).T
         return np.abs(confidence - right).sum() / n[i].sum()
 
-    per_byte, tokenizer = None, model.tokenizer
-    if tokenizer and all(isinstance(text, str) for text in texts):
-        n_bytes = np.array([len(tokenizer.decode_bytes(ids[1:].tolist())) for ids in rows])
-        per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / n_bytes[i].sum())
+    sizes = np.array(n_bytes)
+    per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / sizes[i].sum()) if n_bytes else None
     total = table.sum(axis=0)
     reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
     return Measures(
@@ -98,7 +105,7 @@ def measure(
         calibration_error=estimate(calibration),
         reliability=reliability,
         n_tokens=int(n.sum()),
-        bos=all(ids[0] == end_of_text(model) for ids in rows),
+        bos=begins,
     )
 
 
@@ -147,5 +154,6 @@ def sums_over_texts(model, texts, bins, edits):
                 block = slice(start, start + LOGITS_AT_ONCE)
                 with turn(model):
                     logits = to_host(unembed(scored[:, block], params))[0, :, :n]
+                check_numbers("logits", logits, model)
                 sums[window.text].add(logits.astype(float), targets[block])
     return sums

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
+from .drawings import bars
 from .inputs import check_count, check_numbers
 from .interventions import EditsLike
 from .names import BY_QUERY, kind_of
@@ -52,6 +53,11 @@ class Histogram:
 
     def __repr__(self) -> str:
         return f"<Histogram of {self.title}; {len(self.counts)} bins>"
+
+    def _repr_html_(self) -> str:
+        labels = [f"{low:.4g} to {high:.4g}" for low, high in
+                  zip(self.edges, self.edges[1:], strict=False)]
+        return bars(labels, self.counts.tolist(), f"{self.name}: number of values", repr(self))
 
     def __str__(self) -> str:
         rows = [(f"{low:.4g} to {high:.4g}", int(count)) for low, high, count in

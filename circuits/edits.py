@@ -8,7 +8,7 @@ Turner et al. 2023, "Activation Addition: Steering Language Models Without Optim
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,16 @@ from ..gpt2_np import Error, Model, is_number
 from .activations import run
 from .inputs import PromptsLike, check_same_length, prompts, shared_positions
 from .interventions import PlacedEdit, Replacement, chosen_indices, host_numbers
-from .names import activation_name, parse_node
+from .names import (
+    BY_HEAD,
+    BY_NEURON,
+    BY_QUERY,
+    activation_name,
+    kind_of,
+    matching_names,
+    node_list,
+    parse_node,
+)
 
 MODES = ("zero", "mean", "resample")
 
@@ -27,6 +36,7 @@ MODES = ("zero", "mean", "resample")
 def patch(values: Any, head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEdit:
     """Return an edit that puts in `values`, an activation or one that NumPy broadcasts to it.
 
+    (`patching` is the sweep: a patch of one head or position after another, and the metric.)
     `head`, `neuron` (of pre and post) and `position` restrict it: each an int, a list, a slice, or
     None for all. For attention patterns the position is the query's. Positions are those of the
     text: while it is generated, slice(5, None) is every one from 5 on, and negative ones count
@@ -40,15 +50,17 @@ def zero(head: Any = None, position: Any = None, neuron: Any = None) -> PlacedEd
     return Replacement(0.0, head, neuron, position)
 
 
-def add(vector: Any, scale: float = 1.0, position: Any = None, head: Any = None) -> PlacedEdit:
+def add(
+    vector: Any, scale: float = 1.0, *, head: Any = None, position: Any = None, neuron: Any = None
+) -> PlacedEdit:
     """Return an edit that adds `scale` times a vector: steering, if it is the residual stream's.
 
-    The vector may be any array that NumPy broadcasts to the activation. `position` and `head` are
-    those of `patch`.
+    The vector may be any array that NumPy broadcasts to the activation. `head`, `position` and
+    `neuron` are those of `patch`.
     """
     if not is_number(scale):
         raise Error(f"scale is {shown(scale)}: it must be a number")
-    return Replacement(scale * host_numbers(vector), head, None, position, adds=True)
+    return Replacement(scale * host_numbers(vector), head, neuron, position, adds=True)
 
 
 def knock_out(queries: Any, keys: Any = None, head: Any = None) -> PlacedEdit:
@@ -101,23 +113,24 @@ class KnockOut(PlacedEdit):
 
 
 def ablated(
-    model: Model, nodes: Iterable[Any], mode: str = "zero", *, reference: PromptsLike | None = None
+    model: Model,
+    nodes: Any,
+    mode: str = "zero",
+    *,
+    source: PromptsLike | Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, PlacedEdit]:
     """Return edits that ablate heads, neurons and MLPs ("L5H1", "5.1", (5, 1), "L2N17", "MLP3").
 
-    "zero"; "mean" puts in the mean over the `reference` prompts, position by position; "resample"
-    their activations, prompt by prompt. Reference prompts must be as long as those of the run;
-    `patch(mean_activation(...), head)` puts in a mean over texts of any lengths.
+    They go into `edits=` of any tool, for one part or a list. (`ablation` is the sweep: one part
+    ablated after another, and the metric.) `mode` "zero" puts in zeros, "mean" the mean over the
+    `source` prompts, position by position, "resample" their activations, prompt by prompt. Source
+    prompts must be as long as those of the run; for means over texts of any lengths `source` is
+    {name: mean_activation(model, texts, name)}. Source text gets <|endoftext|> put before it:
+    `prompts` with bos=False leaves it out.
     """
-    if not isinstance(nodes, Iterable) or isinstance(nodes, str) or is_node(nodes):
-        nodes = [nodes]
-    units = units_by_name(parse_node(model.config, node) for node in nodes)
-    source, _ = replacements(model, reference, mode, reference, sorted(units))
-    return replacing_edits(units, source)
-
-
-def is_node(nodes):
-    return isinstance(nodes, tuple) and len(nodes) == 2 and all(isinstance(n, int) for n in nodes)
+    units = units_by_name(parse_node(model.config, node) for node in node_list(nodes))
+    new, *_ = replacements(model, source, mode, source, sorted(units))
+    return replacing_edits(units, new)
 
 
 def units_by_name(nodes):
@@ -134,26 +147,53 @@ def units_by_name(nodes):
     return found
 
 
-def replacing_edits(units, source):
-    """Return edits that put `source` (None: zeros) in at those heads, neurons and MLPs."""
-    return {name: patch(0.0 if source is None else source[name], **chosen)
+def replacing_edits(units, new):
+    """Return edits that put `new` activations (None: zeros) in at those heads, neurons and MLPs."""
+    return {name: patch(0.0 if new is None else new[name], **chosen)
             for name, chosen in units.items()}
 
 
-def replacements(model, given, mode, reference, names, edits=None):
+def check_mode(mode, source):
+    """Raise Error for an unknown mode of ablation, and for a source too much or too few."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    if mode == "zero" and source is not None:
+        raise Error("zero-ablation has no use for source: leave it out, or give mode='mean' or "
+                    "'resample'")
+    if mode != "zero" and source is None:
+        raise Error(f"{mode}-ablation needs source prompts: give source=")
+
+
+def given_means(model, mode, source, names):
+    """Return means [1, 1, ...] by name, from a mapping of activations to one vector each."""
+    h, d = model.config.n_head, model.config.n_embd
+    means = {name: host_numbers(mean) for key, mean in source.items()
+             for name in matching_names(key, model.config)}
+    for name in names:
+        kind, found = kind_of(name), np.shape(means.get(name, ()))
+        expected = (h, d // h) if kind in BY_HEAD else (4 * d,) if kind in BY_NEURON else (d,)
+        if mode != "mean" or kind in BY_QUERY or found != expected:
+            raise Error(f"source is a mapping, and {mode}-ablation of {name} cannot use it: with "
+                        f"mode='mean' give {{name: mean_activation(model, texts, name)}}, of shape "
+                        f"{expected}")
+    return {name: means[name][None, None] for name in names}
+
+
+def replacements(model, base, mode, source, names, edits=None, last_only=True):
     """Return an ablation's activations [1 or b, q, ...] by name (None: zeros).
 
-    The second result counts the first positions at which they do not differ from the prompts'.
+    The second result counts the first positions at which they do not differ from the prompts', the
+    third is the logits of the prompts that they come from, if they are one's own.
     """
-    if mode not in MODES:
-        raise Error(f"unknown ablation {shown(mode)}: choose one of {', '.join(MODES)}")
+    check_mode(mode, source)
     if mode == "zero":
-        return None, 0
-    if reference is None:
-        raise Error(f"{mode}-ablation needs reference prompts: give reference=")
-    given, reference = prompts(model, given), prompts(model, reference)
-    check_same_length(given, reference, "reference", any_number=mode == "mean")
-    seen = run(model, reference, names, edits=edits, last_only=True).activations
+        return None, 0, None
+    if isinstance(source, Mapping):
+        return given_means(model, mode, source, names), 0, None
+    base, source = prompts(model, base), prompts(model, source)
+    check_same_length(base, source, "source", any_number=mode == "mean")
+    seen = run(model, source, names, edits=edits, last_only=last_only)
     if mode == "mean":
-        return {name: array.mean(axis=0, keepdims=True) for name, array in seen.items()}, 0
-    return seen, shared_positions(given, reference)
+        return {name: array.mean(axis=0, keepdims=True)
+                for name, array in seen.activations.items()}, 0, None
+    return seen.activations, shared_positions(base, source), seen.logits

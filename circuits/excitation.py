@@ -19,9 +19,11 @@ from .activations import run
 from .inputs import check_count, check_numbers, labels_of
 from .interventions import EditsLike
 from .names import activation_name
+from .short_reprs import visible
 from .texts import passages, unit_of
 
 BEFORE, AFTER = 12, 5  # tokens of the text form around the marked one
+BLUE, RED = "59,130,214", "217,84,63"  # between the inks of pages.css for light and for dark paper
 WINDOW_STYLE = "text-align:left;font-family:monospace;white-space:pre-wrap"
 
 
@@ -57,6 +59,11 @@ class Example:
 
     def line(self, before: int = BEFORE, after: int = AFTER) -> str:
         """Return a line: value, place, and the text around the marked token, «so»."""
+        place = f"text {self.text}, token {self.position}"
+        return f"{self.value:9.4g}  {place:24s}  {self.window(before, after)}"
+
+    def window(self, before: int = BEFORE, after: int = AFTER) -> str:
+        """Return the text around the marked token, «so», and where a head looks from there."""
         start = max(0, self.marked - before)
         parts = [visible(label) for label in self.labels[start : self.marked + after + 1]]
         parts[self.marked - start] = f"«{parts[self.marked - start]}»"
@@ -65,8 +72,7 @@ class Example:
             best = int(self.attention.argmax())
             about = f"  (attends {self.attention[best]:.2f} to «{visible(self.labels[best])}»"
             about += f", {self.marked - best} back)" if best < self.marked else ", itself)"
-        place = f"text {self.text}, token {self.position}"
-        return f"{self.value:9.4g}  {place:24s}  {''.join(parts)}{about}"
+        return "".join(parts) + about
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +173,6 @@ def finished(model, unit, example, edits):
     return replace(example, labels=labels, attention=attention)
 
 
-def visible(text):
-    """Return a text on one line: line ends and other characters that print nothing as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def marked_up(example):
     """Return a window as HTML: the higher a token the darker, the marked one framed."""
     from html import escape
@@ -179,7 +180,7 @@ def marked_up(example):
     scale, spans = max(float(np.abs(example.values).max()), 1e-30), []
     for i, label in enumerate(example.labels):
         value = float(example.values[i])
-        colour = "255,140,0" if value >= 0 else "70,130,255"
+        colour = BLUE if value >= 0 else RED
         style = f"background:rgba({colour},{abs(value) / scale:.2f})"
         title = f"{value:.4g}"
         if i == example.marked:

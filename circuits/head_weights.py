@@ -17,8 +17,8 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .inputs import check_index, check_numbers
 from .low_rank import LowRank, triangle
-from .names import parse_node
-from .weights import centred, embedding, on_host, top_tokens, unembedding
+from .names import parse_head
+from .weights import best_tokens, centred, embedding, on_host, unembed, unembedding
 
 
 class AttentionWeights(NamedTuple):
@@ -68,57 +68,61 @@ def attention_weights(model, layer, folded=False):
 # --- the circuits of one head ----------------------------------------------------------
 
 
-def ov(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
-    """Return W_V W_O [d, d]: the map from the position that a head attends to, to its output."""
-    parse_node(model.config, (layer, head))
+def ov(model: Model, head: Any, folded: bool = False) -> LowRank:
+    """Return W_V W_O [d, d]: the map from the position that a head attends to, to its output.
+
+    A head is "L9H6", "9.6" or (9, 6), here and below.
+    """
+    layer, head = parse_head(model.config, head)
     weights = attention_weights(model, layer, folded)
     return LowRank(weights.W_V[head], weights.W_O[head])
 
 
-def qk(model: Model, layer: int, head: int, folded: bool = False) -> LowRank:
+def qk(model: Model, head: Any, folded: bool = False) -> LowRank:
     """Return W_Q W_Kᵀ [d, d]: the score of a query (row) and a key, before division by √e."""
-    parse_node(model.config, (layer, head))
+    layer, head = parse_head(model.config, head)
     weights = attention_weights(model, layer, folded)
     return LowRank(weights.W_Q[head], weights.W_K[head].T)
 
 
 def full_ov(
-    model: Model, layer: int, head: int, folded: bool = False, extended: bool = False
+    model: Model, head: Any, folded: bool = False, extended: bool = False
 ) -> LowRank:
     """Return W_E W_V W_O W_U [v, v]: the change of each logit if a head attends to a token (row).
 
     `extended` takes W_E plus the first MLP's output for it, which later layers read.
     """
     into = embedding(model, folded, extended)
-    return into @ ov(model, layer, head, folded) @ unembedding(model, folded)
+    return into @ ov(model, head, folded) @ unembedding(model, folded)
 
 
 def full_qk(
-    model: Model, layer: int, head: int, folded: bool = False, extended: bool = False
+    model: Model, head: Any, folded: bool = False, extended: bool = False
 ) -> LowRank:
     """Return W_E W_Q W_Kᵀ W_Eᵀ [v, v]: the score with which a token (row) attends to a token."""
     into = embedding(model, folded, extended)
-    return into @ qk(model, layer, head, folded) @ into.T
+    return into @ qk(model, head, folded) @ into.T
 
 
 def singular_tokens(
-    model: Model, layer: int, head: int, n: int = 3, top: int = 8, folded: bool = False
+    model: Model, head: Any, n: int = 3, top: int = 8, folded: bool = False
 ) -> list[dict[str, Any]]:
     """Return the largest singular directions of a head's OV circuit, with tokens at both ends.
 
-    One dict each: "value"; "reads" and "writes", each (token ids, scores) of `top` tokens: those
-    whose embedding lies furthest along the input direction, and those whose logit the output
-    raises most. Both signs of a singular vector are equivalent; the one that reads more strongly
-    is given.
+    One dict each: "value"; "reads" and "writes", each TopTokens of `top` tokens: those whose
+    embedding lies furthest along the input direction, and those whose logit the output raises
+    most. Both signs of a singular vector are equivalent; the one that reads more strongly is given.
     """
-    into, out = embedding(model, folded), unembedding(model, folded)
-    u, values, vt = ov(model, layer, head, folded).svd()
+    into = embedding(model, folded)
+    u, values, vt = ov(model, head, folded).svd()
+    written = unembed(model, vt[:n], folded=folded)
     found = []
     for i in range(min(n, len(values))):
-        reads, writes = into @ u[:, i], vt[i] @ out
+        reads, writes = into @ u[:, i], written[i]
         sign = 1 if reads.max() >= -reads.min() else -1
-        found.append({"value": float(values[i]), "reads": top_tokens(sign * reads, top),
-                      "writes": top_tokens(sign * writes, top)})
+        ends = {"reads": reads, "writes": writes}
+        found.append({"value": float(values[i]), **{
+            end: best_tokens(model.tokenizer, sign * scores, top) for end, scores in ends.items()}})
     return found
 
 

@@ -8,6 +8,7 @@ position 7 of the text.
 """
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from ..gpt2_np import Error, Model, Tap, all_but_results
 from .inputs import check_index
 from .names import BY_HEAD, BY_NEURON, BY_QUERY, activation_names, kind_of, matching_names
 
+WITHOUT_GRADIENT = ("ln1", "ln2", "ln_final", "result")  # activations that are edited
 Edit = Callable[[str, Any], Any]  # (name, a copy of the activation) -> an array, or None
 
 
@@ -113,12 +115,12 @@ class Edits:
                 self.by_name.setdefault(name, []).extend(several)
         elif isinstance(edits, Mapping):
             for pattern, edit in edits.items():
-                if not isinstance(pattern, str):
+                if not isinstance(pattern, str | tuple):
                     raise Error(f"edits name {shown(pattern)}: write an activation's name, such as "
                                 "'blocks.5.attn.hook_z'")
                 several = [checked_edit(pattern, one) for one in
-                           (edit if isinstance(edit, list | tuple) else [edit])]
-                for name in matching_names(pattern, config):
+                           (edit if is_list_of_edits(edit) else [edit])]
+                for name in matching_names([pattern], config):
                     self.by_name.setdefault(name, []).extend(several)
         elif callable(edits) and not isinstance(edits, PlacedEdit):
             wants = getattr(edits, "wants", None) or all_but_results
@@ -170,24 +172,46 @@ class Edits:
             gradient = edit.back(name, gradient, place)
         return gradient
 
-    def refuse(self, tool: str, kinds: Sequence[str], remedy: str) -> None:
-        """Raise Error if an activation of these kinds, or any of a layer norm, is edited.
+    @property
+    def without_gradient(self) -> bool:
+        """True if gradients cannot go back through an edit, or its activation has none."""
+        return self.has_functions or bool(self.of_kinds(WITHOUT_GRADIENT))
+
+    def of_kinds(self, kinds: Sequence[str]) -> list[str]:
+        """Return the names that are edited of these kinds, or of any in a layer norm of these.
 
         A layer norm is "ln1", "ln2" or "ln_final".
         """
-        for name in self.by_name:
-            if kind_of(name) in kinds or set(name.split(".")) & set(kinds):
-                raise Error(f"{tool} cannot honour the edit of {name}: {remedy}")
+        return [name for name in self.by_name
+                if kind_of(name) in kinds or set(name.split(".")) & set(kinds)]
+
+    def refuse(self, tool: str, kinds: Sequence[str], remedy: str) -> None:
+        """Raise Error if an activation of these kinds is edited."""
+        for name in self.of_kinds(kinds):
+            raise Error(f"{tool} cannot honour the edit of {name}: {remedy}")
 
 
 EditsLike = Mapping[str, Any] | Edit | Sequence[Any] | Edits  # a list is of mappings and taps
 
 
+def is_list_of_edits(edit):
+    """Return True for a list of functions and arrays; one of plain numbers is an array itself."""
+    return isinstance(edit, list | tuple) and (
+        not edit or any(callable(one) or getattr(one, "ndim", 0) for one in edit))
+
+
 def checked_edit(pattern, edit):
-    """Return an edit. An array is put in as it is, and changes what NumPy would broadcast it to."""
+    """Return an edit. An array is put in as it is, broadcast as NumPy does."""
     if callable(edit):
+        try:
+            inspect.signature(edit).bind(pattern, None)
+        except TypeError:
+            raise Error(f"the edit of {pattern} cannot be called with two arguments: write a "
+                        "function (name, array)") from None
+        except ValueError:  # a builtin that does not tell its arguments
+            pass
         return edit
-    if not is_numbers(edit):
+    if not is_numbers(edit) and not isinstance(edit, list | tuple):
         raise Error(f"the edit of {pattern} is {shown(edit)}: give a function (name, array), an "
                     "array, or a list of these")
     return Replacement(edit)
@@ -201,7 +225,7 @@ def is_numbers(array):
 
 
 def called(function, name, array, copies=1):
-    """Return what a function (name, array) makes of an activation, checked.
+    """Return the checked result of a function (name, array) for an activation.
 
     It gets a copy, and of a batch that holds several copies of the prompts one after another.
     """

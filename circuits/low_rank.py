@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bpe import shown
 from ..gpt2_np import Error
 from .inputs import check_numbers
 from .short_reprs import Result
@@ -44,8 +45,13 @@ class LowRank(Result):
         return self.left @ self.right
 
     def entries(self, rows: Any, columns: Any) -> np.ndarray:
-        """Return the entries of some rows and columns, [rows, columns]."""
-        return self.left[..., np.atleast_1d(rows), :] @ self.right[..., :, np.atleast_1d(columns)]
+        """Return the entries of some rows and columns, [rows, columns], each an int or a list.
+
+        Rows and columns of a full circuit are tokens, by id.
+        """
+        rows, columns = (checked_indices(name, given, n) for name, given, n in
+                         zip(("rows", "columns"), (rows, columns), self.shape[-2:], strict=True))
+        return self.left[..., rows, :] @ self.right[..., :, columns]
 
     def __matmul__(self, other: Any) -> LowRank | np.ndarray:
         """Multiply. The product with another LowRank has the smaller of the two ranks."""
@@ -88,6 +94,16 @@ class LowRank(Result):
         """Return the Frobenius norm."""
         inner = triangle(self.left) @ triangle(self.right.swapaxes(-1, -2)).swapaxes(-1, -2)
         return np.linalg.norm(inner, axis=(-2, -1))
+
+
+def checked_indices(name, given, n):
+    """Return an int or a list of ints as an array of indices below n."""
+    found = np.atleast_1d(given)
+    if found.dtype.kind not in "iu":
+        raise Error(f"{name} are {shown(given)}: give integers, for tokens token_id(model, text)")
+    for index in found[(found < -n) | (found >= n)].tolist()[:1]:
+        raise Error(f"there is no {name[:-1]} {index} of {n}, counted from 0")
+    return found
 
 
 def check_product(left, right):

@@ -20,54 +20,59 @@ import numpy as np
 from ..gpt2_np import Error, Model
 from .activations import run
 from .backward import gradients
-from .inputs import PromptsLike, check_count, check_same_length, one_each, prompts
+from .inputs import PromptsLike, check_count
 from .interventions import EditsLike
-from .metrics import Metric, checked_values
+from .metrics import Metric, is_better_low, measured, reads_last
 from .names import BY_QUERY, activation_name
-from .sweeps import Sweep, cell_name, patched_kind, sweep_axes, widened
+from .resumed_runs import empty_cells, sweep_axes, widened
+from .short_reprs import MOST_LINES, Result, strongest, table
+from .sweeps import Sweep, by_groups, patched_kind, prompt_groups
 
 
 def attribution_patching(
     model: Model,
-    metric: Metric,
     what: str = "z",
     *,
     base: PromptsLike,
     source: PromptsLike,
+    metric: Metric,
     by_position: bool | None = None,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     steps: int = 1,
     edits: EditsLike | None = None,
     bos: bool | None = None,
 ) -> Sweep:
-    """Estimate `patching`: the metric if one activation of `base` were that of `source`.
+    """A sweep, estimated: the metric if one activation of `base` were that of `source`.
 
-    The result has the form of `patching`'s, and the options mean the same. The metric must know its
+    The result has the form of `patching`'s, and arguments mean the same. The metric must know its
     gradient. With `steps` 1 it is the gradient at `base`, and costs one pass back. More steps
     average it over the midpoints of as many stretches of the way to `source`, a layer's whole
     activation at a time: a pass forward and back for each step and layer. The effects of a layer's
     cells then add up to that of patching the whole layer.
     """
     check_count("steps", steps)
-    base, source = prompts(model, base, bos), prompts(model, source, bos)
-    check_same_length(base, source, "source")
     what, layers = patched_kind(what, layers, model.config)
-    names = [activation_name(what, layer) for layer in layers]
-    here, there = (run(model, given, names, edits=edits, last_only=True)
-                   for given in (base, source))
-    if steps == 1:
-        slopes = gradients(model, base, metric, names=names, edits=edits)
-    axes, sizes = sweep_axes(model.config, what, by_position, base.tokens.shape[1])
-    measured = checked_values(metric(here.logits), len(base.tokens))
-    per_prompt = np.full((*sizes, len(measured)), np.nan)
-    for layer, name in zip(layers, names, strict=True):
-        old = widened(here[name])
-        change = widened(there[name]) - old
-        if steps > 1:
-            slopes = {name: mean_gradient(model, base, metric, name, old, change, steps, edits)}
-        per_prompt[layer] = measured + cell_sums(change * slopes[name], what, axes)
-    arrived = checked_values(metric(one_each(there.logits, len(measured))), len(measured))
-    return Sweep(what, axes, per_prompt, measured, arrived, base.tokens, base.bos)
+    names, last_only = [activation_name(what, layer) for layer in layers], reads_last(metric)
+    axes = sweep_axes(what, by_position)
+
+    def of_one_length(base, source, metric):
+        here, there = (run(model, given, names, edits=edits, last_only=last_only)
+                       for given in (base, source))
+        slopes = gradients(model, base, metric, names=names, edits=edits) if steps == 1 else None
+        of_base, of_source = (measured(metric, seen.logits, len(base.tokens))
+                              for seen in (here, there))
+        per_prompt = empty_cells(model.config, axes, base.tokens.shape[1], len(of_base))
+        for layer, name in zip(layers, names, strict=True):
+            old = widened(here[name])
+            change = widened(there[name]) - old
+            slope = slopes[name] if slopes is not None else mean_gradient(
+                model, base, metric, name, old, change, steps, edits)
+            per_prompt[layer] = of_base + cell_sums(change * slope, what, axes)
+        return Sweep(what, axes, per_prompt, of_base, of_source, base.tokens, base.bos,
+                     estimated=True, lower_is_better=is_better_low(metric),
+                     tokenizer=model.tokenizer)
+
+    return by_groups(of_one_length, prompt_groups(model, base, source, bos=bos), metric, axes)
 
 
 def mean_gradient(model, base, metric, name, old, change, steps, edits):
@@ -96,12 +101,13 @@ def cell_sums(products, what, axes):
 # --- beside the exact sweep ------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Estimated and exact effects [cell] of the cells that both sweeps have, by name.
 
     `rank_correlation` is Spearman's, from -1 to 1: if the estimate puts the cells in the right
-    order. NaN if all cells of either are equal.
+    order. NaN if all cells of either are equal. `base` and `source` [b] are the metric of the two
+    runs, and `kind` is that of the sweeps.
     """
 
     what: str
@@ -109,6 +115,9 @@ class Comparison:
     exact: np.ndarray
     estimate: np.ndarray
     rank_correlation: float
+    base: np.ndarray
+    source: np.ndarray
+    kind: str
 
     @property
     def miss(self) -> np.ndarray:
@@ -122,43 +131,52 @@ class Comparison:
         return self.cells[at], float(self.miss[at])
 
     def __repr__(self) -> str:
-        cell, miss = self.worst
-        return (f"<Comparison of {len(self.cells)} cells of {self.what}: rank correlation "
-                f"{self.rank_correlation:.3f}, worst miss {miss:+.4g} at {cell}>")
-
-    def __str__(self) -> str:
-        return self.table()
+        return self.table(MOST_LINES)
 
     def table(self, top: int = 10) -> str:
         """Return a table of the cells with the largest exact effects, under a summary."""
-        order = np.argsort(-np.abs(self.exact), kind="stable")[:top]
-        width = max(len("cell"), *(len(self.cells[i]) for i in order))
-        lines = [f"{'cell':{width}s} {'exact':>10s} {'estimate':>10s} {'miss':>10s}"]
-        lines += [f"{self.cells[i]:{width}s} {self.exact[i]:10.4f} {self.estimate[i]:10.4f} "
-                  f"{self.miss[i]:+10.4f}" for i in order]
-        return "\n".join([repr(self)[1:-1], *lines])
+        check_count("top", top)
+        cell, miss = self.worst
+        rows = [["cell", "exact", "estimate", "miss"]]
+        rows += [[self.cells[i], *(f"{x[i]:+.4f}" for x in (self.exact, self.estimate, self.miss))]
+                 for (i,) in strongest(self.exact, top)]
+        return table(f"Comparison of {len(self.cells)} cells of {self.what} ({self.kind}, metric "
+                     f"{self.base.mean():.4g}, source {self.source.mean():.4g}):\nrank correlation "
+                     f"{self.rank_correlation:.3f}, worst miss {miss:+.4g} at {cell}", rows)
 
 
 def compare(estimate: Sweep, exact: Sweep) -> Comparison:
     """Return the effects of two sweeps of one activation side by side: an estimate and the truth.
 
     `estimate` is `attribution_patching`'s, `exact` that of `patching` on the same prompts. Raises
-    Error if the sweeps have other cells or prompts.
+    Error if the sweeps have other cells, prompts or metrics.
     """
+    if exact.estimated or not estimate.estimated:
+        raise Error("the sweeps are not an estimate and the truth: give attribution_patching's "
+                    "first, then patching's")
     for name, mine, other in (("what", estimate.what, exact.what),
                               ("axes", estimate.axes, exact.axes),
                               ("shape", estimate.per_prompt.shape, exact.per_prompt.shape)):
         if mine != other:
             raise Error(f"the sweeps cannot be compared: {name} is {mine} in the estimate, {other} "
                         "in the exact one: sweep the same activation of the same prompts")
-    if not np.array_equal(estimate.tokens, exact.tokens):
+    if not all(map(np.array_equal, estimate.tokens, exact.tokens)):
         raise Error("the sweeps cannot be compared: their prompts differ")
+    if exact.source is None or estimate.source is None:
+        raise Error("the sweeps cannot be compared: an ablation has no source, give patching's")
+    for name, mine, other in (("base", estimate.base, exact.base),
+                              ("source", estimate.source, exact.source)):
+        if not np.allclose(mine, other, rtol=1e-3, atol=1e-4):
+            raise Error(f"the sweeps cannot be compared: the metric of {name} is "
+                        f"{mine.mean():.4g} in the estimate, {other.mean():.4g} in the exact one: "
+                        "sweep with the same metric, source and edits")
     both = np.isfinite(estimate.values) & np.isfinite(exact.values)
     if not both.any():
         raise Error("the sweeps have no cell in common: look at their layers")
-    cells = [cell_name(exact.axes, index) for index in np.argwhere(both).tolist()]
+    cells = [exact.cell(index) for index in np.argwhere(both).tolist()]
     values = exact.effect[both], estimate.effect[both]
-    return Comparison(exact.what, cells, *values, rank_correlation(*values))
+    return Comparison(exact.what, cells, *values, rank_correlation(*values), exact.base,
+                      exact.source, exact.kind)
 
 
 def rank_correlation(a, b):

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with matplotlib: maps, attention, the lens, bars.
+"""Pictures of results, drawn with matplotlib: maps, attention, the lens, bars, surveys.
 
     from gpt2_np.circuits import pictures
     pictures.plot_map(sweep, "patching.png")  # in a notebook without the path
@@ -15,23 +15,26 @@ import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
-from .attention_patterns import Attention
+from .attention_patterns import SHARES, Attention
+from .calibration import Measures
 from .distributions import Histogram
-from .inputs import labels_of
+from .drawings import sweep_grid
+from .inputs import token_texts
 from .logit_attribution import Attribution
 from .logit_lens import Lens
-from .sweeps import Sweep, cell_name
+from .surveying import Survey
+from .sweeps import Sweep
 
-__all__ = ["plot_attention", "plot_bars", "plot_lens", "plot_map"]
+__all__ = ["plot_attention", "plot_bars", "plot_lens", "plot_map", "plot_reliability",
+           "plot_survey"]
 
-SHARES = ("previous_token", "duplicate_token", "induction", "beginning")  # of an Attention
-MOST_INCHES, MOST_LABELS, MOST_BARS = 24, 60, 20
+MOST_INCHES, MOST_LABELS, MOST_BARS, MOST_LINES = 24, 60, 20, 6
 
 
 def plot_map(
@@ -50,17 +53,18 @@ def plot_map(
 
     An array is [layer, head], [layer, position] or any [row, column]; one of three dimensions has a
     row for each pair of the first two. A Sweep from a source shows shares of the way to the source,
-    one without a source the change of the metric. With a `model` positions are labelled by the
-    tokens of the first prompt. `rows` and `columns` are labels, by default numbers from 0; `axes`
-    names the two axes and `label` the colours. A `signed` map has 0 at white. NaN is left blank.
-    Raises Error if the file cannot be written or matplotlib is not installed.
+    one without a source the change of the metric. Positions are labelled by the tokens of the first
+    prompt, by the vocabulary of the `model` or of the one that was run. `rows` and `columns` are
+    labels, by default numbers from 0; `axes` names the two axes and `label` the colours. A `signed`
+    map has 0 at white. NaN is left blank. Raises Error if the file cannot be written or matplotlib
+    is not installed.
     """
     if isinstance(values, Lens):
         return plot_lens(values, model, path)
     if isinstance(values, Attention):
         return plot_shares(values, path, title)
     if isinstance(values, Sweep):
-        grid = sweep_grid(values, model)
+        grid = sweep_grid(values, (model or values).tokenizer)
         values, title, label = grid.values, title or grid.title, label or grid.label
         rows, columns, axes = rows or grid.rows, columns or grid.columns, axes or grid.axes
     values, first = as_array("plot_map", values, "a Sweep, an Attention, a Lens or"), "layer"
@@ -81,38 +85,6 @@ def plot_map(
     drawn.set_ylabel(axes[0], fontsize=8)
     drawn.set_xlabel(axes[1], fontsize=8)
     return saved(figure, path)
-
-
-class Grid(NamedTuple):
-    """A Sweep as a map: values [row, column] and the labels."""
-
-    values: np.ndarray
-    title: str
-    rows: list[str]
-    columns: list[str]
-    axes: tuple[str, str]
-    label: str
-
-
-def sweep_grid(sweep, model=None):
-    """Return a Sweep of one, two or three axes as a Grid."""
-    values, label = sweep.effect, "change of the metric"
-    title = f"{sweep.what} ablated"
-    if sweep.source is not None:
-        title = "direct paths from source" if sweep.what == "path" else f"{sweep.what} from source"
-        if abs(sweep.source.mean() - sweep.base.mean()) > 1e-6 * max(1, abs(sweep.base.mean())):
-            values, label = sweep.normalized, "share of the way to source"
-    if values.ndim == 1:
-        values = values[:, None]
-    *outer, last = sweep.axes if len(sweep.axes) > 1 else (*sweep.axes, "")
-    rows = [str(i) for i in range(len(values))]
-    if len(outer) > 1:
-        rows = [cell_name(outer, index) for index in np.ndindex(values.shape[:-1])]
-        values = values.reshape(-1, values.shape[-1])
-    columns = [str(i) if last else "" for i in range(values.shape[1])]
-    if last == "position" and model:
-        columns = labels_of(model, sweep.tokens[0])
-    return Grid(values, title, rows, columns, (outer[-1], last), label)
 
 
 def plot_shares(attention, path, title):
@@ -166,7 +138,7 @@ def plot_attention(
 def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: int = 0) -> Any:
     """Draw the lens of one prompt, the best token at every point and position; return the figure.
 
-    Without a `model` tokens are shown by their ids.
+    Tokens are shown by the vocabulary of the `model`, by default the one that was run.
     """
     if not isinstance(result, Lens):
         raise Error(f"plot_lens takes the result of circuits.lens, not {described(result)}: draw "
@@ -174,7 +146,7 @@ def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: i
     top, p = result.top[:, row, :, 0][::-1], result.top_probability[:, row, :, 0][::-1]
 
     def words(tokens):
-        return labels_of(model, tokens) if model else [str(token) for token in tokens]
+        return token_texts((model or result).tokenizer, tokens)
 
     figure = new_figure(1.8 + inches(0.55 * p.shape[1], most=60), 1.3 + inches(0.24 * len(p)))
     axes = figure.subplots()
@@ -212,6 +184,99 @@ def plot_bars(
         axes.tick_params(axis="x", labelsize=7)
         axes.set_title(name, fontsize=8)
     return saved(figure, path)
+
+
+def plot_reliability(measures: Measures | Mapping[str, Measures], path: Any = None) -> Any:
+    """Draw the accuracy of predictions by their confidence, of one model or of {name: Measures}.
+
+    A model is calibrated where it lies on the diagonal. The area of a point is the share of tokens.
+    Returns the figure.
+    """
+    given = measures if isinstance(measures, Mapping) else {"": measures}
+    if not given or not all(isinstance(one, Measures) for one in given.values()):
+        raise Error("plot_reliability takes the result of circuits.measure, or {name: result}, not "
+                    f"{described(measures)}")
+    figure = new_figure(4, 3.6)
+    draw_reliability(figure.subplots(), list(given.values()), line_styles(list(given)), any(given))
+    return saved(figure, path)
+
+
+def draw_reliability(axes, measures, styles, legend):
+    """Draw accuracy by confidence, a line for each Measures, and the diagonal."""
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.5, linestyle=":")
+    for one, style in zip(measures, styles, strict=True):
+        confidence, accuracy, n = one.reliability[one.reliability[:, 2] > 0].T
+        axes.plot(confidence, accuracy, **style)
+        axes.scatter(confidence, accuracy, 200 * n / n.sum(), color=style["color"])
+    finish_lines(axes, "reliability", "confidence", "accuracy", legend)
+
+
+def line_styles(names):
+    """Return colours from the first line to the last, and labels of a few."""
+    from matplotlib import colormaps
+
+    n = len(names)
+    labelled = range(n) if n <= MOST_LINES else {0, n // 2, n - 1}
+    return [{"color": colormaps["viridis"](0.9 * i / max(1, n - 1)), "linewidth": 1.2,
+             "label": printable(name) if i in labelled else None} for i, name in enumerate(names)]
+
+
+def finish_lines(axes, title, x, y, legend):
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
+    if legend:
+        axes.legend(fontsize=7)
+
+
+def plot_survey(survey: Survey, path: Any = None) -> Any:
+    """Draw a survey: its columns by layer, a line a model, calibration, and its models in order.
+
+    Of many models the legend and the reliability diagram show the first, the middle and the last.
+    The last panel, the loss and the best heads of each model, is for several. Returns the figure.
+    """
+    if not isinstance(survey, Survey):
+        raise Error(f"plot_survey takes the result of circuits.survey, not {described(survey)}")
+    profiles, names = survey.profiles, [one.name for one in survey.profiles]
+    several, styles, figure = len(names) > 1, line_styles(names), new_figure(11, 6)
+    panels = figure.subplots(2, 3).ravel()
+    for axes, kind, title, unit in zip(panels, ("norm", "entropy", "outliers", "induction"), (
+            "norm of the stream after a layer", "entropy of attention", "outlier dimensions",
+            "best induction head"), ("norm", "nats", "number", "attention"), strict=False):
+        values = survey.by_layer(kind)
+        for column, style in zip(values.T, styles, strict=True):
+            axes.plot(range(len(column)), column, marker=".", **style)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if kind == "norm" and (values[values == values] > 0).all():
+            axes.set_yscale("log")
+        if kind == "outliers":
+            axes.set_ylim(0, max(1, 1.05 * np.nanmax(values)))
+            axes.yaxis.get_major_locator().set_params(integer=True)
+        finish_lines(axes, title, "layer", unit, several and kind == "norm")
+    few = [i for i, style in enumerate(styles) if style["label"]]
+    draw_reliability(panels[4], [profiles[i].measures for i in few], [styles[i] for i in few],
+                     several)
+    panels[5].set_visible(several)
+    if several:
+        draw_models(panels[5], names, [one.overall for one in profiles])
+    return saved(figure, path)
+
+
+def draw_models(axes, names, columns):
+    """Draw the best scores of heads and, on an axis to the right, the loss of each model."""
+    right = axes.twinx()
+    for own, kind, colour in ((axes, "previous", "tab:orange"), (axes, "induction", "tab:blue"),
+                              (right, "loss", "0.5")):
+        own.plot([one[kind] for one in columns], marker=".", color=colour, label=kind)
+    right.set_ylabel("loss in nats (grey)", fontsize=8)
+    right.tick_params(labelsize=7)
+    step = math.ceil(len(names) / 24)
+    axes.set_xticks(range(0, len(names), step), [printable(name) for name in names[::step]],
+                    rotation=90, parse_math=False)
+    axes.set_ylim(0, 1.02)
+    finish_lines(axes, "best heads, and loss", "", "attention", False)
+    axes.legend(fontsize=7, loc="center left")
 
 
 def bar_panels(given):

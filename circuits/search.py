@@ -14,29 +14,43 @@ import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
+from ..inference.options import warn
 from .activations import run
+from .backward import gradients
 from .bootstrapping import Estimate, bootstrap
+from .drawings import circuit_picture
 from .edits import replacements, replacing_edits, units_by_name
-from .inputs import PromptsLike, check_count, check_same_length, prompts
+from .inputs import (
+    PromptsLike,
+    PromptWarning,
+    check_count,
+    check_same_length,
+    prompts,
+)
 from .interventions import Edits, EditsLike
-from .metrics import Metric, checked_values
+from .metrics import Differentiable, Metric, is_better_low, kind_of_patching, measured, reads_last
 from .names import activation_name, node_names, parse_node
-from .short_reprs import Result
-from .sweeps import BaseRun
+from .resumed_runs import BaseRun
+from .short_reprs import MOST_LINES, Result, table
+
+# After some nodes were removed, the exact sweep begins with this many of the others.
+AT_FIRST = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Result):
     """Parts that suffice: `kept` of the `n_all` parts of the model.
 
-    Parts are heads and MLPs by name ("L9H6", "MLP3"), or edges (sender, receiver), the strongest
-    first and with their attribution in `scores`.
+    Parts are heads and MLPs by name ("L9H6", "MLP3"), layer by layer, or edges (sender, receiver),
+    the strongest first and with their attribution in `scores`.
 
     `share` (faithfulness) is the share of the whole effect that is left if every other part is
     replaced. `incompleteness` is the mean |F(C \\ K) - F(M \\ K)| over random subsets K of the
     parts, as a share of the effect; 0 is best. `minimality` is the share that is lost without each
-    part, above 0 if it helps. Intervals are over prompts. `whole` and `none` are the metric with
-    all parts and with none.
+    part, above 0 if it helps. Intervals are over prompts.
+
+    `base` [b] is the metric with all parts, `none` [b] that with every part replaced, and `source`
+    [b] that of the prompts that replace them (None for means).
     """
 
     kept: list[Any]
@@ -45,20 +59,38 @@ class Circuit(Result):
     incompleteness: Estimate
     minimality: dict[Any, Estimate]
     scores: dict[Any, float] | None
-    whole: float
-    none: float
+    base: np.ndarray
+    none: np.ndarray
+    source: np.ndarray | None
     keep: float
     tokens: np.ndarray
     bos: bool
+    lower_is_better: bool = False
+
+    @property
+    def kind(self) -> str:
+        """"noising" if replacing all parts makes the metric worse, else "denoising"."""
+        return kind_of_patching(self.base, self.none, self.lower_is_better)
+
+    def __repr__(self) -> str:
+        lost = sorted(self.minimality.items(), key=lambda part: -part[1].value)[: MOST_LINES - 1]
+        return table(f"Circuit of {len(self.kept)} of {self.n_all} parts, which keeps {self.share} "
+                     f"of the effect\n({self.kind}, metric {self.base.mean():.4g} with all, "
+                     f"{self.none.mean():.4g} with none); the share lost without each:",
+                     [[name if isinstance(name, str) else " → ".join(name), str(share)]
+                      for name, share in lost])
+
+    def _repr_html_(self) -> str:
+        return circuit_picture(self)
 
 
 def find(
     model: Model,
-    clean: PromptsLike,
-    corrupted: PromptsLike,
-    metric: Metric,
     keep: float = 0.9,
     *,
+    base: PromptsLike,
+    source: PromptsLike,
+    metric: Metric,
     mode: str = "resample",
     subsets: int = 8,
     seed: int = 0,
@@ -68,53 +100,101 @@ def find(
 ) -> Circuit:
     """Prune heads and MLPs to a smallest set that keeps the share `keep` of the effect.
 
-    A pruned node gets its activation from `corrupted` ("resample"), or its mean there ("mean").
-    Each round prunes every remaining node alone to rank them. Then as many of the weakest go as
-    leave the share between `keep` and 2 - `keep`: pruning parts that work against the task
-    overshoots. The result is a local minimum, from which no single node can go, and every step is
-    exact. `edits`, as for `run`, hold in every pass, so that the circuit is the edited model's.
+    The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
+    ("resample"), or its mean there ("mean").
+
+    Attribution says which nodes can hardly matter, and exact sweeps rank the others. As many of
+    the weakest go as leave the share between `keep` and 2 - `keep`: pruning parts that work
+    against the task overshoots. If they cannot go together, the one goes that can best go alone.
+    Effects that a sweep has found stay in use until the search looks at the node again. Every
+    decision is that of an exact run. The result is a local minimum: an exact sweep has shown that
+    no single node of it can go.
+
+    If the metric has no gradient, or an edit is a function or of a layer norm, the search begins
+    with an exact sweep of all nodes. `edits`, as for `run`, hold in every pass, so that the circuit
+    is the edited model's. `bos`, as for `run`, puts <|endoftext|> first: by default before text and
+    not before ids. All prompts have one length.
+
+    `base` should do the task better than `source`. Given the wrong way round they have a circuit
+    too, which keeps the metric bad: a PromptWarning says so.
     """
-    clean, corrupted = prompts(model, clean, bos), prompts(model, corrupted, bos)
+    base, source = prompts(model, base, bos), prompts(model, source, bos)
     if mode not in ("resample", "mean"):
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
-    check_same_length(clean, corrupted, "corrupted", any_number=mode == "mean")
-    names = [activation_name(s, n) for n in range(model.config.n_layer) for s in ("z", "mlp_out")]
-    edits = Edits(model, edits)
-    source, n_shared = replacements(model, clean, mode, corrupted, names, edits)
+    check_same_length(base, source, "source", any_number=mode == "mean")
+    names = ["hook_embed", *(activation_name(what, layer) for layer in range(model.config.n_layer)
+                             for what in ("z", "mlp_out"))]
+    edits, n, last_only = Edits(model, edits), len(base.tokens), reads_last(metric)
+    new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
+    of_source = None if logits is None else measured(metric, logits, n)
+
+    def without(removed):
+        return [edits, replacing_edits(units_by_name(removed), new)]
 
     def measure(removed):
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        seen = run(model, clean, edits=replaced, last_only=True)
-        return checked_values(metric(seen.logits), len(clean.tokens))
+        seen = run(model, base, edits=without(removed), last_only=last_only)
+        return measured(metric, seen.logits, n)
+
+    def removed_alone(removed, nodes):
+        stored = BaseRun(model, base, metric, ("z", "mlp_out"), without(removed), last_only)
+        return stored.measured, one_more_replaced(stored, new, n_shared, nodes, progress)
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
-    pruning, removed = Pruning(measure, list(nodes), keep, clean), []
+    pruning = Pruning(measure, list(nodes), keep, base, of_source, metric)
+    removed, unsure = [], list(nodes)
+    effects = dict.fromkeys(nodes, 0.0)  # by removing a node alone, as last known
+    if isinstance(metric, Differentiable) and not edits.without_gradient:
+        effects = estimated_effects(model, base, metric, new, names, edits, nodes)
+        ranked = sorted(nodes, key=lambda node: abs(effects[node]))
+        unsure = ranked[max(0, 2 * pruning.most_removable([], ranked) - len(nodes)) :]
+    alone: dict[Any, np.ndarray] = {}  # the metric without a node, exact since the last removal
     while True:
-        left = [node for node in nodes if node not in removed]
-        replaced = [edits, replacing_edits(units_by_name(removed), source)]
-        stored = BaseRun(model, clean, metric, ("z", "mlp_out"), replaced)
-        alone = removed_alone(stored, source, n_shared, left, progress)
-        ranked = sorted(left, key=lambda node: abs(alone[node].mean() - stored.measured.mean()))
-        count = pruning.most_removable(removed, ranked)
-        if not count:
-            ranked = sorted((node for node in ranked if pruning.suffices(alone[node])),
-                            key=lambda node: abs(1 - pruning.share(alone[node])))
-            count = 1
-        if not ranked:
+        current, found = removed_alone(removed, unsure)
+        alone |= found
+        effects |= {node: (alone[node] - current).mean() for node in found}
+        while weakest := pruning.removable(removed, effects, alone):
+            removed, alone = removed + weakest, {}
+            effects = {node: effects[node] for node in effects if node not in weakest}
+        unsure = [node for node in effects if node not in alone]
+        if not unsure:
+            left = [node for node in nodes if node in effects]
             return pruning.circuit(left, removed, alone, nodes, subsets, seed)
-        removed += ranked[:count]
+        if not alone:
+            current = measure(removed)
+            unsure = sorted(unsure, key=lambda node: abs(
+                1 - pruning.share(current + effects[node])))[:AT_FIRST]
 
 
-def removed_alone(stored, source, n_shared, left, progress):
+def one_more_replaced(stored, new, n_shared, nodes, progress):
     """Return {node: metric [b]} of the run with one more node replaced."""
     alone = {}
     for what in ("z", "mlp_out"):
         index = {node: node[:1] if what == "mlp_out" else node
-                 for node in left if (node[1] is None) == (what == "mlp_out")}
-        sweep = stored.sweep(source, what, False, None, n_shared, progress and bool(index),
-                             set(index.values()))
-        alone |= {node: sweep.per_prompt[cell] for node, cell in index.items()}
+                 for node in nodes if (node[1] is None) == (what == "mlp_out")}
+        values = stored.sweep(new, what, False, None, n_shared, progress and bool(index),
+                              set(index.values()))
+        alone |= {node: values[cell] for node, cell in index.items()}
     return alone
+
+
+def estimated_effects(model, base, metric, new, names, edits, nodes):
+    """Return {node: effect} of replacing each, by attribution: the larger of two estimates.
+
+    The gradient at base alone says little if attention is saturated there. The second is taken
+    halfway from the embeddings of base to those of source. (Hanna et al. 2024, "Have Faith in
+    Faithfulness", on gradients along that way.)
+    """
+    seen, effects = run(model, base, names, edits=edits), dict.fromkeys(nodes, 0.0)
+    embedded = seen["hook_embed"]
+    for way in (0.0, 0.5):
+        moved = {"hook_embed": embedded + way * (new["hook_embed"] - embedded)}
+        slopes = gradients(model, base, metric, names=names[1:], edits=[edits, moved])
+        for layer, head in nodes:
+            name = activation_name("z" if head is not None else "mlp_out", layer)
+            products = (new[name] - seen[name]) * slopes[name]
+            effect = (products if head is None else products[:, :, head]).sum() / len(products)
+            effects[layer, head] = max(effects[layer, head], effect, key=abs)
+    return effects
 
 
 class Pruning:
@@ -123,18 +203,24 @@ class Pruning:
     Shares are of the effect of all parts: the metric of the whole model minus that of none.
     """
 
-    def __init__(self, measure, parts, keep, given):
+    def __init__(self, measure, parts, keep, given, of_source, metric):
         if not 0 < keep <= 1:
             raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
         self.measure, self.keep, self.given, self.n_all = measure, keep, given, len(parts)
+        self.of_source, self.lower_is_better = of_source, is_better_low(metric)
         self.whole, self.none = measure([]), measure(parts)
-        if abs((self.whole - self.none).mean()) < 1e-6 * max(1.0, abs(self.whole.mean())):
+        self.effect = self.whole - self.none
+        if abs(self.effect.mean()) < 1e-6 * max(1.0, abs(self.whole.mean())):
             raise Error("replacing every part of the model does not change the metric, so there is "
                         "no effect to explain: look at the prompts and the answers")
+        if kind_of_patching(self.whole, self.none, self.lower_is_better) == "denoising":
+            warn(
+                f"the metric is {self.whole.mean():.4g} on base and gets better, "
+                f"{self.none.mean():.4g}, if every part is replaced from source: give the prompts "
+                "that do the task as base, and those that do not as source", PromptWarning)
 
     def share(self, values, index=slice(None)):
-        whole, none = self.whole[index].mean(), self.none[index].mean()
-        return (values[index].mean() - none) / (whole - none)
+        return (values - self.none)[index].mean() / self.effect[index].mean()
 
     def suffices(self, values):
         return abs(1 - self.share(values)) <= 1 - self.keep
@@ -150,6 +236,15 @@ class Pruning:
                 most = middle - 1
         return fewest
 
+    def removable(self, removed, effects, alone):
+        """Return the weakest parts that can go together, or the one that can best go alone."""
+        ranked = sorted(effects, key=lambda part: abs(effects[part]))
+        count = self.most_removable(removed, ranked)
+        if count:
+            return ranked[:count]
+        fit = [part for part in ranked if part in alone and self.suffices(alone[part])]
+        return sorted(fit, key=lambda part: abs(1 - self.share(alone[part])))[:1]
+
     def circuit(self, kept, removed, alone, names, subsets, seed, scores=None):
         """Return the parts kept as a Circuit.
 
@@ -160,13 +255,14 @@ class Pruning:
         for _ in range(subsets):
             subset = [part for part in kept if rng.random() < 0.5]
             differences.append(self.measure(removed + subset) - self.measure(subset))
+        several = np.array(differences)
 
         def incompleteness(i):
-            effect = abs((self.whole[i] - self.none[i]).mean())
-            return np.mean([abs(difference[i].mean()) for difference in differences]) / effect
+            return abs(several[:, i].mean(axis=-1)).mean() / abs(self.effect[i].mean())
 
         def lost(part):
-            return lambda i: self.share(own, i) - self.share(alone[part], i)
+            less = own - alone[part]
+            return lambda i: less[i].mean() / self.effect[i].mean()
 
         def estimate(statistic):
             return bootstrap(statistic, len(own), seed=seed)
@@ -178,9 +274,11 @@ class Pruning:
             incompleteness=estimate(incompleteness),
             minimality={names[part]: estimate(lost(part)) for part in kept},
             scores=scores and {names[part]: float(scores[part]) for part in kept},
-            whole=float(self.whole.mean()),
-            none=float(self.none.mean()),
+            base=self.whole,
+            none=self.none,
+            source=self.of_source,
             keep=self.keep,
             tokens=self.given.tokens,
             bos=self.given.bos,
+            lower_is_better=self.lower_is_better,
         )

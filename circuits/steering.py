@@ -52,7 +52,7 @@ def steering_vector(
         total = total + here[:, -1].mean(axis=0) - there[:, -1].mean(axis=0)
     if not len(pairs):
         raise Error("there are no pairs: give some, as (prompt, opposite)")
-    return checked(total / len(pairs), name, model)
+    return weights_like(total / len(pairs), name, model)
 
 
 def mean_activation(
@@ -76,7 +76,7 @@ def mean_activation(
         count += len(counted)
     if not count:
         raise Error("there is no token in these texts, besides <|endoftext|>: give at least one")
-    return checked(total / count, name, model)
+    return weights_like(total / count, name, model)
 
 
 def one_vector(name, config):
@@ -87,7 +87,7 @@ def one_vector(name, config):
     return found
 
 
-def checked(vector, name, model):
+def weights_like(vector, name, model):
     check_numbers(name, vector, model)
     return vector.astype(np.promote_types(to_host(model.params["wte"][:1]).dtype, np.float32))
 
@@ -125,4 +125,5 @@ def run_generate(
     text = np.append(given.tokens[0], list(new)).astype(int)[None]
     place = Place(np.arange(text.shape[1])[None], np.zeros(1, int), np.array([n]), 1, growing=True)
     logits, recorder = recorded(model, Prompts(text, given.bos), keep, held, place=place)
-    return Run(to_host(logits), recorder.kept, text, given.bos)
+    return Run(recorder.kept, text, given.bos, model.config, to_host(logits),
+               tokenizer=model.tokenizer)

@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Error, Model
 from .inputs import Prompts, check_count, encoded, end_of_text, prompts, token_id, tokenizer_of
-from .metrics import LogitDifference, logit_difference
+from .metrics import Differentiable, logit_difference
 from .short_reprs import Result
 
 MOST_PROMPTS = 1000  # their stored activations are 9 GB at 124M's shape, at 41 tokens each
+
+
+class PromptPair(TypedDict):
+    """The arguments of a causal tool: the run that is changed, the other one, and the metric."""
+
+    base: Prompts
+    source: Prompts
+    metric: Differentiable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task(Result):
     """Prompts whose last position has an answer, and minimally different ones without it.
 
-    `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits.
+    `answers` and `wrong` are ids [b]; `metric(model)` is the difference of their logits. Causal
+    tools take `**task.noising(model)` or `**task.denoising(model)` for base, source and metric.
     """
 
     name: str
@@ -34,8 +44,19 @@ class Task(Result):
     answers: np.ndarray
     wrong: np.ndarray
 
-    def metric(self, model: Model) -> LogitDifference:
+    def metric(self, model: Model) -> Differentiable:
+        if not isinstance(model, Model):
+            raise Error("metric takes the model and returns the metric: write "
+                        "task.metric(model)(logits)")
         return logit_difference(model, self.answers, self.wrong)
+
+    def denoising(self, model: Model) -> PromptPair:
+        """Return what puts parts of the clean prompts into the corrupted: parts that suffice."""
+        return {"base": self.corrupted, "source": self.clean, "metric": self.metric(model)}
+
+    def noising(self, model: Model) -> PromptPair:
+        """Return what puts parts of the corrupted prompts into the clean: parts that are needed."""
+        return {"base": self.clean, "source": self.corrupted, "metric": self.metric(model)}
 
 
 def repeated_tokens(
@@ -46,7 +67,7 @@ def repeated_tokens(
     Corrupted: other tokens in the first half, so that nothing repeats, and another (`wrong`) at
     the beginning of the second half. <|endoftext|> comes first if the vocabulary has it.
     """
-    check_count("batch", batch, MOST_PROMPTS)
+    check_count("batch", batch, most=MOST_PROMPTS)
     end = end_of_text(model)
     bos = (end is not None) if bos is None else bos
     ordinary = np.array([i for i in range(model.n_vocab) if i != end])
@@ -88,7 +109,7 @@ def indirect_object(
     none twice ("abc"), or the other giver ("swap"). Names must be single tokens, as they are in
     the official vocabulary; Error if fewer than six are. (Wang et al. 2022, section 2.)
     """
-    check_count("n", n, MOST_PROMPTS)
+    check_count("n", n, most=MOST_PROMPTS)
     if corruption not in ("abc", "swap"):
         raise Error(f"unknown corruption {shown(corruption)}: choose 'abc' or 'swap'")
     encode = tokenizer_of(model).encode
@@ -128,7 +149,7 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
     The name comes twice before. Any vocabulary will do: first halves are beginnings of capitalised
     words, second halves letters. Corrupted: another second half (`wrong`) both times.
     """
-    check_count("n", n, MOST_PROMPTS)
+    check_count("n", n, most=MOST_PROMPTS)
     tokenizer = tokenizer_of(model)
     text_of = {i: tokenizer.decode([i]) for i in range(model.n_vocab)}
     firsts = [i for i, text in text_of.items() if re.fullmatch(r" [A-Z][a-z]{1,3}", text)]

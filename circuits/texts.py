@@ -15,12 +15,13 @@ import numpy as np
 
 from ..bpe import shown
 from ..gpt2_np import Config, Error, Model, Tap, transformer
+from ..inference.options import start_of_text
 from ..inference.packing import Packed
-from ..inference.scoring import pack_windows, text_windows
+from ..inference.scoring import pack_windows
 from ..inference.turns import turn
 from .activations import Recorder
 from .head_weights import attention_weights
-from .inputs import checked_ids, encoded, end_of_text
+from .inputs import checked_ids, encoded, end_of_text, windows_of
 from .interventions import Edits, EditsLike, Place
 from .names import BY_QUERY, activation_name, kind_of, layer_of, matching_names, parse_node
 
@@ -71,8 +72,7 @@ def passages(
     edits, end = Edits(model, edits), end_of_text(model)
     apart = kind_of(name) in BY_QUERY or bool(edits)
     for first_text, chunk in chunks(text_ids(model, text, bos) for text in texts):
-        # text_windows leaves out the last token, which predicts nothing: here it has its turn.
-        windows = text_windows([range(len(ids) + 1) for ids in chunk], n_ctx, max(1, n_ctx // 2))
+        windows = windows_of([len(ids) for ids in chunk], n_ctx)
         for row in [[w] for w in windows] if apart else pack_windows(windows, n_ctx):
             tokens = [chunk[w.text][w.start : w.end] for w in row]
             lengths = [w.end - w.start for w in row]
@@ -113,8 +113,7 @@ def text_ids(model, text, bos):
     if not is_text and not isinstance(text, Iterable):
         raise Error(f"{shown(text)} is not a text: give strings or lists of token ids")
     ids = encoded(model, text) if is_text else list(text)
-    if is_text if bos is None else bos:
-        ids = [end_of_text(model, needed=True), *ids]
+    ids = [*start_of_text(model, is_text if bos is None else bos, [ids]), *ids]
     return checked_ids(model, [ids])[0] if ids else np.empty(0, int)
 
 

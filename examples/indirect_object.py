@@ -68,20 +68,21 @@ def main():
 
     result = circuits.attribution(model, clean, answers, wrongs, constants_apart=True)
     show("What each head adds to that difference directly (constants counted as bias)",
-         result.heads(config).mean(axis=-1), ATTRIBUTION)
+         result.heads().mean(axis=-1), ATTRIBUTION)
 
-    sweep = circuits.patching(model, corrupted, clean, metric, "z")
+    sweep = circuits.patching(model, "z", base=corrupted, source=clean, metric=metric)
     show("Share of the difference that each head's clean output brings back in corrupted prompts",
          sweep.normalized, PATCHING)
 
-    by_head = result.heads(config).mean(axis=-1)
+    by_head = result.heads().mean(axis=-1)
     movers = [divmod(int(i), config.n_head) for i in np.argsort(-by_head.ravel())[:3]]
     queries = [(*head, "q") for head in movers]
-    senders = circuits.path_patching(model, clean, corrupted, metric, queries)
+    senders = circuits.path_patching(model, base=clean, source=corrupted, metric=metric,
+                                     receivers=queries)
     show(f"Who steers the queries of the strongest, {', '.join(f'L{n}H{h}' for n, h in movers)}: "
          "effect of sending corrupted output there", senders.effect)
 
-    found = circuits.find(model, clean, corrupted, metric, keep=0.8)
+    found = circuits.find(model, base=clean, source=corrupted, metric=metric, keep=0.8)
     print(f"\n{len(found.kept)} of {found.n_all} heads and MLPs keep 80% of it:")
     print(f"   {' '.join(found.kept)}")
     print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")

@@ -80,7 +80,7 @@ def main():
     print(f"   {np.log(config.n_vocab):6.2f}  guessing")
 
     print("\n5. Search: the smallest set of heads and MLPs that keeps 80% of the logit difference")
-    found = circuits.find(model, task.clean, task.corrupted, task.metric(model), keep=0.8)
+    found = circuits.find(model, keep=0.8, **task.noising(model))
     print(f"   {' '.join(found.kept)}")
     print(f"   share kept {found.share}, incompleteness {found.incompleteness} (95% over prompts)")
 

@@ -22,7 +22,6 @@ from ..gpt2_np import (
     TapFunction,
     Tokens,
     generator,
-    is_number,
     namespace,
     transformer,
     unembed,
@@ -35,7 +34,16 @@ from .decoders import (
     add_chosen,
     captured_decoder,
 )
-from .options import GenerationOptions, Seed, Stop, one_text
+from .options import (
+    GenerationOptions,
+    Seed,
+    Stop,
+    check_count,
+    one_text,
+    sampling_of,
+    start_of_text,
+    text_list,
+)
 from .packing import Packed
 from .taps import announce, checked_tap
 from .text_stream import StopWatcher, stop_list, stop_strings, text_pieces
@@ -85,8 +93,9 @@ def generate(
     ContextWarning, at n_ctx. `stop=model.tokenizer.end_of_text` ends at the end of a text. The
     generator's return value is the reason: "length", "stop" or "context". `draft` makes text that
     repeats itself several tokens at a time; the tokens are the same but for ties within rounding.
-    `tap` is that of `forward`: it sees the prompt, then each token by itself. Raises Error at once
-    for bad options and for a prompt that is empty or longer than n_ctx.
+    `tap` is that of `forward`: it sees the prompt, then each token by itself. Nothing is put before
+    the tokens: a text begins with model.tokenizer.end_of_text. Raises Error at once for bad options
+    and for a prompt that is empty or longer than n_ctx.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
@@ -95,7 +104,7 @@ def generate(
 
 def generate_batch(
     model: Model,
-    prompts: Sequence[Tokens] | np.ndarray,
+    prompts: Iterable[Tokens],
     n_tokens: int,
     **options: Unpack[GenerationOptions],
 ) -> Continuations:
@@ -114,22 +123,33 @@ def generate_batch(
 
 
 def stream(
-    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
+    model: Model,
+    prompt: str | Tokens,
+    n_tokens: int = 40,
+    *,
+    bos: bool = False,
+    **options: Unpack[GenerationOptions],
 ) -> Generator[str, None, str]:
     """Yield the continuation of a text as it is made, in pieces of whole characters.
 
     The options are those of `generate`. A stop string and what follows it are left out. A prompt
-    in text is ordinary text: give token ids to use special tokens. The return value is that of
-    `generate`. Raises Error if the model has no tokenizer.
+    in text is ordinary text: give token ids to use special tokens. Nothing is put before it, unlike
+    in `circuits.run`; `bos=True` puts <|endoftext|> there, with which GPT-2's training texts begin.
+    The return value is that of `generate`. Raises Error if the model has no tokenizer.
     """
-    return with_warning(model, quiet_stream(model, prompt, n_tokens, **options))
+    return with_warning(model, quiet_stream(model, prompt, n_tokens, bos, **options))
 
 
 def complete(
-    model: Model, prompt: str | Tokens, n_tokens: int = 40, **options: Unpack[GenerationOptions]
+    model: Model,
+    prompt: str | Tokens,
+    n_tokens: int = 40,
+    *,
+    bos: bool = False,
+    **options: Unpack[GenerationOptions],
 ) -> str:
     """Return the continuation of a text, without the prompt. The options are those of `stream`."""
-    pieces, parts = quiet_stream(model, prompt, n_tokens, **options), []
+    pieces, parts = quiet_stream(model, prompt, n_tokens, bos, **options), []
     while True:
         try:
             parts.append(next(pieces))
@@ -139,7 +159,8 @@ def complete(
             return text
 
 
-def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=None, **options):
+def quiet_stream(model, prompt, n_tokens, bos=False, stop=(), seed=None, draft=True, tap=None,
+                 **options):
     """Return the pieces of `stream`, without its warning."""
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -147,7 +168,11 @@ def quiet_stream(model, prompt, n_tokens, stop=(), seed=None, draft=True, tap=No
     if isinstance(prompt, bytes | bytearray | memoryview) or not isinstance(prompt, Iterable):
         raise Error(f"the prompt is {shown(prompt)}: give text, or token ids")
     tokens: Any = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-    stop, sampling = stop_list(stop), Sampling(**options)
+    if bos:  # in place of what this tokenizer may put before every text
+        own = len(tokenizer.start_ids) if isinstance(prompt, str) else 0
+        tokens = tokens[own:]
+        tokens = [*start_of_text(model, bos, [tokens]), *tokens]
+    stop, sampling = stop_list(stop), sampling_of(options)
     generation = Generation(model, [tokens], n_tokens, stop, [seed], sampling, draft, tap)
     return text_pieces(generation.only_text(), tokenizer.decoder(), stop_strings(stop))
 
@@ -170,7 +195,8 @@ def run_batch(
     model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
 ) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
-    seeds, sampling = row_seeds(seed, len(prompts)), Sampling(**options)
+    prompts = text_list("prompts", prompts)
+    seeds, sampling = row_seeds(seed, len(prompts)), sampling_of(options)
     generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:
         pass
@@ -202,8 +228,7 @@ class Generation:
         tap: TapFunction | None = None,
     ):
         n_ctx = model.config.n_ctx
-        if not is_number(n_tokens) or n_tokens % 1 or n_tokens < 0:
-            raise Error(f"n_tokens is {n_tokens!r}: it must be an integer from 0 up")
+        check_count("n_tokens", n_tokens, 0)
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
         rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)

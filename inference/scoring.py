@@ -26,7 +26,7 @@ from ..gpt2_np import (
     to_host,
     transformer,
 )
-from .options import one_text
+from .options import one_text, start_of_text, text_list
 from .packing import Packed
 from .taps import announce, checked_tap
 from .turns import turn
@@ -40,14 +40,18 @@ def score(
     tokens: Tokens,
     stride: int | None = None,
     tap: TapFunction | None = None,
+    bos: bool = False,
 ) -> npt.NDArray[np.float32]:
     """Return log p(tokens[i + 1] | tokens[: i + 1]) in nats, float32 [position - 1].
 
     A text longer than n_ctx is read in windows that begin `stride` tokens apart, half of n_ctx by
     default. So every token but those of the first window has at least n_ctx - stride tokens before
     it. `tap` is that of `forward`, and sees one window after another, each from position 0 on.
+
+    Nothing is put before the tokens, unlike in `circuits.run` of a text. `bos=True` scores them
+    behind <|endoftext|>, as the beginning of a text: float32 [position], the first token's too.
     """
-    return score_windows(model, [tokens], stride, checked_tap(tap))[0]
+    return score_windows(model, [tokens], stride, checked_tap(tap), bos)[0]
 
 
 def score_batch(
@@ -55,21 +59,25 @@ def score_batch(
     texts: Iterable[Tokens],
     stride: int | None = None,
     tap: TapFunction | None = None,
+    bos: bool = False,
 ) -> list[npt.NDArray[np.float32]]:
     """Return the `score` of several texts of any lengths, computed together.
 
     With a tap they are computed one after another, as `score` would: it sees [1, ...].
     """
-    return score_windows(model, texts, stride, checked_tap(tap))
+    return score_windows(model, texts, stride, checked_tap(tap), bos)
 
 
-def score_windows(model, texts, stride, tap):
+def score_windows(model, texts, stride, tap, bos=False):
     config, params = model.config, model.params
     wte = params["wte"][: model.n_vocab]
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
-    texts = [one_text(text, replace(config, n_vocab=len(wte))) for text in texts]
+    known = replace(config, n_vocab=len(wte))
+    texts = [one_text(text, known) for text in text_list("texts", texts)]
+    start = start_of_text(model, bos, texts)
+    texts = [np.insert(text, 0, start) for text in texts]
     scores = [np.empty(len(text) - 1, np.float32) for text in texts]
     windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):

@@ -41,6 +41,7 @@ class StopWatcher:
         self.ids = {int(item) for item in stop if not isinstance(item, str)}
         if self.strings and tokenizer is None:
             raise Error("stop strings need a tokenizer and this model has none: give token ids")
+        self.tokenizer = tokenizer
         self.decoder: TextDecoder | None = tokenizer.decoder() if self.strings else None
         self.tail = ""  # the last characters, with which a stop string may begin
 
@@ -53,6 +54,15 @@ class StopWatcher:
         text = self.tail + self.decoder.push(token)
         longest = max(map(len, self.strings))
         self.tail = text[max(0, len(text) - longest + 1) :]
+        return any(string in text for string in self.strings)
+
+    def completed_by(self, tokens: Sequence[int]) -> bool:
+        """Return True if the last of these tokens completes a stop string.
+
+        Nothing is remembered between calls, so texts may branch.
+        """
+        longest = 4 * max(map(len, self.strings), default=0)  # bytes: a token has at least one
+        text = self.tokenizer.decode(tokens[-longest:]) if longest else ""
         return any(string in text for string in self.strings)
 
 

@@ -1,3 +1,4 @@
+import functools
 import os
 
 # The default tests use tiny matrices, for which BLAS threads only cost time.
@@ -6,6 +7,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 from copies import copy_repository, install
 from hypothesis import HealthCheck, settings
+
+import gpt2_np
 
 # Tests do not depend on time, so a busy machine must not fail them.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,3 +38,41 @@ class RootIsNotATestPackage:
 
 def pytest_configure(config):
     config.pluginmanager.register(RootIsNotATestPackage)
+
+
+# --- pytest -m official ----------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    parser.addoption("--weights", metavar="FOLDER",
+                     help="test the weights of this folder, of any official size; download none")
+
+
+@pytest.fixture(scope="session")
+def load_official(request):
+    """Return a function that loads an official size, from --weights if it is given."""
+    folder = request.config.getoption("--weights")
+
+    @functools.cache
+    def load(size):
+        model = gpt2_np.load(folder or size, "cpu")
+        if model.config != gpt2_np.SIZES[size]:
+            pytest.skip(f"--weights has other sizes than {size}")
+        return model
+
+    return load
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line whether the weights give the published outputs."""
+    counts = {
+        kind: sum("official" in report.keywords for report in terminalreporter.getreports(kind))
+        for kind in ("passed", "failed", "error", "skipped")
+    }
+    held, asked = counts["passed"], sum(counts.values()) - counts["skipped"]
+    if asked:
+        verdict = "this is GPT-2" if held == asked else "this is not GPT-2, or not all of it"
+        terminalreporter.write_line(
+            f"{held} of {asked} tests of published outputs hold: {verdict}"
+            + f" ({counts['skipped']} were skipped)" * bool(counts["skipped"])
+        )

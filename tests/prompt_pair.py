@@ -10,6 +10,8 @@ CORRUPTED = CLEAN.copy()
 CORRUPTED[:, [4, 7]] = (CLEAN[:, [4, 7]] + 5) % TINY.n_vocab
 ANSWERS, WRONG = [3, 4, 5], [6, 7, 8]
 METRIC = circuits.logit_difference(MODEL, ANSWERS, WRONG)
+NOISING = {"base": CLEAN, "source": CORRUPTED, "metric": METRIC}
+DENOISING = {"base": CORRUPTED, "source": CLEAN, "metric": METRIC}
 TEXT = "The cat sat on the mat and the dog sat on the cat. " * 3
 
 

@@ -201,5 +201,6 @@ def _gemm(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, stride_a, b, type_
 
 calls = []  # of cuBLAS
 cuda = SimpleNamespace(
-    cublas=SimpleNamespace(gemmStridedBatchedEx=_gemm), get_cublas_handle=lambda: 1
+    cublas=SimpleNamespace(gemmStridedBatchedEx=_gemm), get_cublas_handle=lambda: 1,
+    runtime=SimpleNamespace(memGetInfo=lambda: (2**33, 2**34)),
 )

@@ -98,6 +98,15 @@ def test_generation_on_the_device_equals_the_hosts(model, options):
     assert single == list(gpt2_np.generate(HOST, prompts[0], 8, **options))
 
 
+def test_beams_on_the_device_equal_the_hosts(model):
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    options = {"n_beams": 3, "n_results": 3, "stop": range(0, 60, 4), "no_repeat_ngram": 2}
+    for device, host in zip(gpt2_np.beam_search_batch(model, prompts, 8, **options),
+                            gpt2_np.beam_search_batch(HOST, prompts, 8, **options), strict=True):
+        assert [beam.tokens for beam in device] == [beam.tokens for beam in host]
+        assert [beam.log_p for beam in device] == pytest.approx([beam.log_p for beam in host])
+
+
 def test_scores_on_the_device_equal_the_hosts(model):
     text = np.tile(TOKENS, 3)
     np.testing.assert_allclose(

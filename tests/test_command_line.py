@@ -167,6 +167,30 @@ def test_samples_equal_those_of_generate_batch(run, folder, model):
     assert run(PROMPT, *arguments)[1] == texts[0] + "\n"
 
 
+def test_beams_prints_the_texts_that_beam_search_finds(run, folder, model):
+    tokens = model.tokenizer.encode(PROMPT)
+    found = gpt2_np.beam_search(model, tokens, 9, n_beams=4, n_results=2)
+    texts = [model.tokenizer.decode(beam.tokens) for beam in found]
+    assert texts[0] != gpt2_np.complete(model, PROMPT, 9) and texts[0] != texts[1]
+    arguments = [PROMPT, "-m", folder, "-n", 9, "--beams", 4]
+    assert run(*arguments) == (0, PROMPT + texts[0] + "\n", "")
+    both = "\n---\n".join(PROMPT + text for text in texts) + "\n"
+    assert run(*arguments, "--samples", 2) == (0, both, "")
+    result = json.loads(run(*arguments, "--samples", 2, "--json")[1])
+    assert (result["beams"], result["prompt_tokens"], "seed" in result) == (4, tokens, False)
+    assert result["samples"] == [{"text": text, **vars(beam)}
+                                 for text, beam in zip(texts, found, strict=True)]
+
+
+def test_beams_end_before_a_stop_text_and_at_n_ctx_with_a_notice(run, folder, model):
+    [beam] = gpt2_np.beam_search(model, model.tokenizer.encode(PROMPT), 20)
+    text = model.tokenizer.decode(beam.tokens)
+    out = run(PROMPT, "-m", folder, "--no-echo", "--beams", 1, "--stop", text[5:7])[1]
+    assert text[5:7] not in out
+    err = run(PROMPT, "-m", folder, "-n", 1000, "--beams", 2)[2]
+    assert err == "gpt2_np: stopped at n_ctx = 64 positions\n"
+
+
 @pytest.mark.parametrize("samples", [[], ["--samples", "2", "--temperature", "1e-9"]])
 def test_a_text_ends_before_a_stop_text(run, folder, model, samples):
     continuation = gpt2_np.complete(model, PROMPT)
@@ -503,6 +527,15 @@ USAGE = {
     "a stop and score": ([PROMPT, "--score", "--stop", "x"], "--stop goes with generating"),
     "tokens and info": (["--info", "-n", "3"], "--tokens goes with generating, not with --info"),
     "no draft and download": (["--download", "--no-draft"], "--no-draft goes with generating"),
+    "beams and score": ([PROMPT, "--score", "--beams", "2"], "--beams goes with generating, not"),
+    "beams and a conversation": (["--interactive", "--beams", "2"], "not with --interactive"),
+    "beams and temperature": ([PROMPT, "--beams", "2", "--temperature", "1"],
+                              "--temperature does not go with --beams, which looks for the most"),
+    "beams and top-k": ([PROMPT, "--beams", "2", "--top-k", "3"], "--top-k does not go with"),
+    "beams and a seed": ([PROMPT, "--beams", "2", "--seed", "0"], "--seed does not go with"),
+    "beams and drafts": ([PROMPT, "--beams", "2", "--no-draft"], "--no-draft does not go with"),
+    "no beams": ([PROMPT, "--beams", "0"], "--beams is 0: it must be at least 1"),
+    "samples above beams": ([PROMPT, "--beams", "2", "--samples", "3"], "at most --beams, 2"),
     "greedy samples": ([PROMPT, "--samples", "2"], "--temperature above 0"),
     "no samples": ([PROMPT, "--samples", "0"], "at least 1"),
     "tokens below 0": ([PROMPT, "-n", "-1"], "at least 0"),

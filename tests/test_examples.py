@@ -2,6 +2,7 @@
 import ast
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from small_model import save_small_model
 
 import gpt2_np
+from examples import encoder_decoder
 from gpt2_np import circuits
 
 EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
@@ -62,7 +64,8 @@ def test_an_example_copied_elsewhere_runs_the_installed_package(run_copy):
     assert done.stdout.count("\n") > 2
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")}
+                                        - {"encoder_decoder.py"}))  # which has its own model
 def test_an_example_copied_elsewhere_says_that_there_is_no_such_model(name, run_copy):
     done = run_copy(name, "nowhere")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -134,3 +137,31 @@ def test_edit_and_save_keeps_all_but_one_head_in_a_new_folder(run, folder, tmp_p
                      for place in (folder, tmp_path / "edited"))  # fmt: skip
     changed = (before != after).any(axis=1)
     assert np.flatnonzero(changed).tolist() == list(range(8 * head, 8 * head + 8))
+
+
+def test_encoder_decoder_prints_every_tensor_the_translation_and_where_a_word_looked(run):
+    text = run("encoder_decoder.py", "the two kings did not see a bird", "--word", "karu")
+    tensors, translation, alignment, heads = text.split("\n\n")
+    assert len(tensors.splitlines()) == 69
+    assert "decoder.1.cross_attn.hook_pattern  bhqk 1×4×9×8" in tensors
+    english, mirro = translation.splitlines()
+    assert english == "the two kings did not see a bird"
+    assert mirro.split("   ")[0] == "karu du lo piti na mito ta ni <end>"
+    assert [line.split()[0] for line in alignment.splitlines()[2:]] == mirro.split()[:9]
+    assert len(heads.splitlines()) == 2 + 8
+
+
+@pytest.mark.parametrize(("arguments", "error"), [
+    (["the dogg sleeps"], "the English has no word 'dogg'; did you mean dog"),
+    (["the dog sleeps", "--word", "karu"], "the translation has no word 'karu'"),
+    ([""], "the sentence has 0 words: give 1 to 40"),
+])  # fmt: skip
+def test_encoder_decoder_says_which_word_it_does_not_know(arguments, error, capsys):
+    with pytest.raises(gpt2_np.Error, match=re.escape(error)):
+        encoder_decoder.main(arguments)
+
+
+def test_encoder_decoder_copied_elsewhere_says_which_file_is_missing(run_copy):
+    done = run_copy("encoder_decoder.py")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert re.match(r"encoder_decoder: .*config\.json cannot be read", done.stderr)

@@ -33,6 +33,26 @@ MEDIUM = {
     "Hello.": " I'm a little late to the party, but",
 }
 
+# Hugging Face's blog "how to generate", a notebook: 50 tokens in all, greedy and by 5 beams, then
+# all 5 beams of which none repeats two tokens in a row
+WALKING = "I enjoy walking with my cute dog"
+WALKING_GREEDY = (
+    ", but I'm not sure if I'll ever be able to walk with my dog. I'm not sure if I'll ever be "
+    "able to walk with my dog.\n\nI'm not sure if I'll"
+)
+WALKING_BEST = (
+    ", but I'm not sure if I'll ever be able to walk with him again.\n\nI'm not sure if I'll ever "
+    "be able to walk with him again. I'm not sure if I'll"
+)
+WALKING_NO_REPEAT = [
+    f", but I'm not sure if I'll ever be able to walk with {whom} again.\n\nI've been thinking "
+    f"about this for a while now, and I think it's time for me to {end}"
+    for whom, end in (
+        ("him", "take a break"), ("him", "get back to"), ("her", "take a break"),
+        ("her", "get back to"), ("him", "take a step"),
+    )
+]  # fmt: skip
+
 # transformers' tests/models/gpt2/test_modeling_gpt2.py: two tokens and their greedy continuation
 DOG = [
     464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688, 27262, 13,
@@ -81,8 +101,10 @@ HELLO_NORM = [
 
 
 @pytest.fixture(scope="module")
-def both():
+def both(request):
     """The folders of 124M, each downloaded with the other source out of reach."""
+    if request.config.getoption("--weights"):
+        pytest.skip("--weights: nothing is downloaded")
     folders = {}
     cache = checkpoint.cache_folder()
     nowhere = "http://127.0.0.1:9"
@@ -98,22 +120,28 @@ def both():
 
 
 @pytest.fixture(scope="module", params=["openai", "huggingface"])
-def model(request, both):
-    return gpt2_np.load(both[request.param])
+def model(request, load_official):
+    if request.config.getoption("--weights"):
+        if request.param == "huggingface":
+            pytest.skip("--weights is one folder")
+        return load_official("124M")
+    return gpt2_np.load(request.getfixturevalue("both")[request.param])
 
 
 @pytest.fixture(scope="module")
-def medium():
-    return gpt2_np.load("355M")
+def medium(load_official):
+    return load_official("355M")
 
 
 # --- the files -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", PARAMETERS)
-def test_both_sources_serve_every_file_with_its_pinned_size(size):
+def test_both_sources_serve_every_file_with_its_pinned_size(size, request):
     import requests
 
+    if request.config.getoption("--weights"):
+        pytest.skip("--weights: no server is asked")
     openai, hub = checkpoint.sources_of(size)
     assert len(openai.pinned) == 5
     assert len(hub.pinned) == 4
@@ -168,6 +196,17 @@ def test_a_ragged_batch_continues_each_prompt_as_published(model):
     rows = gpt2_np.generate_batch(model, [TURING_TOKENS, DOG[:2]], 18)
     assert TURING_CONTINUED.startswith(model.tokenizer.decode(rows[0]))
     assert rows[1] == DOG[2:]
+
+
+def test_beams_of_a_walk_are_as_published(model):
+    tokens = model.tokenizer.encode(WALKING)
+    n_tokens = 50 - len(tokens)
+    options = {"n_results": 5, "early_stopping": True, "stop": model.tokenizer.end_of_text}
+    found = gpt2_np.beam_search(model, tokens, n_tokens, **options)
+    assert model.tokenizer.decode(found[0].tokens) == WALKING_BEST
+    found = gpt2_np.beam_search(model, tokens, n_tokens, no_repeat_ngram=2, **options)
+    assert [model.tokenizer.decode(beam.tokens) for beam in found] == WALKING_NO_REPEAT
+    assert gpt2_np.complete(model, tokens, n_tokens) == WALKING_GREEDY
 
 
 def test_the_loss_of_a_play_is_as_published(model):

@@ -288,10 +288,11 @@ def test_pip_installs_one_package_and_no_other_name(installed):
              if path.is_file() and path.suffix != ".pyc"}
     sources = {path.as_posix() for path in product_files()}
     kernels = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("cuda/*.cu")}
-    pages = {f"{folder}/README.md" for folder in PACKAGES if folder and folder != "inference"}
+    pages = {f"{folder}/README.md" for folder in PACKAGES if folder}
+    pages |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("circuits/pages/*")}
     model = {f"models/shakespeare/{name}" for name in
              ("README.md", "config.json", "merges.txt", "model.safetensors", "vocab.json")}
-    assert len(kernels) == 2
+    assert len(kernels) == 2 and "circuits/pages/pages.css" in pages
     assert files - pages == {"py.typed", *sources, *kernels, *model}
 
 

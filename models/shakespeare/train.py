@@ -22,6 +22,7 @@ import lzma
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections import Counter, defaultdict
@@ -219,9 +220,9 @@ def orthogonal(rows: int, columns: int) -> torch.Tensor:
 # The optimiser
 
 
-def orthogonalise(g: torch.Tensor) -> torch.Tensor:
+def orthogonalise(g: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return nearly U @ V.T of each matrix [rows <= columns] in a stack, by Newton-Schulz."""
-    x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
@@ -234,7 +235,8 @@ class Muon:
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. W_Q, W_K, W_V are three matrices.
     """
 
-    def __init__(self, model: GPT2, momentum: float = 0.95):
+    def __init__(self, model: GPT2, dtype: torch.dtype, momentum: float = 0.95):
+        self.dtype = dtype  # of the orthogonalisation
         blocks = model.transformer["h"]
         self.square = [w for block in blocks
                        for w in (block.attn["c_attn"].weight, block.attn["c_proj"].weight)]
@@ -251,11 +253,12 @@ class Muon:
             nesterov[w] = w.grad.lerp(v, self.momentum)
             w.grad = None
         squares = [m for w in self.square for m in nesterov[w].split(N_EMBD, dim=1)]
-        squares = iter(orthogonalise(torch.stack(squares)))
+        squares = iter(orthogonalise(torch.stack(squares), self.dtype))
         updates = {w: torch.cat([next(squares) for _ in range(w.shape[1] // N_EMBD)], dim=1)
                    for w in self.square}
         wides = [nesterov[w] if len(w) == N_EMBD else nesterov[w].T for w in self.wide]
-        for w, m in zip(self.wide, orthogonalise(torch.stack(wides)), strict=True):
+        wides = orthogonalise(torch.stack(wides), self.dtype)
+        for w, m in zip(self.wide, wides, strict=True):
             updates[w] = 2 * m if len(w) == N_EMBD else m.T  # sqrt(out / in), if above 1
         for w, update in updates.items():
             w.mul_(1 - lr * weight_decay).sub_(lr * update)
@@ -357,9 +360,9 @@ def kneser_ney_nats(row: list[int], texts: list[list[int]], order: int = 5) -> f
 # Training
 
 
-def optimisers(model: GPT2) -> tuple[Muon, torch.optim.AdamW]:
+def optimisers(model: GPT2, dtype: torch.dtype) -> tuple[Muon, torch.optim.AdamW]:
     """Return Muon for the matrices of the blocks, AdamW for all else; positions learn slowly."""
-    muon = Muon(model)
+    muon = Muon(model, dtype)
     wpe = model.transformer["wpe"].weight
     rest = [p for p in model.parameters() if p not in muon.velocity and p is not wpe]
     groups = [{"params": rest, "peak": 1.5e-3}, {"params": [wpe], "peak": 1e-4}]
@@ -374,7 +377,7 @@ def train(model: GPT2, row: torch.Tensor, held: dict[str, list[int]], args) -> d
     and fall to zero with the time. Dropout begins at half of the time, because every row is nearly
     new before.
     """
-    muon, adam = optimisers(model)
+    muon, adam = optimisers(model, torch.float32 if args.float32 else torch.bfloat16)
     log = {"step": 0, "seconds": 0.0, "tokens": 0, "formed": None, "curve": []}
     checkpoint = args.work / "checkpoint.pt"
     if checkpoint.exists():
@@ -397,14 +400,16 @@ def train(model: GPT2, row: torch.Tensor, held: dict[str, list[int]], args) -> d
             checkpoint.with_suffix(".new").rename(checkpoint)
         if done:
             return log
+        if log["step"] in args.keep_checkpoints:
+            keep(model, args.work / f"step-{log['step']:05}", args.out)
         if log["formed"] is None:
             inputs, targets = repeat_rows(2 * args.rows, N_CTX // 2, longest=60)
         else:
-            n = args.rows // 16
+            n = max(1, args.rows // 16)
             pairs = zip(text_rows(row, args.rows - n), repeat_rows(n, N_CTX, 100), strict=True)
             inputs, targets = map(torch.cat, pairs)
         model.dropout.p = args.dropout if log["seconds"] > budget / 2 else 0.0
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
             logits = model(inputs)
         loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
         loss.backward()
@@ -459,6 +464,14 @@ def export(model: GPT2, out: Path) -> None:
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
 
 
+def keep(model: GPT2, folder: Path, vocabulary: Path) -> None:
+    """Write a checkpoint that `gpt2_np.load` reads: what `export` writes, and the vocabulary."""
+    folder.mkdir(exist_ok=True)
+    export(model, folder)
+    for name in "merges.txt", "vocab.json":
+        shutil.copyfile(vocabulary / name, folder / name)
+
+
 def evaluate(model: GPT2, row: torch.Tensor, held: dict, texts: dict, n_gram: bool = True) -> dict:
     """Return figures for the model card, of the shipped weights: rounded to float16."""
     model = model.eval().half().float()
@@ -506,6 +519,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.015, help="Muon's peak learning rate")
     parser.add_argument("--dropout", type=float, default=0.1, help="in the second half")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--float32", action="store_true",
+                        help="no bfloat16: faster on a CPU that has no instructions for it")
+    parser.add_argument("--keep-checkpoints", type=int, nargs="+", default=(), metavar="STEP",
+                        help="steps whose weights stay in work/step-…, for circuits.survey")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="text, checkpoint, log")

@@ -49,3 +49,11 @@ def test_a_name_without_a_gradient_is_a_clear_error():
         circuits.gradients(MODEL, CLEAN, METRIC, names="result")
     with pytest.raises(Error, match="'resid_pots'; did you mean resid_post"):
         circuits.gradients(MODEL, CLEAN, METRIC, names="resid_pots")
+
+
+def test_gradients_are_named_as_the_activations_of_a_run():
+    found, seen = circuits.gradients(MODEL, CLEAN, METRIC), circuits.run(MODEL, CLEAN, "*")
+    assert list(found) == [name for name in seen if name in found]
+    assert found["z", -1] is found["blocks.2.attn.hook_z"]
+    assert found.stack("resid_pre").shape == seen.stack("resid_pre").shape
+    assert "result" not in found

@@ -21,7 +21,8 @@ def test_what_has_no_interval_says_so_instead_of_one_of_no_width():
     effect = np.array([0.0, 1.0])  # a share of nothing in every fourth resample
     found = circuits.bootstrap(lambda i: effect[i].sum() / effect[i].sum(), 2)
     assert found.value == 1 and np.isnan(found.low)
-    one = circuits.find(MODEL, CLEAN[:1], CORRUPTED[:1], circuits.logit_difference(MODEL, 3, 6))
+    one = circuits.find(MODEL, base=CLEAN[:1], source=CORRUPTED[:1],
+                        metric=circuits.logit_difference(MODEL, 6, 3))
     assert np.isnan([one.share.low, one.incompleteness.high]).all()
     assert all(np.isnan(lost.low) for lost in one.minimality.values())
     assert np.isnan(circuits.measure(MODEL, [CLEAN[0]]).loss.low)

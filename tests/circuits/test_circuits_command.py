@@ -1,4 +1,5 @@
 """The commands: a table, the same as JSON, and one sentence for each failure."""
+import io
 import json
 import re
 import subprocess
@@ -26,11 +27,18 @@ COMMANDS = {
                           "v", "--by-position"],
     "patch a task": ["patch", "--task", "repeated", "--what", "resid_mid"],
     "find": ["find", "--task", "repeated", "--prompts", "2", "--keep", "0.5"],
-    "find edges": ["find", "The café at", "The naïve at", "--answer", " the", "--wrong", " of",
+    "find edges": ["find", "The café at", "The naïve at", "--answer", " of", "--wrong", " the",
                    "--edges", "--keep", "0.5"],
     "neurons": ["neurons", "The naïve", "--answer", " the", "--top", "3"],
     "a neuron": ["neurons", "--layer", "1", "--neuron", "17"],
+    "excite": ["excite", "L1N17", __file__, "--lines", "--top", "2"],
+    "excite a head": ["excite", "L1H1", __file__, "--lines", "--top", "2"],
+    "histogram": ["histogram", "L1N17", __file__, "--lines"],
+    "histogram of the stream": ["histogram", "blocks.1.hook_resid_mid", __file__, "--lines"],
+    "survey": ["survey", str(Path(__file__).parent / "conftest.py")],
 }  # fmt: skip
+NO_PROMPT = ("a neuron", "excite", "excite a head", "histogram", "histogram of the stream",
+             "survey")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -39,12 +47,28 @@ def test_every_command_prints_a_table_and_the_same_as_json(command, folder, caps
     assert main(argv) == 0
     table = capsys.readouterr()
     assert table.err == ""
-    assert command == "a neuron" or "with <|endoftext|> at the beginning" in table.out
+    assert command in NO_PROMPT or "with <|endoftext|> at the beginning" in table.out
     assert main([*argv, "--json"]) == 0
     result = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert result["model"] == folder
     assert result.get("bos", True) is True
     assert "table" not in result
+
+
+def test_checkpoints_are_surveyed_after_the_model_and_each_once(folder, capsys, tmp_path):
+    other = str(save_small_model(tmp_path / "step-100", seed=1))
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    argv = ["survey", str(text), "--lines", "--model", folder, "--checkpoints", folder, other]
+    assert main(argv) == 0
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "Survey of 2 models on 4 texts" and header.split()[0] == "model"
+    assert [row.split()[0] for row in rows] == ["small", "step-100"]
+    assert main([*argv, "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)["models"]
+    assert [len(one["norm"]) for one in records] == [3, 3]
+    assert main(["survey", "/dev/null", "--model", folder]) == 1
+    assert "give a list of texts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["lens", "heads", "neurons", "a neuron", "find"])
@@ -67,7 +91,7 @@ def test_a_text_that_repeats_no_token_is_said_to_and_has_no_scores(folder, capsy
     assert note == "this text repeats no token, so that no head can show duplicate token or " \
         "induction"
     assert len(rows) == 4 and "nan" not in "".join(rows)
-    assert all(re.split("  +", row)[1:3] == ["-", "-"] for row in rows[1:])
+    assert all(re.split("  +", row)[2:4] == ["-", "-"] for row in rows[1:])
     path = tmp_path / "x.png"
     assert main([*argv, "--plot", str(path)]) == 1
     assert "repeats no token: there is no induction score to draw" in capsys.readouterr().err
@@ -112,6 +136,29 @@ def test_the_attribution_table_is_what_python_gives(folder, capsys):
     assert list(result["parts"].values()) == pytest.approx(expected.values[:, 0].tolist())
 
 
+def test_lines_and_files_and_standard_input_are_texts(folder, capsys, monkeypatch, tmp_path):
+    texts = ["The naïve café", "at the café", "on the mat"]
+    (tmp_path / "lines.txt").write_text("\r\n".join([*texts[:2], "", texts[2]]), encoding="utf-8")
+    model = gpt2_np.load(folder, "cpu")
+
+    def found(*argv):
+        assert main(["excite", "L1N17", *argv, "--model", folder, "--json", "--top", "9"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    expected = circuits.max_activating(model, texts, "L1N17", 9)
+    by_line = found(str(tmp_path / "lines.txt"), "--lines")
+    assert [one["value"] for one in by_line["examples"]] == pytest.approx(
+        [one.value for one in expected])
+    assert by_line["examples"][0]["tokens"] == expected[0].tokens.tolist()
+    assert by_line["n_texts"] == 3
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"on the mat")))
+    (tmp_path / "one.txt").write_text(texts[0], encoding="utf-8")
+    assert found("-", str(tmp_path / "one.txt"))["n_texts"] == 2
+    (tmp_path / "latin.txt").write_bytes(b"good\ncaf\xe9\n")
+    assert main(["excite", "L1N17", str(tmp_path / "latin.txt"), "--lines", "--model", folder]) == 1
+    assert "line 2 of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -122,6 +169,9 @@ def test_the_attribution_table_is_what_python_gives(folder, capsys):
         (["neurons", "--layer", "7", "--neuron", "1"], "layer 7 does not exist"),
         (["patch", "The café", "The café", "--answer", " the"], "the same on both prompts"),
         (["heads", "text", "--head", "MLP1", "--plot", "x.png"], "an MLP has no attention"),
+        (["excite", "L1N17", "/no/such/file"], "/no/such/file cannot be read: No such file"),
+        (["excite", "L1", __file__], "'L1' is not a head or MLP: write 'L9H6'"),
+        (["histogram", "resid_mid", __file__], "is in 2 layers: name one"),
     ],
 )  # fmt: skip
 def test_failures_are_one_sentence_and_status_1(argv, message, folder, capsys):
@@ -138,6 +188,8 @@ def test_failures_are_one_sentence_and_status_1(argv, message, folder, capsys):
     [
         (["lens"], "required: text"),
         (["lens", "text", "--top", "0"], "--top is 0"),
+        (["excite", "L1N17"], "required: FILE"),
+        (["histogram", "L1N17", "x", "--bins", "1"], "--bins is 1: it must be at least 2"),
         (["patch", "one"], "give a clean and a corrupted text and --answer, or --task"),
         (["find", "a", "b", "--task", "names"], "--task brings its own prompts"),
         (["neurons", "text"], "give a text and --answer"),

@@ -11,7 +11,8 @@ HOST = random_model()
 TOKENS = np.random.default_rng(0).integers(0, TINY.n_vocab, (2, 10))
 OTHER = TOKENS.copy()
 OTHER[:, 4] = (OTHER[:, 4] + 5) % TINY.n_vocab
-METRIC = circuits.logit_difference(HOST, 3, 5)
+METRIC = circuits.logit_difference(HOST, 5, 3)
+PAIR = {"base": TOKENS, "source": OTHER, "metric": METRIC}
 Z, SCORES = "blocks.1.attn.hook_z", "blocks.0.attn.hook_attn_scores"
 
 
@@ -40,6 +41,8 @@ def continued(model):
 
 TOOLS = {
     "run": lambda m: circuits.run(m, TOKENS, "*")["blocks.2.hook_resid_post"],
+    "trace": lambda m: np.array([row.bytes + row.multiply_adds
+                                 for row in circuits.trace(m, TOKENS).rows]),
     "patch": patched,
     "zero": lambda m: circuits.run(m, TOKENS, edits={Z: circuits.zero(1, 2)}).logits,
     "knock out": lambda m: circuits.run(
@@ -56,37 +59,39 @@ TOOLS = {
         m, list(TOKENS), resamples=10, edits=EDITS).reliability,
     "edited gradients": lambda m: circuits.gradients(
         m, TOKENS, METRIC, edits={MID: circuits.zero(position=3)})["blocks.0.hook_resid_pre"],
-    "edited patching": lambda m: circuits.patching(m, TOKENS, OTHER, METRIC, edits=EDITS).values,
+    "edited patching": lambda m: circuits.patching(m, **PAIR, edits=EDITS).values,
     "edited path patching": lambda m: circuits.path_patching(
-        m, TOKENS, OTHER, METRIC, [(2, 1, "q")], edits={Z: circuits.zero(1)}).values,
-    "edited find": lambda m: circuits.find(
-        m, TOKENS, OTHER, METRIC, 0.8, edits={Z: circuits.zero(1)}).share,
+        m, **PAIR, receivers=[(2, 1, "q")], edits={Z: circuits.zero(1)}).values,
+    "edited find": lambda m: circuits.find(m, **PAIR, keep=0.8, edits={Z: circuits.zero(1)}).share,
     "steering vector": lambda m: circuits.steering_vector(m, [TOKENS], MID),
     "mean": lambda m: circuits.mean_activation(m, list(TOKENS), Z),
     "decompose": lambda m: circuits.decompose(m, TOKENS, neurons=[0]).values,
     "attribution": lambda m: circuits.attribution(m, TOKENS, 3).values,
+    "neurons and sources": lambda m: [a.sum() for found in [circuits.attribution(
+        m, TOKENS, 3, 5, position=None, by_source=True, neurons="all", edits=EDITS)]
+        for a in (found.values, found.by_source.values)],
+    "unembed": lambda m: circuits.unembed(m, VECTOR, layer_norm=True),
     "lens": lambda m: circuits.lens(m, TOKENS, frozen=True).entropy,
     "heads": lambda m: circuits.heads(m, TOKENS).entropy,
-    **{f"patching {what}": lambda m, what=what: circuits.patching(
-        m, TOKENS, OTHER, METRIC, what).values for what in ("resid_pre", "z", "k", "pattern")},
-    "patching neurons": lambda m: circuits.patching(
-        m, TOKENS, OTHER, METRIC, "blocks.2.mlp.hook_post").values[2],
-    "path patching": lambda m: circuits.path_patching(
-        m, TOKENS, OTHER, METRIC, [(2, 1, "q")]).values,
+    **{f"patching {what}": lambda m, what=what: circuits.patching(m, what, **PAIR).values
+       for what in ("resid_pre", "z", "k", "pattern")},
+    "patching neurons": lambda m: circuits.patching(m, "blocks.2.mlp.hook_post", **PAIR).values[2],
+    "path patching": lambda m: circuits.path_patching(m, **PAIR, receivers=[(2, 1, "q")]).values,
     "composition": lambda m: circuits.composition(m, "K"),
     "copying": circuits.copying_scores,
-    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).entries([1], [2]),
-    "neuron": lambda m: circuits.neuron_tokens(m, 1, 1)["reads"][1],
+    "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).entries([1], [2]),
+    "neuron": lambda m: circuits.neuron_tokens(m, "L1N1")["reads"].logits,
+    "survey": lambda m: np.concatenate([*circuits.survey(
+        m, list(TOKENS)).profiles[0].by_layer.values()]),
     "measure": lambda m: circuits.measure(m, list(TOKENS), resamples=10).reliability,
     "max activating": lambda m: [one.value for unit in ("L1N7", "L2H1")
                                  for one in circuits.max_activating(m, TOKENS, unit)],
     "histogram": lambda m: circuits.histogram(m, TOKENS, "blocks.1.hook_resid_mid", [-1, 0]).mean,
     "gradients": lambda m: circuits.gradients(m, TOKENS, METRIC)["blocks.0.hook_resid_pre"],
-    "attribution patching": lambda m: circuits.attribution_patching(
-        m, METRIC, base=TOKENS, source=OTHER, steps=2).values,
-    "edges": lambda m: circuits.edge_attribution(m, TOKENS, OTHER, METRIC),
-    "find": lambda m: circuits.find(m, TOKENS, OTHER, METRIC, 0.8).share,
-    "find edges": lambda m: circuits.find_edges(m, TOKENS, OTHER, METRIC, 0.8, checks=9).share,
+    "attribution patching": lambda m: circuits.attribution_patching(m, **PAIR, steps=2).values,
+    "edges": lambda m: circuits.edge_attribution(m, **PAIR).values,
+    "find": lambda m: circuits.find(m, **PAIR, keep=0.8).share,
+    "find edges": lambda m: circuits.find_edges(m, **PAIR, keep=0.8, checks=9).share,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from random_model import random_model
 
 import gpt2_np
-from gpt2_np import Config
+from gpt2_np import Config, circuits
 
 EXAMPLES = Path(gpt2_np.__file__).parent / "examples"
 
@@ -54,6 +54,7 @@ def test_the_indirect_object_example_runs_on_the_embedded_model(example):
     assert float(text.partition("right minus wrong name: ")[2].split()[0]) > 2
 
 
+@pytest.mark.filterwarnings("ignore:the metric is")  # a random model does no task
 def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m(
     example, official, monkeypatch
 ):
@@ -64,6 +65,20 @@ def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m
     assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
     assert text.count("published") == 1 + 5 + 7
     assert "   published   2.985" in text
+
+
+def test_forty_tasks_run_on_the_embedded_model_and_agree_with_calculations_by_hand(example):
+    lines = example("forty_tasks.py").splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(1, 41))
+    assert not [line for line in lines if "FAILED" in line]
+
+
+def test_a_task_fails_where_a_tool_is_wrong(monkeypatch):
+    tasks = runpy.run_path(str(EXAMPLES / "forty_tasks.py"))
+    model = gpt2_np.load("shakespeare")
+    monkeypatch.setattr(circuits, "ablated", lambda model, nodes: {"post": circuits.zero()})
+    with pytest.raises(AssertionError, match="away from the calculation by hand"):
+        tasks["switch_off_one_neuron"](model)
 
 
 def test_the_probe_example_says_how_to_install_scikit_learn(example, monkeypatch):

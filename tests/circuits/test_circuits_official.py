@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gpt2_np
 from gpt2_np import circuits
 
 pytestmark = pytest.mark.official
@@ -41,8 +40,8 @@ CIRCUIT = (
 
 
 @pytest.fixture(scope="module")
-def model():
-    return gpt2_np.load("124M", "cpu")
+def model(load_official):
+    return load_official("124M")
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +80,9 @@ def test_probabilities_of_the_next_token(model):
 
 def test_attribution_by_point_layer_and_head(model, clean):
     found = circuits.attribution(model, clean, ANSWERS, WRONG, constants_apart=True)
-    agrees(found.accumulated(model.config)[1].mean(axis=-1), "accumulated")
-    agrees(found.layers(model.config)[1].mean(axis=-1), "by layer")
-    agrees(found.heads(model.config).mean(axis=-1), "by head")
+    agrees(found.accumulated()[1].mean(axis=-1), "accumulated")
+    agrees(found.layers()[1].mean(axis=-1), "by layer")
+    agrees(found.heads().mean(axis=-1), "by head")
 
 
 @pytest.mark.parametrize(
@@ -93,12 +92,12 @@ def test_attribution_by_point_layer_and_head(model, clean):
      ("pattern", "patched head pattern")],
 )  # fmt: skip
 def test_patching_maps(model, metric, clean, corrupted, what, published):
-    sweep = circuits.patching(model, corrupted, clean, metric, what)
+    sweep = circuits.patching(model, what, base=corrupted, source=clean, metric=metric)
     agrees(sweep.normalized, published)
 
 
 def test_zero_ablation_of_a_name_mover_at_the_end(model, metric, clean):
-    sweep = circuits.ablation(model, clean, metric, by_position=True, layers=[9])
+    sweep = circuits.ablation(model, base=clean, metric=metric, by_position=True, layers=[9])
     assert sweep.values[9, 9, -1] == pytest.approx(2.9173, abs=2e-3)
 
 
@@ -114,7 +113,8 @@ def test_head_scores(model):
 
 def test_the_search_recovers_most_of_the_papers_heads(model):
     task = circuits.indirect_object(model, 16)
-    found = circuits.find(model, task.clean, task.corrupted, task.metric(model), keep=0.95)
+    found = circuits.find(model, base=task.clean, source=task.corrupted, metric=task.metric(model),
+                          keep=0.95)
     heads = {node for node in found.kept if not node.startswith("MLP")}
     paper = {f"L{name.replace('.', 'H')}" for name in CIRCUIT.split()}
     print(f"{len(heads & paper)} of the paper's {len(paper)} heads among {len(heads)}: {found}")

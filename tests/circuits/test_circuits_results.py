@@ -3,7 +3,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, TEXT, close
+from prompt_pair import CLEAN, DENOISING, METRIC, MODEL, TEXT, close
 
 from gpt2_np import Error, circuits
 
@@ -11,10 +11,14 @@ RESULTS = [
     lambda: circuits.prompts(MODEL, CLEAN), lambda: circuits.run(MODEL, CLEAN, "z"),
     lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
     lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
-    lambda: circuits.ablation(MODEL, CLEAN, METRIC), lambda: circuits.ov(MODEL, 0, 0),
-    lambda: circuits.find(MODEL, CLEAN, CORRUPTED, METRIC, 0.5),
+    lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
+    lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
-    lambda: circuits.repeated_tokens(MODEL, 5),
+    lambda: circuits.survey(MODEL, list(CLEAN)),
+    lambda: circuits.survey(MODEL, list(CLEAN)).profiles[0],
+    lambda: circuits.repeated_tokens(MODEL, 5), lambda: circuits.gradients(MODEL, CLEAN, METRIC),
+    lambda: circuits.attribution(MODEL, CLEAN, 1, neurons="all", by_source=True),
+    lambda: circuits.top_tokens(MODEL, MODEL.params["wte"]),
 ]  # fmt: skip
 
 
@@ -50,7 +54,9 @@ def test_a_repr_names_types_shapes_and_the_ends_of_long_lists():
     assert "logits=float32[3,12,61]" in text
     assert "{58 items: 'hook_embed': float32[3,12,20], 'hook_pos_embed': " in text
     assert "..., 'ln_final.hook_normalized': float32[3,12,20]}" in text
-    assert repr(METRIC) == "LogitDifference(answer=[3, 4, 5], wrong=[6, 7, 8])"
+    first, *_ = repr(circuits.run(MODEL, CLEAN)).splitlines()
+    assert first.startswith("Run(the logits alone: names='z', or '*' for all, keeps activations")
+    assert repr(METRIC) == "LogitDifference(answer=int64[3,1], wrong=int64[3,1])"
 
 
 def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
@@ -67,14 +73,18 @@ def test_every_result_says_whether_the_text_began_with_end_of_text(speaking):
     assert circuits.decompose(speaking, "The cat").bos
 
 
+def ends(found):
+    return found.ids, found.logits
+
+
 TOKEN_LISTS = {
-    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-1],
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-2],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
-    "full circuit": lambda m: [circuits.full_ov(m, 1, 1, folded=True).full(),
-                               circuits.full_qk(m, 1, 1, extended=True).full()],
-    "singular": lambda m: circuits.singular_tokens(m, 1, 1)[0]["writes"],
-    "neuron": lambda m: [*circuits.neuron_tokens(m, 1, 1)["reads"],
-                         *circuits.neuron_tokens(m, 1, 1)["lowers"]],
+    "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
+                               circuits.full_qk(m, "L1H1", extended=True).full()],
+    "singular": lambda m: ends(circuits.singular_tokens(m, "L1H1")[0]["writes"]),
+    "neuron": lambda m: [*ends(circuits.neuron_tokens(m, "L1N1")["reads"]),
+                         *ends(circuits.neuron_tokens(m, "L1N1")["lowers"])],
     "measure": lambda m: [circuits.measure(m, [TEXT[:40], TEXT[:9]]).reliability],
     "task": lambda m: [circuits.repeated_tokens(m, 15).corrupted.tokens],
     "metric": lambda m: [circuits.log_probability(m, " the")(
@@ -94,6 +104,12 @@ def test_an_id_that_only_pads_the_embedding_is_no_token(speaking, padded):
         with pytest.raises(Error, match=f"token {n} is outside the vocabulary of {n}"):
             wrong()
     assert circuits.labels_of(padded, [0, n]) == [speaking.tokenizer.decode([0]), str(n)]
+
+
+def test_the_labels_of_a_text_are_those_of_the_tokens_that_tools_see(speaking):
+    labels = circuits.labels_of(speaking, "The cat sat")
+    assert labels[0] == "<|endoftext|>" and "".join(labels[1:]) == "The cat sat"
+    assert labels == circuits.labels_of(speaking, circuits.run(speaking, "The cat sat").tokens[0])
 
 
 def test_nothing_is_folded_unless_it_is_asked_for():

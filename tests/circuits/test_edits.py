@@ -1,7 +1,7 @@
 """Edits change what they name and nothing else."""
 import numpy as np
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL, close
+from prompt_pair import CLEAN, CORRUPTED, DENOISING, METRIC, MODEL, close
 
 from gpt2_np import Error, circuits
 from gpt2_np.circuits.edits import MODES
@@ -42,7 +42,7 @@ def test_neurons_are_units_as_heads_are():
     for edits in (circuits.ablated(MODEL, nodes), {post: circuits.zero(neuron=[3, 17])}):
         close(circuits.run(MODEL, CLEAN, post, edits=edits)[post], expected)
     expected[..., [3, 17]] = other[..., [3, 17]]
-    for edits in (circuits.ablated(MODEL, nodes, "resample", reference=CORRUPTED),
+    for edits in (circuits.ablated(MODEL, nodes, "resample", source=CORRUPTED),
                   {post: circuits.patch(other, neuron=[3, 17])}):
         close(circuits.run(MODEL, CLEAN, post, edits=edits)[post], expected)
     assert circuits.parse_node(MODEL.config, "L1N17") == (1, None, 17)
@@ -59,7 +59,7 @@ def test_one_node_needs_no_list():
 
 def test_a_sweep_of_neurons_equals_a_pass_for_every_cell():
     for by_position in (None, True):
-        sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "blocks.1.mlp.hook_post",
+        sweep = circuits.patching(MODEL, "blocks.1.mlp.hook_post", **DENOISING,
                                   by_position=by_position)
         assert sweep.axes == ("layer", "neuron", "position")[: 3 if by_position else 2]
         source = circuits.run(MODEL, CLEAN, "post")["blocks.1.mlp.hook_post"]
@@ -75,7 +75,7 @@ def test_a_sweep_of_neurons_equals_a_pass_for_every_cell():
 @pytest.mark.parametrize("mode", MODES)
 def test_ablating_a_set_of_nodes_replaces_each_of_them(mode):
     nodes = ["L0H1", "0.3", (1, 0), "MLP2"]
-    edits = circuits.ablated(MODEL, nodes, mode, reference=CORRUPTED)
+    edits = circuits.ablated(MODEL, nodes, mode, source=None if mode == "zero" else CORRUPTED)
     seen = circuits.run(MODEL, CLEAN, "*", edits=edits)
     plain, other = (circuits.run(MODEL, t, "*") for t in (CLEAN, CORRUPTED))
     name = "blocks.0.attn.hook_z"

@@ -7,14 +7,14 @@ from random_model import TINY, map_params, random_model, random_params
 from gpt2_np import Config, Model, circuits, gpt2_np
 
 WEIGHTS = {
-    "ov": lambda m: circuits.ov(m, 1, 1).svd()[1],
-    "norm": lambda m: circuits.qk(m, 1, 1).norm(),
-    "eigenvalues": lambda m: np.sort_complex(circuits.ov(m, 2, 0, folded=True).eigenvalues()),
-    "full circuit": lambda m: circuits.full_ov(m, 1, 1, extended=True).svd()[1],
+    "ov": lambda m: circuits.ov(m, "L1H1").svd()[1],
+    "norm": lambda m: circuits.qk(m, "L1H1").norm(),
+    "eigenvalues": lambda m: np.sort_complex(circuits.ov(m, "L2H0", folded=True).eigenvalues()),
+    "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).svd()[1],
     "copying": circuits.copying_scores,
     "composition": lambda m: circuits.composition(m, "K"),
-    "singular": lambda m: circuits.singular_tokens(m, 1, 2)[0]["writes"][1],
-    "neuron": lambda m: circuits.neuron_tokens(m, 1, 5, folded=True)["reads"][1],
+    "singular": lambda m: circuits.singular_tokens(m, "L1H2")[0]["writes"].logits,
+    "neuron": lambda m: circuits.neuron_tokens(m, "L1N5", folded=True)["reads"].logits,
 }  # fmt: skip
 
 
@@ -38,11 +38,11 @@ def test_head_circuits_are_what_the_forward_pass_computes():
     scores = circuits.run(model, CLEAN, "blocks.1.attn.hook_attn_scores", edits={
         "blocks.1.ln1.hook_normalized": seen["blocks.1.ln1.hook_normalized"],
     })["blocks.1.attn.hook_attn_scores"][0, 2]
-    expected = x @ circuits.qk(MODEL, 1, 2).full() @ x.T / np.sqrt(5)
+    expected = x @ circuits.qk(MODEL, "L1H2").full() @ x.T / np.sqrt(5)
     lower = np.tri(12, dtype=bool)
     close(scores[lower], expected[lower], 1e-4)
     pattern = seen["blocks.1.attn.hook_pattern"][0, 2]
-    moved = pattern @ x @ circuits.ov(MODEL, 1, 2).full()
+    moved = pattern @ x @ circuits.ov(MODEL, "L1H2").full()
     attn = MODEL.params["blocks"][1]["attn"]
     bias = attn["c_attn"]["b"].reshape(3, 4, 5)[2, 2] @ attn["c_proj"]["w"].reshape(4, 5, 20)[2]
     close(seen["blocks.1.attn.hook_result"][0, :, 2], moved + bias, 1e-4)
@@ -53,39 +53,40 @@ def test_folded_circuits_give_the_same_attention_and_the_same_logit_differences(
     x = np.random.default_rng(0).standard_normal((6, 20))
     x -= x.mean(axis=1, keepdims=True)
     gain = MODEL.params["blocks"][1]["ln_1"]["g"]
-    plain, folded = (circuits.ov(MODEL, 1, 2, f).full() for f in (False, True))
+    plain, folded = (circuits.ov(MODEL, "L1H2", f).full() for f in (False, True))
     written = x * gain @ plain
     close(x @ folded, written - written.mean(axis=1, keepdims=True), 1e-5)
-    plain, folded = (circuits.qk(MODEL, 1, 2, f).full() for f in (False, True))
+    plain, folded = (circuits.qk(MODEL, "L1H2", f).full() for f in (False, True))
     close(x @ folded @ x.T, x * gain @ plain @ (x * gain).T, 1e-5)
 
 
 def test_full_circuits_and_copying_scores_equal_their_products():
     w_e = MODEL.params["wte"]
-    full = w_e @ circuits.ov(MODEL, 1, 0).full() @ w_e.T
-    close(circuits.full_ov(MODEL, 1, 0).full(), full, 1e-5)
-    close(circuits.full_ov(MODEL, 1, 0).entries([5, 6], [7]), full[[5, 6]][:, [7]], 1e-5)
+    full = w_e @ circuits.ov(MODEL, "L1H0").full() @ w_e.T
+    close(circuits.full_ov(MODEL, "L1H0").full(), full, 1e-5)
+    close(circuits.full_ov(MODEL, "L1H0").entries([5, 6], [7]), full[[5, 6]][:, [7]], 1e-5)
     eigenvalues = np.linalg.eigvals(full.astype(float))
     score = (eigenvalues.sum() / np.abs(eigenvalues).sum()).real
     close(circuits.copying_scores(MODEL)[1, 0], score, 1e-3)
-    close(circuits.full_qk(MODEL, 1, 0).full(), w_e @ circuits.qk(MODEL, 1, 0).full() @ w_e.T, 1e-5)
+    close(circuits.full_qk(MODEL, "L1H0").full(),
+          w_e @ circuits.qk(MODEL, "L1H0").full() @ w_e.T, 1e-5)
 
 
 def test_extended_embeddings_include_the_first_mlp():
     x = MODEL.params["wte"]
-    close(circuits.full_ov(MODEL, 1, 0, extended=True).left,
+    close(circuits.full_ov(MODEL, "L1H0", extended=True).left,
           (x + gpt2_np.mlp(gpt2_np.layer_norm(
               x[None], **MODEL.params["blocks"][0]["ln_2"], tap=gpt2_np.NO_TAP),
               **MODEL.params["blocks"][0]["mlp"], tap=gpt2_np.NO_TAP)[0])
-          @ circuits.ov(MODEL, 1, 0).left, 1e-5)
+          @ circuits.ov(MODEL, "L1H0").left, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["Q", "K", "V"])
 def test_composition_scores_are_ratios_of_frobenius_norms(kind):
     scores = circuits.composition(MODEL, kind, baseline=False)
-    first = circuits.ov(MODEL, 0, 3).full()
-    second = {"Q": circuits.qk(MODEL, 2, 1).full(), "K": circuits.qk(MODEL, 2, 1).full().T,
-              "V": circuits.ov(MODEL, 2, 1).full()}[kind]
+    first = circuits.ov(MODEL, "L0H3").full()
+    second = {"Q": circuits.qk(MODEL, "L2H1").full(), "K": circuits.qk(MODEL, "L2H1").full().T,
+              "V": circuits.ov(MODEL, "L2H1").full()}[kind]
     norm = np.linalg.norm
     close(scores[0, 3, 2, 1], norm(first @ second) / norm(first) / norm(second))
     for later in range(3):
@@ -98,15 +99,15 @@ def test_random_weights_compose_no_more_than_the_baseline():
 
 
 def test_singular_and_neuron_directions_rank_the_whole_vocabulary():
-    found = circuits.singular_tokens(MODEL, 1, 2, n=2, top=4)
-    u, s, vt = np.linalg.svd(circuits.ov(MODEL, 1, 2).full())
+    found = circuits.singular_tokens(MODEL, "L1H2", n=2, top=4)
+    u, s, vt = np.linalg.svd(circuits.ov(MODEL, "L1H2").full())
     assert found[0]["value"] == pytest.approx(s[0], rel=1e-4)
     reads = MODEL.params["wte"] @ u[:, 0]
     sign = 1 if reads.max() >= -reads.min() else -1
-    assert found[0]["reads"][0].tolist() == np.argsort(-sign * reads)[:4].tolist()
+    assert found[0]["reads"].ids.tolist() == np.argsort(-sign * reads)[:4].tolist()
     writes = sign * vt[0] @ MODEL.params["wte"].T
-    assert found[0]["writes"][0].tolist() == np.argsort(-writes)[:4].tolist()
-    ends = circuits.neuron_tokens(MODEL, 1, 5, top=3)
+    assert found[0]["writes"].ids.tolist() == np.argsort(-writes)[:4].tolist()
+    ends = circuits.neuron_tokens(MODEL, "L1N5", top=3)
     logits = MODEL.params["wte"] @ MODEL.params["blocks"][1]["mlp"]["c_proj"]["w"][5]
-    assert ends["raises"][0].tolist() == np.argsort(-logits)[:3].tolist()
-    assert ends["lowers"][0].tolist() == np.argsort(logits)[:3].tolist()
+    assert ends["raises"].ids.tolist() == np.argsort(-logits)[:3].tolist()
+    assert ends["lowers"].ids.tolist() == np.argsort(logits)[:3].tolist()

@@ -138,7 +138,7 @@ def test_values_are_put_in_as_numpy_broadcasts_them(values):
                                       slice(-4, 20), slice(1, 9, 3)])
 def test_positions_are_numpys(position):
     for edit, change in ((circuits.zero(position=position), 0),
-                         (circuits.add(VECTOR, 0.5, position), None)):
+                         (circuits.add(VECTOR, 0.5, position=position), None)):
         seen = circuits.run(MODEL, CLEAN, MID, edits={MID: edit})[MID]
         expected = circuits.run(MODEL, CLEAN, MID)[MID]
         expected[:, position] = (0 if change == 0 else
@@ -207,3 +207,18 @@ def test_positions_that_cannot_be_told_are_one_clear_error():
     tap = circuits.as_tap(MODEL, {MID: circuits.patch(OTHER[MID][:1, :5])})
     with pytest.raises(Error, match=r"come to position 11: give position=slice\(0, 5\)"):
         forward(MODEL.params, TINY, CLEAN, tap=tap)
+
+
+def test_a_list_of_numbers_as_an_edit_is_the_array():
+    for values in (VECTOR.tolist(), OTHER[MID].tolist(), list(VECTOR)):
+        np.testing.assert_array_equal(logits({MID: values}), logits({MID: np.float32(values)}))
+    both = logits({MID: [VECTOR, double]})
+    np.testing.assert_array_equal(both, logits({MID: 2 * VECTOR}))
+
+
+def test_a_vector_may_be_added_to_single_neurons():
+    def by_hand(name, array):
+        array[:, 4, [3, 17]] += 0.5
+
+    found = logits({"blocks.1.mlp.hook_post": circuits.add(0.5, neuron=[3, 17], position=4)})
+    np.testing.assert_array_equal(found, logits({"blocks.1.mlp.hook_post": by_hand}))

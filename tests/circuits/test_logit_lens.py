@@ -1,7 +1,6 @@
 """The lens reads each stream through the final layer norm, and ends in the model itself."""
 import numpy as np
 from prompt_pair import CLEAN, MODEL, close
-from random_model import TINY
 
 from gpt2_np import circuits
 
@@ -36,5 +35,5 @@ def test_the_lens_reads_each_stream_through_the_final_layer_norm():
 def test_the_frozen_lens_grows_as_accumulated_attribution_does():
     result = circuits.lens(MODEL, CLEAN, frozen=True, keep_logits=True)
     attribution = circuits.attribution(MODEL, CLEAN, 9)
-    _, grown = attribution.accumulated(TINY)
+    _, grown = attribution.accumulated()
     close(result.logits[:, :, -1, 9], grown + attribution["ln_final.b"], 2e-5)

@@ -1,7 +1,7 @@
 """Pictures of what cannot be drawn are one clear sentence. (Those that can are in parity/.)"""
 import numpy as np
 import pytest
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL
+from prompt_pair import CLEAN, DENOISING, METRIC, MODEL
 
 from gpt2_np import Error, circuits
 from gpt2_np.circuits import pictures
@@ -32,9 +32,9 @@ def test_what_cannot_be_drawn_is_one_clear_sentence(draw, message):
 
 def test_a_sweep_becomes_a_map_of_two_axes():
     """Rows are layers, or heads if positions are the columns."""
-    sweep = circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, "z", by_position=True)
+    sweep = circuits.patching(MODEL, "z", **DENOISING, by_position=True)
     grid = pictures.sweep_grid(sweep)
     assert (grid.axes, len(grid.rows), len(grid.columns)) == (("head", "position"), 12, 12)
     assert grid.values[grid.rows.index("L2H1"), 5] == sweep.normalized[2, 1, 5]
-    alone = circuits.ablation(MODEL, CLEAN, METRIC, "mlp_out", by_position=False)
+    alone = circuits.ablation(MODEL, "mlp_out", base=CLEAN, metric=METRIC, by_position=False)
     assert pictures.sweep_grid(alone).values.tolist() == alone.effect[:, None].tolist()

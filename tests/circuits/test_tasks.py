@@ -61,3 +61,8 @@ def test_a_task_knows_its_metric(official):
     rows = np.arange(4)
     expected = logits[rows, 0, task.answers] - logits[rows, 0, task.wrong]
     np.testing.assert_array_equal(task.metric(official)(logits), expected)
+    there, back = task.noising(official), task.denoising(official)
+    assert there["base"] is back["source"] is task.clean
+    assert there["source"] is back["base"] is task.corrupted
+    np.testing.assert_array_equal(there["metric"](logits), expected)
+    np.testing.assert_array_equal(back["metric"](logits), expected)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from random_model import TINY, random_model
 
 import gpt2_np
-from gpt2_np import forward, score, score_batch
+from gpt2_np import bpe, forward, score, score_batch
 from gpt2_np import gpt2_np as reference
 from gpt2_np.inference import scoring
 
@@ -68,6 +68,21 @@ def test_a_tap_changes_the_scores():
 
 def test_a_single_token_has_no_scores():
     assert score(MODEL, [5]).shape == (0,)
+
+
+def test_behind_end_of_text_the_first_token_has_a_score_too():
+    tokenizer = bpe.train("the cat sat on the mat. " * 9, 265)
+    config = gpt2_np.Config(tokenizer.n_vocab, n_ctx=16, n_embd=16, n_head=2, n_layer=1)
+    model = random_model(config, tokenizer=tokenizer)
+    texts = [tokenizer.encode("the cat sat"), [5]]
+    expected = [score(model, [tokenizer.end_of_text, *text]) for text in texts]
+    found = score_batch(model, texts, bos=True)
+    for ours, own, text in zip(found, expected, texts, strict=True):
+        np.testing.assert_array_equal(ours, own)
+        np.testing.assert_array_equal(score(model, text, bos=True), own)
+        assert len(own) == len(text)
+    with pytest.raises(gpt2_np.Error, match="tokens are the text 'the cat': give its ids"):
+        score(model, "the cat")
 
 
 @pytest.mark.parametrize("stride", [1, 5, 12, 23, 24])

@@ -13,12 +13,13 @@ from random_model import random_model
 from waiting import wait_for
 
 import gpt2_np
-from gpt2_np import circuits, complete, generate, generate_batch, score
+from gpt2_np import beam_search, circuits, complete, generate, generate_batch, score
 from gpt2_np.inference import turns
 
 MODEL = random_model()
 PROMPT, OTHER = [3, 1, 4, 1, 5], [2, 7, 1, 8, 2]
 METRIC = circuits.log_probability(MODEL, 3)
+PAIR = {"base": OTHER, "source": PROMPT, "metric": METRIC}
 EDGES = circuits.edge_names(MODEL.config)[2]
 
 
@@ -133,17 +134,18 @@ def test_passes_of_several_threads_never_overlap():
     lambda: list(generate(MODEL, PROMPT, 3)),
     lambda: list(generate(MODEL, PROMPT, 3, draft=False)),
     lambda: generate_batch(MODEL, [PROMPT, [1]], 3),
+    lambda: beam_search(MODEL, PROMPT, 3),
     lambda: score(MODEL, PROMPT),
     lambda: circuits.run(MODEL, PROMPT),
     lambda: circuits.lens(MODEL, PROMPT),
     lambda: circuits.heads(MODEL, PROMPT),
     lambda: circuits.measure(MODEL, [PROMPT], resamples=10),
-    lambda: circuits.ablation(MODEL, PROMPT, METRIC),
+    lambda: circuits.ablation(MODEL, base=PROMPT, metric=METRIC),
     lambda: circuits.gradients(MODEL, PROMPT, METRIC),
-    lambda: circuits.patch_edges(MODEL, PROMPT, OTHER, np.zeros_like(EDGES)),
-    lambda: circuits.find_edges(MODEL, PROMPT, OTHER, METRIC, 0.5, checks=1, subsets=1),
-    lambda: circuits.path_patching(MODEL, PROMPT, OTHER, METRIC, through_mlps=True),
-    lambda: circuits.full_ov(MODEL, 1, 0, extended=True),
+    lambda: circuits.patch_edges(MODEL, np.zeros_like(EDGES), base=PROMPT, source=OTHER),
+    lambda: circuits.find_edges(MODEL, **PAIR, keep=0.5, checks=1, subsets=1),
+    lambda: circuits.path_patching(MODEL, **PAIR, through_mlps=True),
+    lambda: circuits.full_ov(MODEL, "L1H0", extended=True),
 ])  # fmt: skip
 def test_every_pass_takes_a_turn(job, monkeypatch):
     passes = []

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hooked import hooked
 from random_model import TINY, random_params
-from transformer_lens import FactoredMatrix, HookedTransformer, HookedTransformerConfig
+from transformer_lens import FactoredMatrix
 from transformer_lens import patching as peer_patching
 
 import gpt2_np
@@ -26,50 +27,6 @@ SHAPES = {
     "shakespeare": None,
 }
 EMBEDDED = Path(gpt2_np.__file__).parent / "models" / "shakespeare"
-
-
-def state_dict(model):
-    """Our parameters under TransformerLens's names and in its shapes."""
-    d, h = model.config.n_embd, model.config.n_head
-    params = model.params
-    state = {
-        "embed.W_E": params["wte"], "pos_embed.W_pos": params["wpe"],
-        "unembed.W_U": params["wte"].T, "unembed.b_U": np.zeros(model.config.n_vocab),
-        "ln_final.w": params["ln_f"]["g"], "ln_final.b": params["ln_f"]["b"],
-    }  # fmt: skip
-    for layer, block in enumerate(params["blocks"]):
-        at, attn, mlp = f"blocks.{layer}.", block["attn"], block["mlp"]
-        w = attn["c_attn"]["w"].reshape(d, 3, h, d // h).transpose(1, 2, 0, 3)
-        b = attn["c_attn"]["b"].reshape(3, h, d // h)
-        for c, kind in enumerate("QKV"):
-            state |= {f"{at}attn.W_{kind}": w[c], f"{at}attn.b_{kind}": b[c]}
-        state |= {
-            f"{at}attn.W_O": attn["c_proj"]["w"].reshape(h, d // h, d),
-            f"{at}attn.b_O": attn["c_proj"]["b"],
-            f"{at}mlp.W_in": mlp["c_fc"]["w"], f"{at}mlp.b_in": mlp["c_fc"]["b"],
-            f"{at}mlp.W_out": mlp["c_proj"]["w"], f"{at}mlp.b_out": mlp["c_proj"]["b"],
-        }  # fmt: skip
-        for n in ("1", "2"):
-            norm = block[f"ln_{n}"]
-            state |= {f"{at}ln{n}.w": norm["g"], f"{at}ln{n}.b": norm["b"]}
-    return {name: torch.tensor(np.array(array, np.float32)) for name, array in state.items()}
-
-
-def hooked(model, processed=False):
-    c = model.config
-    config = HookedTransformerConfig(
-        n_layers=c.n_layer, d_model=c.n_embd, n_ctx=c.n_ctx, d_head=c.n_embd // c.n_head,
-        n_heads=c.n_head, d_mlp=4 * c.n_embd, d_vocab=c.n_vocab, act_fn="gelu_new",
-        normalization_type="LN", eps=1e-5, device="cpu", seed=0,
-    )  # fmt: skip
-    peer = HookedTransformer(config)
-    state = state_dict(model)
-    if processed:
-        peer.load_and_process_state_dict(state)
-    else:
-        peer.load_state_dict(state, strict=False)
-    peer.setup()
-    return peer.eval()
 
 
 class Pair:
@@ -154,6 +111,38 @@ def test_parts_of_the_stream_agree(pair, mlp_neurons):
     assert compared == len(labels) - 1
 
 
+def test_the_accumulated_stream_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    for at, layer in ((None, None), ("1_pre", 1), ("2_pre", 2)):
+        theirs, labels = cache.accumulated_resid(layer=layer, incl_mid=True, return_labels=True)
+        points, ours = circuits.decompose(pair.model, pair.clean, at).accumulated()
+        assert points == labels
+        assert error(ours, theirs) < 1e-4
+
+
+def test_a_stack_of_one_activation_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    ours = circuits.run(pair.model, pair.clean, "z")
+    assert error(ours.stack("z"), cache.stack_activation("z")) < 1e-4
+    assert error(ours["z", -1], cache["z", -1]) < 1e-4
+
+
+def test_unembedding_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    normalized, stream = cache["ln_final.hook_normalized"], cache["resid_post", -1]
+    normalized = gained(pair.peer, normalized) + pair.peer.ln_final.b
+    theirs = pair.peer.unembed(normalized)
+    n = pair.model.n_vocab
+    assert error(circuits.unembed(pair.model, normalized), theirs[..., :n]) < 1e-4
+    assert error(circuits.unembed(pair.model, stream, layer_norm=True), theirs[..., :n]) < 1e-4
+    processed = hooked(pair.model, processed=True)
+    vector = np.random.default_rng(0).standard_normal((2, pair.model.config.n_embd))
+    theirs = processed.unembed(torch.tensor(vector - vector.mean(axis=-1, keepdims=True)).float())
+    ours = circuits.unembed(pair.model, vector, folded=True)
+    theirs = theirs - processed.unembed.b_U
+    assert error(ours, (theirs - theirs.mean(dim=-1, keepdim=True))[..., :n]) < 1e-4
+
+
 def test_the_lens_agrees(pair):
     _, cache = pair.peer_cache(pair.clean)
     theirs, labels = cache.accumulated_resid(incl_mid=True, apply_ln=True, return_labels=True)
@@ -195,6 +184,31 @@ def test_attribution_agrees(pair):
     assert error(ours.total, pair.metric(logits)) < 1e-4
 
 
+def test_attribution_of_all_neurons_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    stack, labels = cache.stack_neuron_results(layer=-1, pos_slice=-1, return_labels=True)
+    stack = gained(pair.peer, cache.apply_ln_to_stack(stack, pos_slice=-1))
+    direction = pair.peer.W_U[:, pair.answers] - pair.peer.W_U[:, pair.wrong]  # [d, b]
+    theirs = torch.einsum("pbd,db->pb", stack, direction)
+    ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong, neurons="all")
+    where = {label: i for i, label in enumerate(ours.labels)}
+    assert error(ours.values[[where[label] for label in labels]], theirs) < 1e-4
+
+
+def test_attribution_by_source_agrees(pair):
+    _, cache = pair.peer_cache(pair.clean)
+    scale = cache["ln_final.hook_scale"][:, -1]
+    direction = pair.peer.W_U[:, pair.answers] - pair.peer.W_U[:, pair.wrong]
+    ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong, by_source=True)
+    theirs = []
+    for layer in range(pair.model.config.n_layer):
+        read = direction.T * pair.peer.ln_final.w
+        read = (read - read.mean(dim=-1, keepdim=True)) / scale  # [b, d]
+        written = torch.einsum("bkhe,hed,bd->bhk", cache["v", layer], pair.peer.W_O[layer], read)
+        theirs.append((cache["pattern", layer][:, :, -1] * written).transpose(0, 1))
+    assert error(ours.by_source.values, torch.cat(theirs)) < 1e-4
+
+
 def test_attribution_as_published_agrees_with_processed_weights(pair):
     peer = hooked(pair.model, processed=True)
     _, cache = pair.peer_cache(pair.clean, peer)
@@ -203,11 +217,11 @@ def test_attribution_as_published_agrees_with_processed_weights(pair):
                                incorrect_tokens=torch.tensor(pair.wrong)).numpy()
     ours = circuits.attribution(pair.model, pair.clean, pair.answers, pair.wrong,
                                 constants_apart=True)
-    heads = ours.heads(pair.model.config).reshape(-1, 3)
+    heads = ours.heads().reshape(-1, 3)
     print(f"\nparity: {pair.name}: head attributions with folded layer norms, centred writing and "
           f"b_V in b_O: relative error {error(heads, theirs[: len(heads)]):.1e}")
     assert error(heads, theirs[: len(heads)]) < 1e-4
-    names, layers = ours.layers(pair.model.config)
+    names, layers = ours.layers()
     stack, labels = cache.decompose_resid(return_labels=True, pos_slice=-1)
     theirs = cache.logit_attrs(stack, torch.tensor(pair.answers), pos_slice=-1,
                                incorrect_tokens=torch.tensor(pair.wrong)).numpy()
@@ -247,8 +261,8 @@ def test_patching_sweeps_agree(pair, what):
     sweep, by_position = SWEEPS[what]
     _, cache = pair.peer_cache(pair.clean)
     theirs = sweep(pair.peer, torch.tensor(pair.corrupted), cache, pair.peer_metric).numpy()
-    ours = circuits.patching(pair.model, pair.corrupted, pair.clean, pair.metric,
-                             what.partition(" ")[0], by_position=by_position)
+    ours = circuits.patching(pair.model, what.partition(" ")[0], base=pair.corrupted,
+                             source=pair.clean, metric=pair.metric, by_position=by_position)
     values = ours.values
     if by_position:
         values = values.transpose(0, 2, 1)  # there: layer, position, head
@@ -260,7 +274,7 @@ def test_patching_sweeps_agree(pair, what):
 
 
 def test_zero_ablation_agrees(pair):
-    ours = circuits.ablation(pair.model, pair.clean, pair.metric)
+    ours = circuits.ablation(pair.model, base=pair.clean, metric=pair.metric)
 
     def zero(z, hook, head):
         z[:, :, head] = 0
@@ -287,8 +301,8 @@ def test_factored_matrices_agree(pair, processed):
     peer = hooked(pair.model, processed)
     layer, head = pair.model.config.n_layer - 1, 1
     for ours, theirs in (
-        (circuits.ov(pair.model, layer, head, processed), peer.OV[layer, head]),
-        (circuits.qk(pair.model, layer, head, processed), peer.QK[layer, head]),
+        (circuits.ov(pair.model, (layer, head), processed), peer.OV[layer, head]),
+        (circuits.qk(pair.model, (layer, head), processed), peer.QK[layer, head]),
     ):
         assert error(ours.full(), theirs.AB) < 1e-4
         assert error(ours.svd()[1], theirs.svd()[1]) < 1e-4
@@ -297,7 +311,7 @@ def test_factored_matrices_agree(pair, processed):
         assert error(*values) < 1e-3
     w_e, w_u = peer.W_E, peer.W_U
     full = FactoredMatrix(w_e @ peer.W_V[layer, head], peer.W_O[layer, head] @ w_u)
-    ours = circuits.full_ov(pair.model, layer, head, processed)
+    ours = circuits.full_ov(pair.model, (layer, head), processed)
     rows, columns = [0, 7, 11], [3, 2]
     assert error(ours.entries(rows, columns), full.AB[rows][:, columns]) < 1e-4
     copying = full.eigenvalues.numpy()
@@ -323,7 +337,8 @@ def test_124m_shape_agrees_and_how_long_it_takes():
     assert error(ours.logits, logits) < 1e-4
     corrupted = torch.tensor(pair.corrupted)
     here, sweep = seconds(
-        lambda: circuits.patching(pair.model, pair.corrupted, pair.clean, pair.metric, "z"))
+        lambda: circuits.patching(pair.model, "z", base=pair.corrupted, source=pair.clean,
+                                  metric=pair.metric))
     there, theirs = seconds(lambda: peer_patching.get_act_patch_attn_head_out_all_pos(
         pair.peer, corrupted, cache, pair.peer_metric))
     print(f"parity: 124M, patching 144 heads: {here:.1f} s here, {there:.1f} s there")

@@ -1,13 +1,17 @@
 """Pictures are drawn with matplotlib, by the commands and from Python, for any token."""
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib import image
 from matplotlib.figure import Figure
-from prompt_pair import CLEAN, CORRUPTED, METRIC, MODEL
+from prompt_pair import CLEAN, DENOISING, METRIC, MODEL
+from random_model import random_model
 from small_model import save_small_model
 
 import gpt2_np
-from gpt2_np import circuits
+from gpt2_np import Config, circuits
 from gpt2_np.circuits import pictures
 from gpt2_np.circuits.__main__ import main
 
@@ -29,10 +33,11 @@ def folder(tmp_path_factory):
         ["patch", "The café at", "The naïve at", "--answer", " the"],
         ["patch", "The café at", "The naïve at", "--answer", " the", "--what", "resid_pre"],
         ["patch", "The café at", "The naïve at", "--answer", " the", "--by-position"],
-        ["find", "The café at", "The naïve at", "--answer", " the", "--keep", "0.5"],
-        ["find", "The café at", "The naïve at", "--answer", " the", "--keep", "0.5", "--edges"],
+        ["find", "The naïve at", "The café at", "--answer", " the", "--keep", "0.5"],
+        ["find", "The naïve at", "The café at", "--answer", " the", "--keep", "0.5", "--edges"],
         ["neurons", "The naïve $x$ café", "--answer", " the"],
         ["neurons", "--layer", "1", "--neuron", "17"],
+        ["survey", str(Path(__file__).parents[1] / "circuits" / "conftest.py"), "--lines"],
     ],
 )
 def test_every_command_draws(argv, folder, tmp_path):
@@ -68,7 +73,7 @@ def texts_of(figure):
 
 
 def patched(what, **options):
-    return circuits.patching(MODEL, CORRUPTED, CLEAN, METRIC, what, **options)
+    return circuits.patching(MODEL, what, **DENOISING, **options)
 
 
 RESULTS = {
@@ -77,11 +82,15 @@ RESULTS = {
     "sweep of heads by position": (lambda: patched("z", by_position=True),
                                    ["L2H3", "position", "11"]),
     "sweep of layers": (lambda: patched("mlp_out", by_position=False), ["layer", "mlp_out"]),
-    "sweep of neurons": (lambda: circuits.attribution_patching(
-        MODEL, METRIC, "post", base=CORRUPTED, source=CLEAN), ["neuron", "78"]),
-    "ablation": (lambda: circuits.ablation(MODEL, CLEAN, METRIC), ["ablated", "change of the"]),
-    "paths": (lambda: circuits.path_patching(MODEL, CORRUPTED, CLEAN, METRIC), ["direct paths"]),
-    "no difference": (lambda: circuits.patching(MODEL, CLEAN, CLEAN, METRIC), ["change of the"]),
+    "sweep of neurons": (lambda: circuits.attribution_patching(MODEL, "post", **DENOISING),
+                         ["neuron", "78"]),
+    "ablation": (lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC),
+                 ["ablated", "change of the"]),
+    "paths": (lambda: circuits.path_patching(MODEL, **DENOISING), ["direct paths"]),
+    "paths of named senders": (lambda: circuits.path_patching(MODEL, ["MLP0", "L1H1"], **DENOISING),
+                               ["direct paths", "sender", "MLP0", "L1H1"]),
+    "no difference": (lambda: circuits.patching(MODEL, base=CLEAN, source=CLEAN, metric=METRIC),
+                      ["change of the"]),
     "attention": (lambda: circuits.heads(MODEL, CLEAN), ["induction", "beginning", "layer"]),
     "lens": (lambda: circuits.lens(MODEL, CLEAN), ["2_mid", "final_post", str(CLEAN[0, 0])]),
     "array": (lambda: np.eye(3), ["layer", "head", "2"]),
@@ -104,18 +113,18 @@ def test_the_colours_of_a_map_are_the_values_of_the_sweep():
     sweep = patched("z", by_position=True)
     [drawn] = pictures.plot_map(sweep).axes[0].images
     np.testing.assert_allclose(drawn.get_array().reshape(sweep.values.shape), sweep.normalized)
-    ablation = circuits.ablation(MODEL, CLEAN, METRIC)
+    ablation = circuits.ablation(MODEL, base=CLEAN, metric=METRIC)
     [drawn] = pictures.plot_map(ablation).axes[0].images
     np.testing.assert_allclose(drawn.get_array(), ablation.effect)
 
 
-def test_positions_are_labelled_by_tokens_if_the_model_is_given(folder):
+def test_positions_are_labelled_by_tokens(folder):
     model = gpt2_np.load(folder, "cpu")
     clean, corrupted = ("The café at", "The naïve at")
     metric = circuits.log_probability(model, " the")
-    sweep = circuits.patching(model, corrupted, clean, metric, "resid_pre")
+    sweep = circuits.patching(model, "resid_pre", base=corrupted, source=clean, metric=metric)
+    assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep))
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
-    assert "<|endoftext|>" not in texts_of(pictures.plot_map(sweep))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
@@ -141,3 +150,37 @@ def test_bars_are_drawn_of_results():
 def test_a_notebook_shows_the_figure_that_a_cell_ends_in():
     png = pictures.plot_map(np.eye(3))._repr_png_()
     assert png.startswith(b"\x89PNG")
+
+
+def test_the_pictures_of_the_forty_tasks_are_drawn():
+    example = Path(gpt2_np.__file__).parent / "examples" / "forty_tasks.py"
+    draw = runpy.run_path(str(example))["look_at_the_results"]
+    assert draw(gpt2_np.load("shakespeare")) == "4 figures"
+
+
+def test_a_survey_is_lines_by_layer_a_reliability_diagram_and_its_models_in_order(tmp_path):
+    other = random_model(Config(n_vocab=61, n_ctx=16, n_embd=8, n_head=2, n_layer=2), seed=1)
+    found = circuits.survey({"a": MODEL, "b": other}, list(CLEAN))
+    figure = pictures.plot_survey(found, tmp_path / "survey.png")
+    norm, *_, reliability, heads, _loss = figure.axes
+    for line, one in zip(norm.lines, found.profiles, strict=True):
+        drawn = np.asarray(line.get_ydata())
+        np.testing.assert_allclose(drawn[: len(one.norm) - 1], one.norm[1:])
+    _, *lines = reliability.lines
+    for line, one in zip(lines, found.profiles, strict=True):
+        rows = one.measures.reliability
+        np.testing.assert_allclose(line.get_ydata(), rows[rows[:, 2] > 0, 1])
+    np.testing.assert_allclose(heads.lines[1].get_ydata(),
+                               [one.overall["induction"] for one in found.profiles])
+    alone = pictures.plot_survey(circuits.survey(MODEL, list(CLEAN)))
+    assert [axes.get_visible() for axes in alone.axes] == [True] * 5 + [False]
+
+
+def test_a_reliability_diagram_has_confidence_below_and_accuracy_beside():
+    found = circuits.measure(MODEL, list(CLEAN))
+    [axes] = pictures.plot_reliability(found).axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("confidence", "accuracy")
+    rows = found.reliability[found.reliability[:, 2] > 0]
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), rows[:, :2])
+    two = pictures.plot_reliability({"one": found, "$x": found})
+    assert {"one", "$x"} <= set(texts_of(two))
