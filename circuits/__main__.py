@@ -205,10 +205,10 @@ def check_prompt_pair(args, parser):
         parser.error(f"--seed is {args.seed}: it must be at least 0")
 
 
-# --- reports ---------------------------------------------------------------------------
+# --- printouts -------------------------------------------------------------------------
 
 
-class Report(NamedTuple):
+class Printout(NamedTuple):
     """The result of a command: as data for JSON, as a table below notes, and as a picture."""
 
     given: Any  # a result with the tokens and bos of the prompts, or None
@@ -276,9 +276,9 @@ def lens(model, args):
         records.append({"point": point, "entropy": entropy, "probability": p, "rank": rank,
                         "top": best})
     target = word(model, result.targets[0, -1])
-    return Report(result, {"target": target, "points": records},
-                  ["point", "entropy", f"p({target})", "rank", "best"], rows, [],
-                  lambda path: plot_lens(result, model, path))
+    return Printout(result, {"target": target, "points": records},
+                    ["point", "entropy", f"p({target})", "rank", "best"], rows, [],
+                    lambda path: plot_lens(result, model, path))
 
 
 def attribution(model, args):
@@ -291,9 +291,9 @@ def attribution(model, args):
     rows += [[f"{len(others)} others", float(values[others].sum())]] if len(others) else []
     rows.append(["sum", float(result.total[0])])
     parts = dict(zip(result.labels, values.tolist(), strict=True))
-    return Report(result, {"what": title, "total": result.total[0], "parts": parts},
-                  ["part", title], rows, [],
-                  lambda path: plot_nodes(model, parts, path, title, "logits"))
+    return Printout(result, {"what": title, "total": result.total[0], "parts": parts},
+                    ["part", title], rows, [],
+                    lambda path: plot_nodes(model, parts, path, title, "logits"))
 
 
 def plot_nodes(model, values, path, title, label):
@@ -333,7 +333,7 @@ def heads(model, args):
     notes = [f"attention on {text}: the highest heads of each kind"]
     if missing:
         notes.append(f"this text {reason}, so that no head can show {' or '.join(missing)}")
-    return Report(result, data, header, zip(*columns, strict=True), notes, draw)
+    return Printout(result, data, header, zip(*columns, strict=True), notes, draw)
 
 
 def plot_patterns(model, args, nodes, path):
@@ -382,7 +382,7 @@ def patch(model, args):
     note = (f"metric {before:.4f} corrupted, {after:.4f} clean; {sweep.kind}, {args.what} of "
             "clean put into corrupted"
             + f" (tokens of the first of {len(clean.tokens)})" * bool(labels) + ":")
-    return Report(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
+    return Printout(sweep, data, [*sweep.axes, "metric", "share"], rows, [note], draw)
 
 
 def find(model, args):
@@ -413,8 +413,8 @@ def find(model, args):
     data = {"kept": records, "n_all": found.n_all, "share": found.share,
             "incompleteness": found.incompleteness, "whole": whole, "none": none,
             "kind": found.kind}
-    return Report(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
-                  lambda path: plot_circuit(model, found, path))
+    return Printout(found, data, [*header, "share lost without it", "from", "to"], rows, notes,
+                    lambda path: plot_circuit(model, found, path))
 
 
 def plot_circuit(model, found, path):
@@ -449,9 +449,9 @@ def neurons(model, args):
     title = logit_title(args)
     bars = ([f"{record['neuron']} raises {' '.join(record['raises'][:3])}" for record in records],
             [value for _, value in found])
-    return Report(result, {"what": title, "neurons": records},
-                  ["neuron", title, "reads", "raises", "lowers"], rows, [],
-                  lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
+    return Printout(result, {"what": title, "neurons": records},
+                    ["neuron", title, "reads", "raises", "lowers"], rows, [],
+                    lambda path: plot_bars({title: bars}, path, "direct effect of single neurons"))
 
 
 def trace(model, args):
@@ -460,7 +460,8 @@ def trace(model, args):
         "n_layer", "bytes", "cache_bytes", "multiply_adds", "norm_multiply_adds",
         "flops_per_token")}
     data = {**totals, "activations": [row._asdict() for row in found.rows]}
-    return Report(found, data, HEADER, found.cells(args.all), found.notes(args.all), lambda _: None)
+    return Printout(found, data, HEADER, found.cells(args.all), found.notes(args.all),
+                    lambda _: None)
 
 
 def one_neuron(model, args):
@@ -472,10 +473,10 @@ def one_neuron(model, args):
                for end, both in ends.items()}
     columns = ([f"{record['text']} {record['score']:.3f}" for record in tokens]
                for tokens in records.values())
-    return Report(None, {"layer": args.layer, "neuron": args.neuron, **records},
-                  list(ends), zip(*columns, strict=True),
-                  [f"{title}: the tokens it reads, raises and lowers"],
-                  lambda path: plot_bars(ends, path, title))
+    return Printout(None, {"layer": args.layer, "neuron": args.neuron, **records},
+                    list(ends), zip(*columns, strict=True),
+                    [f"{title}: the tokens it reads, raises and lowers"],
+                    lambda path: plot_bars(ends, path, title))
 
 
 def texts_of(args):
@@ -503,9 +504,9 @@ def excite(model, args):
     data = {"unit": found.unit, "measure": found.measure, "examples": records,
             "n_tokens": found.n_tokens, "n_texts": found.n_texts}
     bars = [f"{one.text}: {one.position} {one.labels[one.marked]!r}" for one in found]
-    return Report(None, data, ["value", "text", "token", "window"], rows, [found.title],
-                  lambda path: plot_bars({found.unit: (bars, [one.value for one in found])}, path,
-                                         found.title))
+    return Printout(None, data, ["value", "text", "token", "window"], rows, [found.title],
+                    lambda path: plot_bars({found.unit: (bars, [one.value for one in found])}, path,
+                                           found.title))
 
 
 def histogram(model, args):
@@ -513,8 +514,8 @@ def histogram(model, args):
     edges, counts = found.edges.tolist(), found.counts.tolist()
     rows = [[low, high, count, "#" * math.ceil(40 * count / max(counts))]
             for low, high, count in zip(edges, edges[1:], counts, strict=False)]
-    return Report(None, vars(found), ["from", "to", "values", ""], rows, [found.title],
-                  lambda path: plot_bars(found, path))
+    return Printout(None, vars(found), ["from", "to", "values", ""], rows, [found.title],
+                    lambda path: plot_bars(found, path))
 
 
 def survey(model, args):
@@ -530,8 +531,8 @@ def survey(model, args):
     header, rows = found.table()
     records = [{**vars(one), "repeats": vars(one.repeats), "measures": vars(one.measures),
                 "growth": one.growth, "outliers": one.outliers} for one in found.profiles]
-    return Report(None, {"models": records}, header, rows, [found.title],
-                  lambda path: plot_survey(found, path))
+    return Printout(None, {"models": records}, header, rows, [found.title],
+                    lambda path: plot_survey(found, path))
 
 
 def report(model, args):
@@ -545,8 +546,8 @@ def report(model, args):
     page = report_page(model, given, args.answer, args.wrong, args.model, shlex.join(again))
     page.save(args.output)
     size = len(page.page.encode())
-    return Report(given, {"file": args.output, "bytes": size}, ["file", "MB"],
-                  [[args.output, f"{size / 1e6:.2f}"]], [], lambda path: None)
+    return Printout(given, {"file": args.output, "bytes": size}, ["file", "MB"],
+                    [[args.output, f"{size / 1e6:.2f}"]], [], lambda path: None)
 
 
 COMMANDS = {"lens": lens, "attribution": attribution, "heads": heads, "patch": patch, "find": find,

@@ -15,15 +15,15 @@ MOST_LINES = 8  # of a table, below a line or two
 
 
 class Result:
-    """The base class of results, dataclasses that hold arrays. `properties` are shown too."""
+    """The base class of results, dataclasses that hold arrays. `_properties` are shown too."""
 
-    properties: tuple[str, ...] = ()
+    _properties: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         from textwrap import fill
 
         own: Any = self
-        names = [*(field.name for field in fields(own) if field.repr), *self.properties]
+        names = [*(field.name for field in fields(own) if field.repr), *self._properties]
         text = ", ".join(f"{name}={short(getattr(self, name))}" for name in names)
         return fill(f"{type(self).__name__}({text})", WIDTH, subsequent_indent="    ",
                     break_long_words=False, break_on_hyphens=False)

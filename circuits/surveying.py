@@ -57,7 +57,7 @@ class Profile(Result):
     entropy: np.ndarray
     repeats: Attention = field(repr=False)
     measures: Measures = field(repr=False)
-    properties = "growth", "outliers"
+    _properties = "growth", "outliers"
 
     @property
     def growth(self) -> float:
