@@ -3,9 +3,9 @@ import os
 import signal
 import sys
 
-PROGRAMS = ("gpt2-np", "gpt2-np-circuits")
+PROGRAMS = ("gpt2-np", "gpt2-np-circuits", "gpt2-np-corpus")
 run_as_program = (
-    sys.orig_argv[1:3] in (["-m", __name__], ["-m", f"{__name__}.circuits"])
+    sys.orig_argv[1:3] in [["-m", __name__ + name] for name in ("", ".circuits", ".corpus")]
     or os.path.basename(*sys.argv[:1] or [""]).removesuffix(".exe") in PROGRAMS
 )
 if run_as_program and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

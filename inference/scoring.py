@@ -5,7 +5,6 @@ one row of n_ctx tokens.
 """
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpt2_np import (
+    NO_TAP,
     Error,
     Model,
     TapFunction,
@@ -51,7 +51,7 @@ def score(
     Nothing is put before the tokens, unlike in `circuits.run` of a text. `bos=True` scores them
     behind <|endoftext|>, as the beginning of a text: float32 [position], the first token's too.
     """
-    return score_windows(model, [tokens], stride, checked_tap(tap), bos)[0]
+    return score_windows(model, [tokens], stride, checked_tap(tap), bos)[0].log_probabilities
 
 
 def score_batch(
@@ -65,10 +65,19 @@ def score_batch(
 
     With a tap they are computed one after another, as `score` would: it sees [1, ...].
     """
-    return score_windows(model, texts, stride, checked_tap(tap), bos)
+    return [one.log_probabilities for one in
+            score_windows(model, texts, stride, checked_tap(tap), bos)]
 
 
-def score_windows(model, texts, stride, tap, bos=False):
+class Scores(NamedTuple):
+    """The log-probability of each token of a text but the first, True if none has a higher one."""
+
+    log_probabilities: npt.NDArray[np.float32]
+    is_greedy: npt.NDArray[np.bool_]
+
+
+def score_windows(model, texts, stride=None, tap=NO_TAP, bos=False) -> list[Scores]:
+    """Return the scores of texts: `score_batch`, and which tokens greedy decoding would choose."""
     config, params = model.config, model.params
     wte = params["wte"][: model.n_vocab]
     stride = config.n_ctx // 2 if stride is None else stride
@@ -78,7 +87,8 @@ def score_windows(model, texts, stride, tap, bos=False):
     texts = [one_text(text, known) for text in text_list("texts", texts)]
     start = start_of_text(model, bos, texts)
     texts = [np.insert(text, 0, start) for text in texts]
-    scores = [np.empty(len(text) - 1, np.float32) for text in texts]
+    scores = [Scores(np.empty(len(text) - 1, np.float32), np.empty(len(text) - 1, bool))
+              for text in texts]
     windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):
         inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
@@ -89,12 +99,13 @@ def score_windows(model, texts, stride, tap, bos=False):
         with turn(model, has_tap=has_tap):
             x = transformer(params, config, inputs[None], Packed(lengths), tap)
             x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-            log_p = target_log_probabilities(x, targets, wte)
-        check_finite(log_p.sum())
-        log_p = iter(log_p)
+            found = target_scores(x, targets, wte)
+        check_finite(found.log_probabilities.sum())
+        end = 0
         for w in row:
-            n_scored = w.end - w.first_scored
-            scores[w.text][w.first_scored : w.end] = list(itertools.islice(log_p, n_scored))
+            start, end = end, end + w.end - w.first_scored
+            for whole, part in zip(scores[w.text], found, strict=True):
+                whole[w.first_scored : w.end] = part[start:end]
     return scores
 
 
@@ -136,20 +147,24 @@ def pack_windows(windows: Sequence[Window], n_ctx: int) -> list[list[Window]]:
     return rows
 
 
-def target_log_probabilities(x: Any, targets: np.ndarray, wte: Any) -> np.ndarray:
-    """Return log p of `targets` [q] on the host, for the stream x [1, q, d] and wte [v, d].
+def target_scores(x: Any, targets: np.ndarray, wte: Any) -> Scores:
+    """Return the scores of `targets` [q] on the host, for the stream x [1, q, d] and wte [v, d].
 
     Logits of a block of the vocabulary are held at a time. The sum of exponentials is kept
     relative to the highest logit so far.
     """
     xp = namespace(x)
-    chosen = einsum("bqd,bqd->bq", x, wte[xp.asarray(targets)][None])
     highest, total = -math.inf, 0.0  # [b, q] each after the first block
+    chosen = xp.empty(x.shape[:2], x.dtype)  # the targets' logits
     step = max(1, (LOGITS_AT_ONCE if xp is np else DEVICE_LOGITS_AT_ONCE) // len(targets))
     for start in range(0, len(wte), step):
         logits = einsum("bqd,vd->bqv", x, wte[start : start + step])
+        here = np.flatnonzero((start <= targets) & (targets < start + step))
+        positions, columns = xp.asarray(here), xp.asarray(targets[here] - start)
+        chosen[:, positions] = logits[:, positions, columns]
         before, highest = highest, xp.maximum(highest, logits.max(axis=-1))
         logits -= highest[..., None]
         xp.exp(logits, out=logits)
         total = total * xp.exp(before - highest) + logits.sum(axis=-1)
-    return to_host(chosen - highest - xp.log(total))[0]
+    log_p = chosen - highest - xp.log(total)
+    return Scores(to_host(log_p)[0], to_host(chosen == highest)[0])

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["", "checkpoint", "circuits", "cuda", "inference"]  # folders whose files are installed
+# Folders whose files are installed.
+PACKAGES = ["", "checkpoint", "circuits", "corpus", "cuda", "inference"]
 
 
 def product_files() -> list[Path]:

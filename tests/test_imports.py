@@ -9,7 +9,7 @@ from copies import ROOT, product_files
 
 # From the bottom up. A file may import files further down, and files of its own folder.
 ORDER = ["cuda", "backend", "bpe", "gpt2_np", "checkpoint", "inference", "circuits",
-         "command_line", "circuits.__main__", "__init__", "__main__"]
+         "command_line", "circuits.__main__", "corpus", "__init__", "__main__"]
 FORBIDDEN = {"circuits": {"checkpoint"}}
 
 
@@ -119,7 +119,7 @@ def top_names(names):
 
 # With NumPy come threadpoolctl or mkl on some machines.
 NUMPY = functools.cache(lambda: top_names(loaded("import numpy")))
-LAZY = {"cupy", "matplotlib", "regex", "requests", "tqdm", "urllib3"}
+LAZY = {"cupy", "lm_eval", "matplotlib", "pyarrow", "ray", "regex", "requests", "tqdm", "urllib3"}
 MODULES = [name for name in FILES if not name.endswith("__") or name == "__init__"]
 
 
@@ -133,7 +133,7 @@ def test_all_modules_together_load_only_numpy_and_the_standard_library():
 def test_importing_the_package_loads_no_circuits():
     found = loaded("import gpt2_np")
     assert {"gpt2_np.gpt2_np", "gpt2_np.inference.generation"} <= found
-    assert not {name for name in found if name.startswith("gpt2_np.circuits")}
+    assert not {name for name in found if name.startswith(("gpt2_np.circuits", "gpt2_np.corpus"))}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--info"], ["--info", "--json"],
