@@ -250,14 +250,20 @@ def whole_file(span: Span, limit: int) -> Document:
 # --- Parquet ---------------------------------------------------------------------------
 
 
-def parquet_file(path: str) -> Any:
-    """Open a Parquet file. Raises Error if it is none, or pyarrow is missing."""
+def import_pyarrow(path: str) -> Any:
+    """Return pyarrow, with `pyarrow.parquet`. Raises Error if it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise Error(f"{path} needs pyarrow, which is not installed: "
                     'pip install "gpt2_np[parquet]"') from None
+    return pyarrow
+
+
+def parquet_file(path: str) -> Any:
+    """Open a Parquet file. Raises Error if it is none."""
+    pyarrow = import_pyarrow(path)
     with parquet_errors(path):
         return pyarrow.parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False)
 
