@@ -123,12 +123,9 @@ def writer(file: BinaryIO, work: Work, format: str) -> Iterator[Any]:
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
     """Return JSON in UTF-8 with the end of a line. float32 has the fewest digits that tell it."""
-    try:
-        text = json.dumps(value, indent=indent, default=plain_list, ensure_ascii=False,
-                          allow_nan=False)
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # an id with half a surrogate pair, which JSON can spell
-        return json.dumps(value, indent=indent, default=plain_list).encode() + b"\n"
+    text = json.dumps(value, indent=indent, default=plain_list, ensure_ascii=False,
+                      allow_nan=False)
+    return text.encode(errors="backslashreplace") + b"\n"  # JSON's own escape of a lone surrogate
 
 
 def plain_list(array: np.ndarray) -> list[Any]:
@@ -140,7 +137,7 @@ def plain_list(array: np.ndarray) -> list[Any]:
 def table(pyarrow: Any, records: Sequence[Record], schema: Any) -> Any:
     """Return records as a table. Ids become strings, so that all shards have the same types."""
     columns = {name: [record.get(name) for record in records] for name in schema.names}
-    columns["id"] = [str(id).encode("utf-8", "replace").decode() for id in columns["id"]]
+    columns["id"] = list(map(str, columns["id"]))
     return pyarrow.table(columns, schema)
 
 
