@@ -13,6 +13,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from .. import backend
 from ..gpt2_np import Error
 from .documents import Shard
@@ -75,7 +77,8 @@ def prepare(worker: int, job: Job) -> Outcome | None:
 def attempt(worker: int, job: Job, shard: Shard) -> Outcome:
     """Do a shard. A worker whose outcome says that it died must end then."""
     try:
-        return Outcome(worker, write_shard(job, shard))
+        with np.errstate(all="ignore"):  # NaN results become errors
+            return Outcome(worker, write_shard(job, shard))
     except Exception as error:
         return failed(worker, job, error)
 
