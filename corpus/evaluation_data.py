@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 import zlib
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..bpe import shown
 from ..checkpoint.cache import PART, cache_folder, locked
@@ -23,8 +23,8 @@ from .documents import Inputs
 MAX_TEXT = 2**26  # bytes of a text that is read whole; WikiText-2's test text has 1.3 MB
 
 
-class Published(NamedTuple):
-    """A file as its publisher has it. `mirror` is the variable that may name another server."""
+class PublishedFile(NamedTuple):
+    """A file of an evaluation. `mirror` is the variable that may name another server."""
 
     name: str
     size: int
@@ -46,28 +46,31 @@ class Published(NamedTuple):
 
 
 FILES = {
-    "lambada": Published(
+    "lambada": PublishedFile(
         "lambada_test.jsonl", 1819752,
         "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226", "GPT2_NP_URL"),
-    "wikitext2": Published(
+    "wikitext2": PublishedFile(
         "wikitext-2-raw-v1.zip", 4721645,
         "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11", "HF_ENDPOINT",
         ("173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08",)),
 }  # fmt: skip
 
 
-def data_file(name: str, given: str | None = None, progress: bool = False) -> str:
+def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
     """Return the path of an evaluation's data: the given file, or the published one, fetched.
 
-    Raises DownloadError if the published file is not available, CheckpointError if the server has
-    another one.
+    Any other name is the path of the data itself. Raises DownloadError if the published file is not
+    available, CheckpointError if a server has another one.
     """
-    if given is not None or name not in FILES:
-        path = os.fspath(name if given is None else given)
-        if not os.path.isfile(path):
-            known = "" if given else f" and no evaluation: choose {', '.join(FILES)} or a file"
-            raise Error(f"{path} is not a file{known}")
-        return path
+    if name not in FILES:
+        if given is not None:
+            raise Error(f"data goes with {' and '.join(FILES)}: leave it out, {name} is the data")
+        if not isinstance(name, str | os.PathLike) or not os.path.exists(name):
+            raise Error(f"{name} is neither an evaluation ({', '.join(FILES)}) nor a file: check "
+                        "the spelling")
+        return os.fspath(name)
+    if given is not None:
+        return os.fspath(given)
     published = FILES[name]
     source = published.source(progress)
     target = source.folder / published.name
@@ -78,8 +81,8 @@ def data_file(name: str, given: str | None = None, progress: bool = False) -> st
     except DownloadError as error:
         cause = str(error).removesuffix(f"; {WITHOUT_NETWORK}")
         raise DownloadError(
-            f"{cause}; or put the file that {source.url}/{published.name} names ({published.size:,} "
-            f"bytes, SHA-256 {published.sha256}) at {target}, or give its path with --data"
+            f"{cause}; or put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
+            f"{published.sha256}) at {target}, or give its path with --data"
         ) from error
     except OSError as error:
         raise DownloadError(f"{error.filename or source.folder} cannot be used: {reason(error)}; "
@@ -109,20 +112,19 @@ class Passage(NamedTuple):
 
 def read_lambada(path: str, field: str = "text") -> list[Passage]:
     """Return the passages of a file of JSON lines. The last word follows the last space."""
-    inputs, passages = Inputs((path,), field=field), []
+    inputs, passages = Inputs((path,), field=field, input_format="jsonl"), []
+    expected = f"expected JSON with a passage in {shown(field)}, of two words at least"
     for shard in inputs.shards():
-        for document in inputs.read(shard):
-            if document.text is None:
-                raise Error(f"{document.id} is {document.skipped}: LAMBADA needs a passage of at "
-                            f"least two words in the field {shown(field)} of every line")
-            before, _, word = document.text.rpartition(" ")
-            context = before.rstrip()  # more spaces belong to the word, as in lm-eval
+        for place, text, skipped in inputs.read(shard):
+            if text is None:
+                raise Error(f"{place}: {skipped}, {expected}")
+            context = text.rpartition(" ")[0].rstrip()  # more spaces belong to the word
+            word = text[len(context) :]
             if not context or not word.strip():
-                raise Error(f"{document.id} is {shown(document.text)}, expected a passage of at "
-                            "least two words that does not end in a space")
-            passages.append(Passage(context, document.text[len(context):]))
+                raise Error(f"{place} is {shown(text)}, {expected}")
+            passages.append(Passage(context, word))
     if not passages:
-        raise Error(f"{path} has no passages: it is empty")
+        raise Error(f"{path} is empty, {expected}")
     return passages
 
 
@@ -132,31 +134,34 @@ def read_lambada(path: str, field: str = "text") -> list[Passage]:
 def read_wikitext(path: str) -> str:
     """Return the test text of WikiText from its zip file, or from a file of the text alone."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                [name] = [name for name in archive.namelist()
-                          if name.endswith(("wiki.test.raw", "wiki.test.tokens"))]
-                with archive.open(name) as file:
-                    data = file.read(MAX_TEXT + 1)
-        elif str(path).endswith(".zip"):
-            raise zipfile.BadZipFile("it is cut short, or no zip file")
-        else:
-            with open(path, "rb") as file:
-                data = file.read(MAX_TEXT + 1)
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\3\4"
+            file.seek(0)
+            data = member_text(path, file) if is_zip else file.read(MAX_TEXT + 1)
         text = data.decode()
     except OSError as error:
         raise Error(f"{path} cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
-        raise Error(f"{path} is not UTF-8 text: byte {error.start} of the test text") from error
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # ValueError: none or several; RuntimeError: encrypted, or an unknown compression
-        words = "it has not one wiki.test.raw" if isinstance(error, ValueError) else str(error)
-        raise Error(f"{path} is not WikiText's zip file: {words}; download it again") from error
+        raise Error(f"{path} is not UTF-8 text, see its byte {error.start:,}") from error
     if len(data) > MAX_TEXT:
         raise Error(f"{path} has a test text of over {MAX_TEXT:,} bytes: give a shorter one")
     if not text.strip():
-        raise Error(f"{path} has no text: it is empty")
+        raise Error(f"{path} has no text, expected the test text of WikiText")
     return text
+
+
+def member_text(path: str, file: BinaryIO) -> bytes:
+    """Return the test text of an archive. Raises Error if there is none, or it is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name for name in archive.namelist() if name.endswith("wiki.test.raw")]
+            if len(names) != 1:
+                raise Error(f"{path} has {len(names)} files wiki.test.raw, expected one: give the "
+                            "archive wikitext-2-raw-v1.zip, or the text itself")
+            with archive.open(names[0]) as member:
+                return member.read(MAX_TEXT + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise Error(f"{path} is a damaged archive ({error}): fetch it again") from error
 
 
 def joined_rows(text: str) -> str:
