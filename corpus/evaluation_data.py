@@ -66,7 +66,7 @@ def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
         if given is not None:
             raise Error(f"data goes with {' and '.join(FILES)}: leave it out, {name} is the data")
         if not isinstance(name, str | os.PathLike) or not os.path.exists(name):
-            raise Error(f"{name} is neither an evaluation ({', '.join(FILES)}) nor a file: check "
+            raise Error(f"{shown(name)} is neither an evaluation ({', '.join(FILES)}) nor a file: check "
                         "the spelling")
         return os.fspath(name)
     if given is not None:
@@ -217,4 +217,4 @@ def n_words(page: str) -> int:
 
 def n_word_tokens(page: str) -> int:
     """Return the tokens of an article as WikiText counts them: words, and the end of each line."""
-    return len(page.split()) + page.count("\n")
+    return len(page.split()) + page.count("\n") + (not page.endswith("\n"))
