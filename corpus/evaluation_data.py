@@ -66,8 +66,8 @@ def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
         if given is not None:
             raise Error(f"data goes with {' and '.join(FILES)}: leave it out, {name} is the data")
         if not isinstance(name, str | os.PathLike) or not os.path.exists(name):
-            raise Error(f"{shown(name)} is neither an evaluation ({', '.join(FILES)}) nor a file: check "
-                        "the spelling")
+            raise Error(f"{shown(name)} is neither an evaluation ({', '.join(FILES)}) nor a file: "
+                        "check the spelling")
         return os.fspath(name)
     if given is not None:
         return os.fspath(given)

@@ -14,12 +14,16 @@ from gpt2_np.corpus import evaluation_data as data
 
 LAMBADA = "".join(json.dumps({"text": text}) + "\n" for text in
                   ["she went to the café", "he said  no", "a b."]).encode()
-WIKITEXT = """ \n = Robert Boulter = \n \n Robert Boulter is an English film , television and theatre
- actor . \n \n = = Career = = \n \n = = = 2000 – 2005 = = = \n \n He said " no , " at 20 ° C ( twice ) .
+WIKITEXT = """ \n = Robert Boulter = \n \n Robert Boulter is an English film , television actor .
+ \n = = Career = = \n \n = = = 2000 – 2005 = = = \n \n He said " no , " at 20 ° C ( twice ) .
  \n = Du Fu = \n \n Du Fu 's poems : 1 @,@ 500 . \n"""
 SERVED = {"lambada": "data/lambada_test.jsonl",
           "wikitext2": "datasets/ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip"}
 CONTENTS = {"lambada": LAMBADA}
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def archive(**files):
@@ -42,7 +46,7 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
     for name, content in CONTENTS.items():
         pinned = data.FILES[name]._replace(
-            size=len(content), sha256=hashlib.sha256(content).hexdigest(), contents=())
+            size=len(content), sha256=sha256(content), contents=())
         monkeypatch.setitem(data.FILES, name, pinned)
 
 
@@ -85,7 +89,7 @@ def test_a_transfer_that_breaks_off_goes_on(server, monkeypatch):
 
 def test_another_file_than_the_published_one_is_refused(server):
     server.instead["/" + SERVED["lambada"]] = LAMBADA.replace(b"no", b"on")
-    with pytest.raises(CheckpointError, match="has SHA-256 .*, expected .*: it is not the official"):
+    with pytest.raises(CheckpointError, match=r"has SHA-256 .*: it is not the official file"):
         data.data_file("lambada")
     assert not [*cache_folder().rglob("*.jsonl"), *cache_folder().rglob("*.part")]
     server.instead["/" + SERVED["lambada"]] = LAMBADA + b" "
@@ -112,7 +116,7 @@ def test_offline_the_sentence_says_which_file_to_put_where(monkeypatch, name):
 
 def test_a_server_that_does_not_have_the_file(server):
     (server.folder / SERVED["lambada"]).unlink()
-    with pytest.raises(DownloadError, match="answered 404.*; or put .* at .*, or give its path"):
+    with pytest.raises(DownloadError, match=r"answered 404.*; or put .* at .*, or give"):
         data.data_file("lambada")
 
 
@@ -129,8 +133,8 @@ def test_a_given_file_is_taken_as_it_is(tmp_path, server):
 def test_the_text_of_an_archive_counts_as_published_too(tmp_path, monkeypatch):
     text = tmp_path / "wiki.test.raw"
     text.write_text(WIKITEXT)
-    contents = (hashlib.sha256(WIKITEXT.encode()).hexdigest(),)
-    monkeypatch.setitem(data.FILES, "wikitext2", data.FILES["wikitext2"]._replace(contents=contents))
+    file = data.FILES["wikitext2"]._replace(contents=(sha256(WIKITEXT.encode()),))
+    monkeypatch.setitem(data.FILES, "wikitext2", file)
     assert data.is_published("wikitext2", text)
 
 
@@ -172,7 +176,7 @@ def test_a_passage_that_is_none_is_named(tmp_path, content, words):
 
 def test_a_file_that_is_missing(tmp_path):
     for read in data.read_lambada, data.read_wikitext:
-        with pytest.raises(Error, match="nothing.jsonl cannot be read: No such file"):
+        with pytest.raises(Error, match=r"nothing.jsonl cannot be read: No such file"):
             read(str(tmp_path / "nothing.jsonl"))
 
 
@@ -222,7 +226,7 @@ def test_articles_begin_at_their_titles_and_not_at_sections():
 
 def test_articles_are_detokenized():
     assert [data.detokenized(article) for article in data.pages(WIKITEXT)] == [
-        " = Robert Boulter =\n\nRobert Boulter is an English film, television and theatre\nactor.\n\n"
+        " = Robert Boulter =\n\nRobert Boulter is an English film, television actor .\n\n"
         '== Career ==\n\n=== 2000 – 2005 ===\n\nHe said "no," at 20°C (twice) .\n',
         " = Du Fu =\n\nDu Fu's poems: 1,500.\n"]
 
