@@ -285,12 +285,17 @@ def check_columns(path: str, field: str, id: str | None) -> None:
                         f"{', '.join(map(repr, schema.names))}")
         kind = schema.field(name).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        is_text = any(test(kind) for test in (
-            types.is_string, types.is_large_string, types.is_binary, types.is_large_binary,
-            types.is_null))
-        if not is_text and not (name == id and types.is_integer(kind)):
+        if not is_text(kind) and not (name == id and types.is_integer(kind)):
             expected = "texts or integers" if name == id else "texts"
             raise Error(f"{path}: column {name!r} holds {kind}, expected {expected}")
+
+
+def is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return any(test(kind) for test in (
+        types.is_string, types.is_large_string, types.is_string_view, types.is_null,
+        types.is_binary, types.is_large_binary, types.is_binary_view))
 
 
 def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Iterator[Piece]:
@@ -359,13 +364,12 @@ class Rows:
 
 
 def cell_values(array: Any) -> list[Any]:
-    """Return the cells of a column, text as bytes: pyarrow decodes only what is UTF-8."""
+    """Return the cells of a column, text as bytes: pyarrow raises at text that is not UTF-8."""
     import pyarrow
-    from pyarrow import types
 
-    if types.is_dictionary(array.type):
+    if pyarrow.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    if types.is_string(array.type) or types.is_large_string(array.type):
+    if is_text(array.type):
         array = array.cast(pyarrow.large_binary())
     return array.to_pylist()
 
