@@ -318,7 +318,7 @@ def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Ite
         count = min(group.num_rows, -(-size // shard_bytes) or 1)
         for piece in range(count):
             start, end = (group.num_rows * edge // count for edge in (piece, piece + 1))
-            until = n_bytes * (row + end) // about.num_rows
+            until = n_bytes * (row + end) // max(about.num_rows, 1)
             yield Piece(Span(path, row + start, row + end), size // count, until - read)
             read = until
         row += group.num_rows
