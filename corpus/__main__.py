@@ -15,7 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import checkpoint
-from ..command_line import SAMPLING, add_model_options, called, option, run_command
+from ..command_line import (
+    SAMPLING,
+    add_model_options,
+    called,
+    check_drawing,
+    option,
+    run_command,
+)
 from ..gpt2_np import __version__
 from .documents import SUFFIXES
 from .driver import ENGINES, Incomplete, Stopped, generate, score
@@ -110,8 +117,8 @@ RUN_OPTIONS = ("device", "dtype", "tf32", "field", "id", "documents", "input_for
 
 def run_options(args, parser) -> dict[str, Any]:
     """Return the options of `RunOptions`. Ends the program if they do not go together."""
-    for name in ("max_bytes", "shard_bytes", "workers", "threads"):
-        value = getattr(args, name)
+    for name in ("max_bytes", "shard_bytes", "workers", "threads", "stride", "tokens", "batch"):
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             parser.error(f"{option(name)} is {value}: it must be at least 1")
     if args.gpus < 0:
@@ -137,6 +144,7 @@ def run_score(args, parser):
 
 
 def run_generate(args, parser):
+    check_drawing(args, parser)
     with stoppable(parser):
         print_summary(args, generate(
             args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
