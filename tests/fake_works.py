@@ -1,4 +1,4 @@
-"""Runs without a model or without processes. Some of its texts do to a worker what real ones do in the end."""
+"""Runs without a model or without processes. Some texts do to a worker what real ones do."""
 import os
 import signal
 import time
