@@ -154,8 +154,7 @@ def run_generate(args, parser):
         print_summary(args, generate(
             args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
             seed=args.seed, batch=args.batch, bos=args.bos, per_token=args.per_token,
-            sampling={name: getattr(args, name) for name in SAMPLING},
-            **run_options(args, parser)))
+            **{name: getattr(args, name) for name in SAMPLING}, **run_options(args, parser)))
 
 
 class Terminated(KeyboardInterrupt):

@@ -74,7 +74,7 @@ def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
 
 def test_drawn_texts_depend_on_the_seed_and_the_id_alone(model, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
-    options = {"id": "n", "n_tokens": 8, "sampling": {"temperature": 1.5}}
+    options = {"id": "n", "n_tokens": 8, "temperature": 1.5}
     backwards = tmp_path / "backwards.jsonl.gz"
     backwards.write_bytes(gzip.compress(b"".join(texts.read_bytes().splitlines(True)[::-1])))
     for name, path, more in (("a", texts, {"seed": 1, "shard_bytes": 400}),

@@ -127,7 +127,7 @@ def test_a_run_with_something_changed_says_what(tmp_path, change, words):
 
 def test_of_many_changes_three_are_told(tmp_path):
     start(tmp_path)
-    with pytest.raises(Error, match="; numpy was .*, and now it is 3, and 2 more"):
+    with pytest.raises(Error, match=r"; numpy was .*, and now it is 3, and 2 more"):
         start(tmp_path, {"model": {"weights": 1}, "inputs": [], "numpy": 3})
 
 
