@@ -196,13 +196,13 @@ def model_class() -> Any:
             return self.tokenizer.encode(string, "all")
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
-            results = [None] * len(requests)
+            results: list[Any] = [None] * len(requests)
             with tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm) as bar:
                 pairs = [Continuation(*ids) for _, *ids in requests]
                 for number, *result in log_likelihoods(
                         self.model, pairs, self.max_length, self.tap):
-                    results[number] = tuple(result)
-                    self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(result))
+                    results[number] = answer = tuple(result)
+                    self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
                     bar.update()
             return results
 
@@ -312,7 +312,7 @@ def size_of_batch(size: int | str) -> int | None:
 
 def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
     """Return the options of `sample` for those of a task. Raises Error for unknown ones."""
-    options = dict(options)
+    options: Any = dict(options)
     draws = options.pop("do_sample", False)
     temperature = float(options.pop("temperature", 0.0))
     if options.get("num_beams") == 1:
@@ -321,9 +321,10 @@ def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
     if unknown := [f"{name}={shown(options[name])}" for name in options if name not in known]:
         raise Error(f"the task generates with {', '.join(unknown)}: this model knows until, "
                     f"max_gen_toks, do_sample, {', '.join(sorted(known))}")
-    if not (draws and temperature):  # the others change which tokens are drawn
-        return {name: options[name] for name in options if name == "repetition_penalty"}
-    return {"temperature": temperature, **options}
+    if draws and temperature:
+        return SamplingOptions(temperature=temperature, **options)
+    penalty = options.get("repetition_penalty")  # the others change which tokens are drawn
+    return SamplingOptions() if penalty is None else SamplingOptions(repetition_penalty=penalty)
 
 
 # --- the command -----------------------------------------------------------------------
