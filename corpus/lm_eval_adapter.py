@@ -310,9 +310,9 @@ def size_of_batch(size: int | str) -> int | None:
     return int(size)
 
 
-def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
+def sampling_options(given: Mapping[str, Any]) -> SamplingOptions:
     """Return the options of `sample` for those of a task. Raises Error for unknown ones."""
-    options: Any = dict(options)
+    options: Any = dict(given)
     draws = options.pop("do_sample", False)
     temperature = float(options.pop("temperature", 0.0))
     if options.get("num_beams") == 1:
