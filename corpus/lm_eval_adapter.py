@@ -22,15 +22,15 @@ from ..bpe import shown
 from ..circuits.interventions import as_tap
 from ..command_line import text_model
 from ..gpt2_np import Error, Model, Sampling, TapFunction, __version__, namespace
+from ..inference.branches import Branches, branch_scores
 from ..inference.costs import count_parameters
 from ..inference.generation import Generation
 from ..inference.options import SamplingOptions, check_count
-from ..inference.scoring import Query, query_scores
 from ..inference.taps import checked_tap
 from .ablations import ablated_model, ablation_name
 
 NAME = "gpt2_np"  # of the model in lm-eval's registry
-AT_ONCE = 4096  # requests that are packed together: rows are then found in under a second
+AT_ONCE = 4096  # contexts that are packed together: rows are then found in under a second
 PROMPTS_AT_ONCE = 32
 CACHE_BYTES = 1 << 30  # of keys and values, unless a batch size is given
 
@@ -51,38 +51,27 @@ def log_likelihoods(
     """Yield the number of each request, log p in nats, and True if greedy decoding writes it.
 
     They come in the order in which they are computed. A context loses its beginning if not all fits
-    into max_length positions. Requests that differ only in their last token share a pass, as the
-    choices A, B, C and D do. Raises Error at once for a request that cannot be scored.
+    into max_length positions. One that several requests share is computed once, as are equal
+    requests. Raises Error at once for a request that cannot be scored.
     """
-    groups = defaultdict(list)  # the numbers of requests with the same inputs
+    groups: Any = defaultdict(lambda: defaultdict(list))  # numbers by context and continuation
     for number, (context, continuation) in enumerate(requests):
         if not context or not 0 < len(continuation) <= max_length:
             raise Error(f"request {number} has {len(context)} tokens of context and "
                         f"{len(continuation)} to score: it must have some of both, and at most "
                         f"{max_length} to score")
-        inputs = (*context, *continuation)[-max_length - 1 : -1]
-        groups[inputs].append(number)
+        n_kept = max_length + 1 - len(continuation)
+        groups[tuple(context[-n_kept:])][tuple(continuation)].append(number)
     order = sorted(groups, key=len, reverse=True)
     for start in range(0, len(order), AT_ONCE):
-        part = order[start : start + AT_ONCE]
-        queries = [group_query(inputs, [requests[number] for number in groups[inputs]])
-                   for inputs in part]
-        for place, found in query_scores(model, queries, checked_tap(tap)):
-            numbers = groups[part[place]]
-            n_shared = len(found.is_greedy) - len(numbers)
-            for last, number in enumerate(numbers, n_shared):
-                n = len(requests[number].continuation)
-                scored = [*range(n_shared - n + 1, n_shared), last]
-                log_p = found.log_probabilities[scored].sum(dtype=np.float64)
-                yield number, float(log_p), bool(found.is_greedy[scored].all())
-
-
-def group_query(inputs: tuple[int, ...], requests: Sequence[Continuation]) -> Query:
-    """Return a query for requests of the same inputs: what they share, then a last token each."""
-    ids, end = np.array(inputs), len(inputs) - 1
-    shared = np.arange(end + 1 - max(len(request.continuation) for request in requests), end)
-    last = [request.continuation[-1] for request in requests]
-    return Query(0, ids, np.append(shared, [end] * len(last)), np.append(ids[shared + 1], last))
+        part = [(context, list(groups[context])) for context in order[start : start + AT_ONCE]]
+        arrays = [Branches(np.array(context), [np.array(ids) for ids in continuations])
+                  for context, continuations in part]
+        for group, branch, found in branch_scores(model, arrays, checked_tap(tap)):
+            context, continuations = part[group]
+            log_p = float(found.log_probabilities.sum(dtype=np.float64))
+            for number in groups[context][continuations[branch]]:
+                yield number, log_p, bool(found.is_greedy.all())
 
 
 def continuations(
