@@ -120,10 +120,9 @@ class Inputs:
                         f"{', '.join(formats)}")
         if self.documents not in ("lines", "files"):
             raise Error(f"documents is {shown(self.documents)}, expected lines or files")
-        for name in ("max_bytes", "least_shard_bytes"):
-            check_count(name, getattr(self, name))
-        if self.shard_bytes is not None:
-            check_count("shard_bytes", self.shard_bytes)
+        for name in ("max_bytes", "shard_bytes", "least_shard_bytes"):
+            if name != "shard_bytes" or self.shard_bytes is not None:
+                check_count(name, getattr(self, name), most=2**40)
         if not self.paths:
             raise Error("there are no input files: name at least one")
         seen: dict[tuple[int, int], str] = {}
@@ -180,8 +179,8 @@ class Inputs:
         cannot be unpacked; a line that is cut there is left out. All other documents are in some
         shard. Raises Error at the very end if a file was damaged: the run is not whole.
         """
-        shard_bytes = self.shard_bytes or max(self.least_shard_bytes,
-                                              -(-self.n_bytes() // MOST_SHARDS))
+        left = self.n_bytes()
+        shard_bytes = self.shard_bytes or max(self.least_shard_bytes, -(-left // MOST_SHARDS))
         damage: list[str] = []
         number = size = n_bytes = 0
         spans: list[Span] = []
@@ -189,12 +188,13 @@ class Inputs:
             counted = max(piece.size, LEAST_SPAN)
             if spans and size + counted > shard_bytes:
                 yield Shard(number, tuple(spans), n_bytes)
+                left -= n_bytes
                 number, size, n_bytes, spans = number + 1, 0, 0, []
             spans.append(piece.span)
             size += counted
             n_bytes += piece.n_bytes
         if spans:
-            yield Shard(number, tuple(spans), n_bytes)
+            yield Shard(number, tuple(spans), left)  # with the bytes of files that have no text
         if damage:
             more = f" So are {len(damage) - 1} more files." if len(damage) > 1 else ""
             raise Error(f"{damage[0]}: all that comes before was read, the rest is missing. Fetch "
@@ -230,7 +230,7 @@ class Inputs:
                     start, read = start + shard_bytes, now
             if raw.damage is not None:
                 damage.append(f"{path} is damaged after {end:,} bytes of text ({raw.damage})")
-            if end > start or (is_one and raw.damage is None):
+            if raw.damage is None if is_one else end > start:
                 size = os.stat(path).st_size
                 yield Piece(Span(path, start, int(min(end, most))), end - start, size - read)
 

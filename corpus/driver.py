@@ -92,7 +92,6 @@ def score(
             changed, or nothing can go on, as on a full disk.
         Stopped: a KeyboardInterrupt that says how far the run came.
     """
-    refuse_to_start_again()
     work = Scorer(model, stride=stride, bos=bos, per_token=per_token, **take_model(options))
     return run(work, take_inputs(paths, options), output, **options)
 
@@ -112,7 +111,6 @@ def generate(
 
     All else, results and errors too, is as in `score`.
     """
-    refuse_to_start_again()
     work = Generator(model, n_tokens=n_tokens, stop=stop, seed=seed, batch=batch, bos=bos,
                      per_token=per_token, **(sampling or {}), **take_model(options))
     return run(work, take_inputs(paths, options, least_shard_bytes=2**16), output, **options)
@@ -172,6 +170,7 @@ def run(
     threads: int = 1, gpus: int = 0, progress: bool = False, command: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Do the shards that are missing and return the summary. Options are as in `score`."""
+    refuse_to_start_again()
     if engine not in ENGINES:
         raise Error(f"engine is {shown(engine)}: choose one of {', '.join(ENGINES)}")
     if output_format not in FORMATS:

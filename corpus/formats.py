@@ -106,6 +106,11 @@ def json_document(place: str, line: bytes, field: str, id: str | None, limit: in
                     place if id is None else record.get(id, MISSING), limit)
 
 
+def refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=refuse)
 STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
 
@@ -121,11 +126,7 @@ def parse(text: str) -> Any:
             depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
             if depth > MOST_NESTED:
                 raise ValueError("nested deeply")
-    return json.loads(text, parse_constant=refuse)
-
-
-def refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+    return DECODER.decode(text)
 
 
 # --- lines -----------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def changed(path: str) -> Error:
 def whole_file(span: Span, limit: int) -> Document:
     """Return a file as one document. Its id is the path."""
     with open_text(span.path) as stream:
-        data = stream.read(limit + len(BOM) + 1)
+        data = stream.read(min(span.end, limit + len(BOM) + 1))
     if len(data) < span.end:
         raise changed(span.path)
     data = data.removeprefix(BOM)
@@ -274,10 +275,10 @@ def parquet_errors(path: str) -> Iterator[None]:
 
 def check_columns(path: str, field: str, id: str | None) -> None:
     """Raise Error if a Parquet file has no such columns, or they hold neither text nor ids."""
-    from pyarrow import types
-
     with parquet_file(path) as file:
         schema = file.schema_arrow
+    from pyarrow import types
+
     for name in (field,) if id is None else (field, id):
         if schema.names.count(name) != 1:
             found = "several columns" if name in schema.names else "no column"

@@ -123,12 +123,9 @@ def writer(file: BinaryIO, work: Work, format: str) -> Iterator[Any]:
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
     """Return JSON in UTF-8 with the end of a line. float32 has the fewest digits that tell it."""
-    try:
-        text = json.dumps(value, indent=indent, default=plain_list, ensure_ascii=False,
-                          allow_nan=False)
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # an id with half a surrogate pair, which JSON can spell
-        return json.dumps(value, indent=indent, default=plain_list).encode() + b"\n"
+    text = json.dumps(value, indent=indent, default=plain_list, ensure_ascii=False,
+                      allow_nan=False)
+    return text.encode(errors="backslashreplace") + b"\n"  # JSON's own escape of a lone surrogate
 
 
 def plain_list(array: np.ndarray) -> list[Any]:
@@ -140,7 +137,7 @@ def plain_list(array: np.ndarray) -> list[Any]:
 def table(pyarrow: Any, records: Sequence[Record], schema: Any) -> Any:
     """Return records as a table. Ids become strings, so that all shards have the same types."""
     columns = {name: [record.get(name) for record in records] for name in schema.names}
-    columns["id"] = [str(id).encode("utf-8", "replace").decode() for id in columns["id"]]
+    columns["id"] = list(map(str, columns["id"]))
     return pyarrow.table(columns, schema)
 
 
@@ -191,18 +188,18 @@ def read_records(path: str, format: str, names: Sequence[str]) -> Iterator[list[
 def json_records(path: str) -> Iterator[list[Record]]:
     with open(path, "rb") as file:
         while lines := file.readlines(MOST_CHARACTERS):
-            yield [parsed(line) for line in lines]
+            if not lines[-1].endswith(b"\n"):
+                raise ValueError("its last line is cut off")
+            records = json.loads(b"[%s]" % b",".join(map(without_tokens, lines)))
+            if not all(isinstance(record, dict) and "id" in record for record in records):
+                raise ValueError("a line is no record")
+            yield records
 
 
-def parsed(line: bytes) -> Record:
-    """Return a record without the values of its tokens, which take the most time to parse."""
-    if not line.endswith(b"\n"):
-        raise ValueError("its last line is cut off")
-    cut = line.find(b', "tokens": [')  # no string holds these: its quotes would be escaped
-    record = json.loads(line if cut < 0 else line[:cut] + b"}")
-    if not isinstance(record, dict) or "id" not in record:
-        raise ValueError("a line is no record")
-    return record
+def without_tokens(line: bytes) -> bytes:
+    """Return a record's line without the values of its tokens, which take most time to parse."""
+    end = line.find(b', "tokens": [')  # no string holds these: its quotes would be escaped
+    return line if end < 0 else line[:end] + b"}"
 
 
 def parquet_records(path: str, names: Sequence[str]) -> Iterator[list[Record]]:

@@ -25,6 +25,7 @@ from ..inference.scoring import score_windows
 from ..inference.text_stream import cut_at_stop, stop_list, stop_strings
 from .documents import Document
 from .fingerprints import checkpoint_fingerprint, model_fingerprint
+from .formats import fault
 
 Record = dict[str, Any]  # a line of the output; it begins with the document's id
 Row = list[int]  # token ids
@@ -298,9 +299,7 @@ def start_and_rows(
 
 def why_not(text: Any) -> str | None:
     """Return the reason why this is no text to work on, or None."""
-    if not isinstance(text, str):
-        return "not a text"
-    return None if text else "empty"
+    return fault(text, str) or (None if text else "empty")
 
 
 def columns_of(batch: Any) -> dict[str, Any]:

@@ -167,4 +167,4 @@ def target_scores(x: Any, targets: np.ndarray, wte: Any) -> Scores:
         xp.exp(logits, out=logits)
         total = total * xp.exp(before - highest) + logits.sum(axis=-1)
     log_p = chosen - highest - xp.log(total)
-    return Scores(to_host(log_p)[0], to_host(chosen == highest)[0])
+    return Scores(to_host(log_p)[0], (to_host(chosen) == to_host(highest))[0])
