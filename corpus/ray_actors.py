@@ -174,7 +174,8 @@ class RayEngine:
         try:
             outcome = self.ray.get(reference)
         except Exception as error:
-            outcome = Outcome(0, failure=self.epitaph(error), died=True, ready=step == "attempt")
+            outcome = Outcome(0, failure=self.epitaph(error), died=True, ready=step == "attempt",
+                              fatal="failed to import" in str(error))
         if outcome is None and step == "arrive":
             self.call(actor, "prepare")
         elif outcome is None or not outcome.died:
@@ -193,7 +194,7 @@ class RayEngine:
 
     def epitaph(self, error: Exception) -> str:
         """Say in a sentence how an actor ended."""
-        where = re.search(r"^\s*ip: (\S+)", str(error), re.MULTILINE)
+        where = re.search(r"\bip[:=] ?([\w.:]+)", str(error))
         who = "a worker" + (f" on {where[1]}" if where else "")
         if isinstance(error, self.ray.exceptions.OutOfMemoryError):
             return f"{who} was ended by Ray: its node has no memory left"
@@ -203,8 +204,8 @@ class RayEngine:
             return f"{who} is gone: the connection to it has ended"
         if "process has died" in str(error):
             return f"{who} died: its process was killed, as a system does that runs out of memory"
-        last = str(error).strip().rpartition("\n")[2]
-        return f"{who} failed: {last}"
+        remedy = ": install the same packages on every node" * ("failed to import" in str(error))
+        return f"{who} failed: {str(error).strip().rpartition(chr(10))[2]}{remedy}"
 
     def warn_of_waiting(self) -> None:
         """Say once that the cluster has no room, if actors wait for it."""
