@@ -203,7 +203,8 @@ def run(
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.rest), state.add, bar.say)
+                lost = run_shards(workers_at_work, chain([first], shards.rest),
+                                  lambda done: (state.add(done), bar.add(done)), bar.say)
         if shards.problem:
             lost.append(Lost(Shard(shards.n, (), 0), shards.problem))
         elif first is None and (summary := complete_summary(folder)):
