@@ -3,6 +3,8 @@
     pip install "ray[data]" datasets pyarrow pandas cloudpickle dill
     pytest -m parity tests/parity/test_corpus_callables_parity.py
 """
+import errno
+import io
 import math
 import os
 import pickle
@@ -199,3 +201,15 @@ def test_damaged_parquet_is_named(tmp_path, damage):
         pyarrow.parquet.write_table(pyarrow.table({"id": ["x"]}), path)
     with pytest.raises(gpt2_np.Error, match=r"part-00000\.parquet is damaged"):
         summary.write_summary(given, 1)
+
+
+def test_a_full_disk_is_the_error_of_the_system_that_the_driver_knows(tmp_path):
+    class Full(io.FileIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    given = job(tmp_path, [["x"]], {"x": (3, 4, -1.5)}, "parquet")
+    with pytest.raises(OSError) as found, Full(str(tmp_path / "file"), "wb") as file, \
+            shard_files.writer(file, given.work, "parquet") as write:
+        write(given.work.records([Document("x", "x")]))
+    assert found.value.errno == errno.ENOSPC
