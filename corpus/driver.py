@@ -16,11 +16,12 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
+from .formats import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
 from .runs import SUMMARY, Run, open_run, refuse_changes
 from .scheduling import Engine, Lost, run_shards
-from .shard_files import FORMATS, Job, import_pyarrow
+from .shard_files import FORMATS, Job
 from .summary import write_summary
 from .work import Generator, Scorer, Work
 
@@ -190,7 +191,7 @@ def run(
     if gpus and workers not in (None, gpus):
         raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
     if output_format == "parquet":
-        import_pyarrow()  # one sentence if it is not installed
+        import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
     options = {**asdict(inputs), "threads": threads, "output_format": output_format}

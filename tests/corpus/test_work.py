@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
+import strict_arrays
 from random_model import map_params
 from small_model import TEXT, save_small_model
 
 import gpt2_np
-from gpt2_np import Model, bpe, checkpoint, corpus
+from gpt2_np import Model, backend, bpe, checkpoint, corpus
 from gpt2_np.corpus import fingerprints, work
 from gpt2_np.corpus.formats import Document
 from gpt2_np.cuda import products
@@ -223,6 +224,26 @@ def test_preparing_refuses_what_does_not_fit_the_model(model):
     ):
         with pytest.raises(gpt2_np.Error, match=message):
             made.prepare()
+
+
+@pytest.fixture(params=["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+def on_device(request, model):
+    xp = backend.pick("cuda") if request.param == "cuda" else strict_arrays
+    params = map_params(lambda array: backend.to_device(array, xp), model.params)
+    return Model(model.config, params, model.tokenizer)
+
+
+def test_a_device_gives_the_records_of_the_host(model, on_device):
+    for kind in corpus.Scorer, corpus.Generator:
+        for found, expected in zip(kind(on_device).records(documents()),
+                                   kind(model).records(documents()), strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert found[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float)
+                                       else value)
+        found, expected = kind(on_device).fingerprint(), kind(model).fingerprint()
+        assert (found["device"], expected["device"]) == ("cuda", "cpu")
+        assert {**found, "device": "cpu"} == expected
 
 
 # --- pickles and fingerprints ----------------------------------------------------------
