@@ -87,12 +87,15 @@ class ModelWork:
         """
         if isinstance(self.source, Model):
             wte = self.source.params["wte"]
-            about, xp, dtype = model_fingerprint(self.source), namespace(wte), wte.dtype.name
+            about, dtype = model_fingerprint(self.source), wte.dtype.name
+            device = "cpu" if namespace(wte) is np else "cuda"
         else:
-            about, xp = checkpoint_fingerprint(self.source), backend.pick(self.device)
-            dtype = np.dtype(self.dtype).name
+            about, dtype = checkpoint_fingerprint(self.source), np.dtype(self.dtype).name
+            device = self.device
+            if device == "auto":  # else this process might have no GPU, but the workers
+                device = "cpu" if backend.pick(device) is np else "cuda"
         return {"work": type(self).__name__, "model": about,
-                "device": "cpu" if xp is np else "cuda", "dtype": dtype, "tf32": self.tf32,
+                "device": device, "dtype": dtype, "tf32": self.tf32,
                 **self.options(about["config"]["n_ctx"]),
                 "gpt2_np": __version__, "numpy": np.__version__}
 
