@@ -250,6 +250,7 @@ def stopping(state: Run) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise Stopped(f"stopped: {state}; the same command goes on") from stop
     except Error as error:
+        how_far = str(state)
         if not state.done:
             raise
-        raise Error(f"{error}. {state}: the same command goes on") from error
+        raise Error(f"{error}. {how_far}: the same command goes on") from error

@@ -62,6 +62,7 @@ class Run:
             write_json(os.path.join(self.folder, RUN), self.about)
 
     def __str__(self) -> str:
+        self.done = done_shards(self.folder, self.about)  # also those of which nobody was told
         return progress_words(len(self.done), self.n_shards)
 
 
