@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 WORDS = ["the", "café", "street", "remember", "naïve", "corner", "N", "1", "°", "@-@", "@,@", "@.@",
          "'s", "'", '"', "(", ")", "[", "]", "{", "}", ":", ";", ".", "!", "?", ",", "=", "= =",
-         "= = =", "= = = =", "\n", " \n", "\n ", "  ", "s '", "s ' s", "…", "\u00a0", "\t"]  # fmt: skip
+         "= = =", "= = = =", "\n", " \n", "\n ", "  ", "s '", "s ' s", "…", "\u00a0", "\t"]
 PASSAGES = ["the café at the corner", "they remember naïve", "at  the café  that", "a b",
             "the naïve café at the corner of the street is the café that they remember " * 4 + "x"]
 
