@@ -231,6 +231,14 @@ def test_articles_are_detokenized():
         " = Du Fu =\n\nDu Fu's poems: 1,500.\n"]
 
 
+def test_brackets_and_quotes_without_a_partner_stay():
+    """A million of them take no time: if each searched to the end, it would be hours."""
+    assert data.detokenized("( a ( b ) [ c") == "(a ( b) [ c"
+    assert data.detokenized('" a " b " c') == '"a" b " c'
+    for odd in ("( ", "[", "{ x"):
+        assert data.detokenized(odd * 10**6) == odd * 10**6
+
+
 def test_words_are_counted_in_the_original_article():
     article = " = Du Fu = \n \n Du Fu 's poems : 1 @,@ 500 . \n"
     assert data.n_words(article) == 4 + 9 + 2  # an empty one at each end
