@@ -81,7 +81,7 @@ def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
     except DownloadError as error:
         cause = str(error).removesuffix(f"; {WITHOUT_NETWORK}")
         raise DownloadError(
-            f"{cause}; or put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
+            f"{cause}; otherwise put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
             f"{published.sha256}) at {target}, or give its path with --data"
         ) from error
     except OSError as error:

@@ -116,7 +116,7 @@ def test_offline_the_sentence_says_which_file_to_put_where(monkeypatch, name):
 
 def test_a_server_that_does_not_have_the_file(server):
     (server.folder / SERVED["lambada"]).unlink()
-    with pytest.raises(DownloadError, match=r"answered 404.*; or put .* at .*, or give"):
+    with pytest.raises(DownloadError, match=r"answered 404.*; otherwise put .* at .*, or give"):
         data.data_file("lambada")
 
 
