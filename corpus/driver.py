@@ -19,6 +19,7 @@ from .documents import Inputs, Shard
 from .formats import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
+from .ray_actors import RayEngine
 from .runs import SUMMARY, Run, open_run, refuse_changes
 from .scheduling import Engine, Lost, run_shards
 from .shard_files import FORMATS, Job
@@ -165,8 +166,6 @@ def make_engine(
     job: Job, engine: str, address: str | None, workers: int | None, threads: int, gpus: int
 ) -> Engine:
     if engine == "ray":
-        from .ray_actors import RayEngine
-
         return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
     return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
 

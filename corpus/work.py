@@ -88,13 +88,17 @@ class ModelWork:
         """
         if isinstance(self.source, Model):
             wte = self.source.params["wte"]
-            about, xp, dtype = model_fingerprint(self.source), namespace(wte), wte.dtype.name
+            about, dtype = model_fingerprint(self.source), wte.dtype.name
+            device = "cpu" if namespace(wte) is np else "cuda"
         else:
-            xp, dtype = backend.pick(self.device), self.dtype
-            backend.check_dtype(dtype, xp)
+            device, dtype = self.device, np.dtype(self.dtype).name
+            if device == "auto":
+                device = "cpu" if backend.pick(device) is np else "cuda"
+            if device == "cpu":  # of "cuda", the workers may have a GPU and this process none
+                backend.check_dtype(dtype, np)
             about = checkpoint_fingerprint(self.source)
         return {"work": type(self).__name__, "model": about,
-                "device": "cpu" if xp is np else "cuda", "dtype": dtype, "tf32": self.tf32,
+                "device": device, "dtype": dtype, "tf32": self.tf32,
                 **self.options(about["config"]["n_ctx"]),
                 "gpt2_np": __version__, "numpy": np.__version__}
 
