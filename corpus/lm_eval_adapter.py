@@ -124,7 +124,11 @@ def model_class() -> Any:
             normalize_gen_kwargs,
             postprocess_generated_text,
         )
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        from lm_eval.utils import (
+            get_rolling_token_windows,
+            make_disjoint_window,
+            simple_parse_args_string,
+        )
     except ImportError as error:
         raise Error(f'lm-eval 0.4.13 or newer is needed ({error}): pip install "gpt2_np[eval]"'
                     ) from None
@@ -169,6 +173,10 @@ def model_class() -> Any:
             """Return the model of model_args, which go before lm-eval's own --device and others."""
             others = {k: v for k, v in (additional_config or {}).items() if v is not None}
             return cls(**{**others, **arg_dict})
+
+        @classmethod
+        def create_from_arg_string(cls, arg_string, additional_config=None):
+            return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
         @property
         def eot_token_id(self):
@@ -226,6 +234,7 @@ def model_class() -> Any:
                     given = requests[numbers[0]].args[1]
                     options = normalize_gen_kwargs(given, self.max_gen_toks)
                     stop = handle_stop_sequences(options.pop("until"), "<|endoftext|>")
+                    stop = [*filter(None, stop)]
                     n_tokens = options.pop("max_gen_toks")
                     if not 0 < n_tokens < self.max_length:
                         raise Error(f"max_gen_toks is {n_tokens}: it must be from 1 to "
@@ -234,7 +243,7 @@ def model_class() -> Any:
                     prompts = [self.tok_encode(text)[n_tokens - self.max_length :]
                                or [self.prefix_token_id] for text in contexts]
                     for found, ids in continuations(
-                            self.model, prompts, n_tokens, [*filter(None, stop), self.eot_token_id],
+                            self.model, prompts, n_tokens, [*stop, self.eot_token_id],
                             sampling_options(options), self.batch_size, seed, self.tap):
                         text = postprocess_generated_text(self.plain_text(ids), stop, None)
                         for place in found:
