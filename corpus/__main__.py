@@ -15,8 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import checkpoint
-from ..command_line import SAMPLING, add_model_options, called, option, run_command
+from ..command_line import (
+    SAMPLING,
+    add_model_options,
+    called,
+    check_drawing,
+    option,
+    run_command,
+)
 from ..gpt2_np import __version__
+from . import evaluations, lm_eval_adapter
 from .documents import SUFFIXES
 from .driver import ENGINES, Incomplete, Stopped, generate, score
 from .runs import progress_words, status
@@ -47,17 +55,17 @@ def command_line(again: str = "") -> argparse.ArgumentParser:
     def command(name, about, run):
         added = commands.add_parser(name, help=about, description=about)
         added.set_defaults(run=lambda args: run(args, added), again=again)
-        return added.add_argument
+        return added
 
     add = command("score", "Log-probabilities of texts: per document, and of the whole corpus.",
-                  run_score)
+                  run_score).add_argument
     add_run_options(add)
     add("--stride", type=int, metavar="N",
         help="texts longer than the context are read in windows N tokens apart (default half of "
         "the context)")
     add("--no-bos", action="store_true", help="do not put <|endoftext|> before each text")
     add("--per-token", action="store_true", help="also every token and its log-probability")
-    add = command("generate", "Continue texts.", run_generate)
+    add = command("generate", "Continue texts.", run_generate).add_argument
     add_run_options(add)
     add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
@@ -72,8 +80,15 @@ def command_line(again: str = "") -> argparse.ArgumentParser:
     add("--batch", type=int, default=32, metavar="N", help="texts at a time (default 32)")
     add("--bos", action="store_true", help="put <|endoftext|> before each text")
     add("--per-token", action="store_true", help="also the tokens of each continuation")
-    add = command("status", "How far a run has come, and how to go on.", print_status)
-    add("folder", help="the output of score or generate")
+    command("status", "How far a run has come, and how to go on.", print_status).add_argument(
+        "folder", help="the output of score or generate")
+    evaluations.add_options(command(
+        "evaluate",
+        "Published evaluations, lambada and wikitext2, and the loss of any file of texts.",
+        evaluations.run_command_line))
+    lm_eval_adapter.add_options(command(
+        "lm-eval", "The command line of lm-evaluation-harness, which gets this model.",
+        lm_eval_adapter.run_command_line))
     return parser
 
 
@@ -110,8 +125,8 @@ RUN_OPTIONS = ("device", "dtype", "tf32", "field", "id", "documents", "input_for
 
 def run_options(args, parser) -> dict[str, Any]:
     """Return the options of `RunOptions`. Ends the program if they do not go together."""
-    for name in ("max_bytes", "shard_bytes", "workers", "threads"):
-        value = getattr(args, name)
+    for name in ("max_bytes", "shard_bytes", "workers", "threads", "stride", "tokens", "batch"):
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             parser.error(f"{option(name)} is {value}: it must be at least 1")
     if args.gpus < 0:
@@ -137,12 +152,12 @@ def run_score(args, parser):
 
 
 def run_generate(args, parser):
+    check_drawing(args, parser)
     with stoppable(parser):
         print_summary(args, generate(
             args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
             seed=args.seed, batch=args.batch, bos=args.bos, per_token=args.per_token,
-            sampling={name: getattr(args, name) for name in SAMPLING},
-            **run_options(args, parser)))
+            **{name: getattr(args, name) for name in SAMPLING}, **run_options(args, parser)))
 
 
 class Terminated(KeyboardInterrupt):

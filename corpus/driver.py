@@ -16,11 +16,13 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
+from .formats import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
+from .ray_actors import RayEngine
 from .runs import SUMMARY, Run, open_run, refuse_changes
 from .scheduling import Engine, Lost, run_shards
-from .shard_files import FORMATS, Job, import_pyarrow
+from .shard_files import FORMATS, Job
 from .summary import write_summary
 from .work import Generator, Scorer, Work
 
@@ -58,6 +60,10 @@ class RunOptions(TypedDict, total=False):
     command: str | None
 
 
+class GenerateOptions(RunOptions, SamplingOptions, total=False):
+    """Options of `generate` beside its own, all of them optional."""
+
+
 def score(
     paths: Paths, output: str | os.PathLike[str], model: str | os.PathLike[str] | Model = "124M",
     *, stride: int | None = None, bos: bool = True, per_token: bool = False,
@@ -73,7 +79,8 @@ def score(
         output: the folder of the results, a file for each shard of the input.
         model: the name of a model, or a Model. Each worker loads a named one by itself.
         stride, bos, per_token: as in `Scorer`.
-        device, dtype, tf32: as in `gpt2_np.load`. "auto" is a GPU if this process finds one.
+        device, dtype, tf32: as in `gpt2_np.load`. "auto" is a GPU if `gpus` are asked for, or if
+            this process finds one and the engine is processes.
         field, id, documents, input_format, max_bytes, shard_bytes: as in `Inputs`.
         output_format: "jsonl" or "parquet".
         engine: "processes" of this machine, or "ray", with the `address` of a cluster.
@@ -92,54 +99,58 @@ def score(
             changed, or nothing can go on, as on a full disk.
         Stopped: a KeyboardInterrupt that says how far the run came.
     """
-    work = Scorer(model, stride=stride, bos=bos, per_token=per_token, **take_model(options))
-    return run(work, take_inputs(paths, options), output, **options)
+    rest: dict[str, Any] = {**options}
+    work = Scorer(model, stride=stride, bos=bos, per_token=per_token, **take_model(rest))
+    return run(work, take_inputs(paths, rest), output, **rest)
 
 
 def generate(
     paths: Paths, output: str | os.PathLike[str], model: str | os.PathLike[str] | Model = "124M",
     *, n_tokens: int = 40, stop: Stop = (), seed: int = 0, batch: int = 32, bos: bool = False,
-    per_token: bool = False, sampling: SamplingOptions | None = None,
-    **options: Unpack[RunOptions],
+    per_token: bool = False, **options: Unpack[GenerateOptions],
 ) -> dict[str, Any]:  # fmt: skip
     """Continue every text of some files, and go on with a run that was stopped.
 
     Args:
         n_tokens, stop, seed, batch, bos, per_token: as in `Generator`.
-        sampling: temperature, top_k, top_p, min_p and repetition_penalty by name, as in
-            `gpt2_np.generate`.
+        temperature, top_k, top_p, min_p, repetition_penalty: as in `gpt2_np.generate`.
 
     All else, results and errors too, is as in `score`.
     """
+    rest: dict[str, Any] = {**options}
     work = Generator(model, n_tokens=n_tokens, stop=stop, seed=seed, batch=batch, bos=bos,
-                     per_token=per_token, **(sampling or {}), **take_model(options))
-    return run(work, take_inputs(paths, options, least_shard_bytes=2**16), output, **options)
+                     per_token=per_token, **take(rest, *SamplingOptions.__annotations__),
+                     **take_model(rest))
+    return run(work, take_inputs(paths, rest, least_shard_bytes=2**16), output, **rest)
 
 
 # --- options ---------------------------------------------------------------------------
 
 
-def take_model(options: RunOptions) -> dict[str, Any]:
-    """Take the options of the model out of others. The device is the one that workers use."""
-    device, gpus = options.pop("device", "auto"), options.get("gpus", 0)
+def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take some options out of others, those that are given."""
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def take_model(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the model. The device is the one that workers use."""
+    gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
     check_count("gpus", gpus, 0)
-    if gpus and device == "cpu":
+    taken = {"device": "auto", **take(options, "device", "dtype", "tf32")}
+    if gpus and taken["device"] == "cpu":
         raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
-    if device == "auto" and options.get("engine") == "ray":
-        device = "cpu"
-    elif device == "auto" and not gpus:
-        device = "cpu" if backend.pick("auto") is np else "cuda"
-    return {"device": "cuda" if gpus else device, "dtype": options.pop("dtype", "float32"),
-            "tf32": options.pop("tf32", False)}
+    if gpus or taken["device"] == "auto":
+        on_gpu = gpus or not (by_ray or backend.pick("auto") is np)
+        taken["device"] = "cuda" if on_gpu else "cpu"
+    return taken
 
 
-INPUT_OPTIONS = ("field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
-
-
-def take_inputs(paths: Paths, options: RunOptions, least_shard_bytes: int = 2**18) -> Inputs:
-    """Take the options of the inputs out of others."""
-    several = [paths] if isinstance(paths, str | os.PathLike) else paths
-    given: dict[str, Any] = {name: options.pop(name) for name in INPUT_OPTIONS if name in options}
+def take_inputs(
+    paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18
+) -> Inputs:
+    """Take the options of the inputs."""
+    several: Any = [paths] if isinstance(paths, str | os.PathLike) else paths
+    given = take(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
     return Inputs(tuple(several), **given, least_shard_bytes=least_shard_bytes)
 
 
@@ -155,8 +166,6 @@ def make_engine(
     job: Job, engine: str, address: str | None, workers: int | None, threads: int, gpus: int
 ) -> Engine:
     if engine == "ray":
-        from .ray_actors import RayEngine
-
         return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
     return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
 
@@ -181,7 +190,7 @@ def run(
     if gpus and workers not in (None, gpus):
         raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
     if output_format == "parquet":
-        import_pyarrow()  # one sentence if it is not installed
+        import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
     options = {**asdict(inputs), "threads": threads, "output_format": output_format}
@@ -194,7 +203,8 @@ def run(
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.rest), state.add, bar.say)
+                lost = run_shards(workers_at_work, chain([first], shards.rest),
+                                  lambda done: (state.add(done), bar.add(done)), bar.say)
         if shards.problem:
             lost.append(Lost(Shard(shards.n, (), 0), shards.problem))
         elif first is None and (summary := complete_summary(folder)):
@@ -250,6 +260,7 @@ def stopping(state: Run) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise Stopped(f"stopped: {state}; the same command goes on") from stop
     except Error as error:
+        how_far = str(state)
         if not state.done:
             raise
-        raise Error(f"{error}. {state}: the same command goes on") from error
+        raise Error(f"{error}. {how_far}: the same command goes on") from error

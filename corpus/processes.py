@@ -192,7 +192,9 @@ def work(number: int, job: Job, driver: Connection) -> None:
     threading.Thread(target=end_with_driver, daemon=True).start()
     # An error of the pipe: the driver is gone, and so is this process in a moment.
     with warnings.catch_warnings(), contextlib.suppress(EOFError, OSError):
-        warnings.showwarning = lambda message, *_: number or print(message, file=sys.stderr)
+        if number:  # one worker's warnings are enough
+            warnings.simplefilter("ignore")
+        warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)
         outcome = prepare(number, job)
         driver.send(outcome)
         while outcome is None or not outcome.died:

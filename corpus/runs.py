@@ -21,6 +21,7 @@ from ..gpt2_np import Error
 from .shard_files import PART, Done, committed, count_documents, json_bytes, shard_file
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
+PROGRAM = "gpt2_np.corpus"  # whose run.json it is
 
 
 class Status(NamedTuple):
@@ -62,6 +63,7 @@ class Run:
             write_json(os.path.join(self.folder, RUN), self.about)
 
     def __str__(self) -> str:
+        self.done = done_shards(self.folder, self.about)  # also those of which nobody was told
         return progress_words(len(self.done), self.n_shards)
 
 
@@ -79,7 +81,7 @@ def open_run(
 
     Raises Error if the folder is in use, is not a run's, or is that of another fingerprint.
     """
-    about = {"program": "gpt2_np.corpus", "format": format, "n_shards": None, "command": command,
+    about = {"program": PROGRAM, "format": format, "n_shards": None, "command": command,
              "fingerprint": json.loads(json.dumps(fingerprint))}
     try:
         check_folder(folder)
@@ -155,12 +157,10 @@ def read_run(folder: str) -> dict[str, Any]:
     except OSError as error:
         raise Error(f"{path} cannot be read: {error.strerror}") from None
     except ValueError:
-        about = None
-    try:
-        if about["program"] == "gpt2_np.corpus" and {"n_shards", "fingerprint"} <= about.keys():
-            return about
-    except (TypeError, KeyError):
-        pass
+        about = {}
+    wanted = {"program", "format", "n_shards", "command", "fingerprint"}
+    if isinstance(about, dict) and wanted <= about.keys() and about["program"] == PROGRAM:
+        return about
     raise Error(f"{path} is damaged, or of another program: choose a new folder for the output")
 
 
@@ -242,14 +242,14 @@ def changes(first: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -
         if before == after:
             continue
         if name == "inputs" and not where:
-            yield from changed_files(before, after)
+            yield from changed_files(before or [], after or [])
         elif isinstance(before, dict) and isinstance(after, dict):
             yield from changes(before, after, "" if name == "options" else f"{name} ")
         else:
             yield f"{where}{name} was {shown(before)}, and now it is {shown(after)}"
 
 
-def changed_files(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Iterator[str]:
+def changed_files(before: list[Any], after: list[Any]) -> Iterator[str]:
     old, new = ({about["path"]: about for about in files} for files in (before, after))
     for path in [*old, *(path for path in new if path not in old)]:
         if path not in new:

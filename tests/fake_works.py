@@ -1,18 +1,18 @@
-"""Work for runs without a model. Some of its texts do to a worker what real ones do in the end."""
+"""Runs without a model or without processes. Some texts do to a worker what real ones do."""
 import os
 import signal
 import time
 from pathlib import Path
 
 from gpt2_np import Error
+from gpt2_np.corpus.scheduling import attempt, prepare
 
 
 class CountLetters:
     """The number of letters of each text, and whatever the text says that should happen."""
 
-    columns = {"n_prompt_tokens": "int64", "n_tokens": "int64", "reason": "string"}
-
     def __init__(self, note=None, at_start=""):
+        self.columns = {"n_prompt_tokens": "int64", "n_tokens": "int64", "reason": "string"}
         self.note = note  # a folder, where each worker leaves a file about itself
         self.at_start = at_start  # "raise" or "die"
 
@@ -47,3 +47,24 @@ class CountLetters:
                 raise ZeroDivisionError("a bug")
             case ["sleeps"]:
                 time.sleep(600)
+
+
+class OwnProcess:
+    """An engine with one worker: this process."""
+
+    n_workers = 1
+
+    def __init__(self, job, *_):
+        self.job = job
+
+    def start(self, worker):
+        prepare(worker, self.job)
+
+    def submit(self, worker, shard):
+        self.shard = shard
+
+    def wait(self, seconds):
+        return [attempt(0, self.job, self.shard)]
+
+    def close(self):
+        pass
