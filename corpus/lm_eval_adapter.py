@@ -3,7 +3,8 @@
     python -m gpt2_np.corpus lm-eval run --tasks lambada_openai --model_args model=124M
 
 Every request gets what lm-eval's own class for Hugging Face models gives it: its tokens, windows
-and stop strings. Requests are packed into rows of n_ctx, and equal ones are computed once.
+and stop strings. Requests are packed into rows of n_ctx. A context that several share, such as that
+of the choices of a question, is computed once.
 """
 from __future__ import annotations
 
@@ -184,13 +185,15 @@ def model_class() -> Any:
                 raise Error("the vocabulary has no <|endoftext|>, with which lm-eval begins texts")
             return self.tokenizer.end_of_text
 
-        @property
-        def tokenizer_name(self):
-            return NAME
+        tokenizer_name = NAME  # asked for with chat templates only
+        max_gen_toks = 256  # of a task that does not say
 
         def tok_encode(self, string, add_special_tokens=None, **_):
             """Return the ids of a text, in which <|endoftext|> is one token."""
-            return self.tokenizer.encode(string, "all")
+            ids = self.tokenizer.encode(string, "all")
+            if add_special_tokens is False or string.startswith("<|endoftext|>"):
+                return ids[len(self.tokenizer.start_ids) :]  # few vocabularies have any
+            return ids
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
             results: list[Any] = [None] * len(requests)
@@ -253,8 +256,6 @@ def model_class() -> Any:
                         bar.update(len(found))
             return results
 
-        max_gen_toks = 256
-
         def plain_text(self, ids):
             special = set(self.tokenizer.special_tokens.values())
             return self.tokenizer.decode(i for i in ids if i not in special)
@@ -273,6 +274,7 @@ def model_class() -> Any:
                 "model_dtype": str(self.model.params["wte"].dtype),
                 "model_device": self._device,
                 "model_ablated": self.ablated,
+                "max_length": self.max_length,
                 "gpt2_np_version": __version__,
             }
 

@@ -81,7 +81,7 @@ def shared_scores(model, groups) -> Iterator[Scores]:
 
     A continuation's first token is scored at the end of its context.
     """
-    config, params = model.config, model.params
+    config, params, wte = model.config, model.params, model.params["wte"][: model.n_vocab]
     lengths, n_new = [len(group.context) for group in groups], groups[0].n_new
     branches = [ids for group in groups for ids in group.continuations]
     rows = np.repeat(np.arange(len(groups)), [len(group.continuations) for group in groups])
@@ -97,11 +97,11 @@ def shared_scores(model, groups) -> Iterator[Scores]:
         stream = xp.empty((len(branches), n_new + 1, config.n_embd), x.dtype)
         stream[:, 0] = x[0, ends]
         if cache:
-            cache.select(rows)
+            cache.select(rows.tolist())
             stream[:, 1:] = transformer(params, config, inputs, cache)
         scored = np.arange(n_new + 1) < np.array([[len(ids)] for ids in branches])
         stream = stream.reshape(-1, config.n_embd)[xp.asarray(np.flatnonzero(scored))]
-        found = target_scores(stream[None], np.concatenate(branches), params["wte"][: model.n_vocab])
+        found = target_scores(stream[None], np.concatenate(branches), wte)
     check_finite(found.log_probabilities.sum())
     end = 0
     for ids in branches:

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-from argparse import ArgumentParser
 from importlib.resources import files
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,16 +16,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import lm_eval
 import numpy as np
 import pytest
-import torch
 import transformers
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from make_folders import make_model
 
-from gpt2_np import circuits
-from gpt2_np.command_line import run_command
-from gpt2_np.corpus import lm_eval_adapter
+from gpt2_np import Error, circuits
+from gpt2_np.corpus.__main__ import main
 from gpt2_np.corpus.lm_eval_adapter import lm_eval_model
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -131,6 +128,23 @@ def test_a_shorter_max_length_is_the_peers(folder):
     assert ask(ours, "generate_until", requests) == ask(peer, "generate_until", requests)
 
 
+def test_a_tokenizer_that_begins_texts_itself_is_the_peers(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": True}))
+    peer = HFLM(pretrained=str(tmp_path), device="cpu", logits_cache=False)
+    ours = lm_eval_model(str(tmp_path), device="cpu")
+    assert peer.tok_encode("a") == ours.tok_encode("a") == [50256, 64]
+    pairs = [("The cat", " sat"), ("", "Hello there"), ("<|endoftext|>The", " cat")]
+    for kind, requests in (("loglikelihood", pairs),
+                           ("loglikelihood_rolling", [(a + b,) for a, b in pairs])):
+        np.testing.assert_allclose(*(ask(model, kind, requests) for model in (ours, peer)),
+                                   rtol=1e-6, atol=1e-4)
+    requests = [(one, {"max_gen_toks": 7}) for one, _ in pairs[::2]]
+    assert ask(ours, "generate_until", requests) == ask(peer, "generate_until", requests)
+
+
 def test_sampled_texts_follow_lm_evals_seed_and_differ_from_each_other(ours):
     requests = [("The cat", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8})] * 4
     texts = []
@@ -224,11 +238,9 @@ def test_the_command_writes_the_same_metrics(folder, tasks, tmp_path, monkeypatc
     monkeypatch.setattr(  # without the thousands of lm-eval's own, which take seconds to find
         lm_eval.tasks, "TaskManager", functools.partial(TaskManager, include_defaults=False))
     names = ["choice", "pages"]
-    parser = ArgumentParser()
-    lm_eval_adapter.add_options(parser)
-    assert run_command("lm-eval", parser, [
-        "run", "--include_path", str(tasks), "--tasks", *names, "--output_path", str(tmp_path),
-        "--model_args", f"model={folder},ablate=L0H1+MLP1"], lm_eval_adapter.run_command_line) == 0
+    assert main([
+        "lm-eval", "run", "--include_path", str(tasks), "--tasks", *names, "--output_path",
+        str(tmp_path), "--model_args", f"model={folder},ablate=L0H1+MLP1"]) == 0
     assert "word_perplexity" in capsys.readouterr().out
     (file,) = tmp_path.rglob("results*.json")
     results = json.loads(file.read_text())
@@ -301,7 +313,7 @@ def test_a_run_that_is_cut_off_goes_on_from_the_cache(ours, tasks, expected, tmp
     ({"edits": {}, "tap": print}, "edits and tap are both given"),
 ])
 def test_bad_model_args_are_a_sentence(ours, options, words):
-    with pytest.raises(lm_eval_adapter.Error, match=words):
+    with pytest.raises(Error, match=words):
         lm_eval_model(ours.model, **options)
 
 
@@ -314,17 +326,16 @@ def test_bad_model_args_are_a_sentence(ours, options, words):
     ("generate_until", ("x", {"num_beams": 3, "max_gen_toks": 2}), "num_beams=3"),
 ])
 def test_requests_that_cannot_be_answered_are_a_sentence(ours, kind, arguments, words):
-    with pytest.raises(lm_eval_adapter.Error, match=words):
+    with pytest.raises(Error, match=words):
         ask(ours, kind, [arguments])
 
 
 def test_a_chat_template_is_refused(ours, tasks):
-    with pytest.raises(lm_eval_adapter.Error, match="no chat template"):
+    with pytest.raises(Error, match="no chat template"):
         evaluate(ours, tasks, apply_chat_template=True)
 
 
 def test_lm_eval_knows_the_class_by_its_name(folder):
     model = lm_eval.api.registry.get_model("gpt2_np").create_from_arg_string(
-        f"model={folder},device=cpu", {"device": "cuda:0", "batch_size": 1})
+        f"model={folder},device=cpu", {"device": "mps", "batch_size": 1})
     assert isinstance(model, lm_eval.api.model.LM) and model.device == "cpu"
-    assert torch.get_default_dtype() == torch.float32
