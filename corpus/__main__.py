@@ -24,7 +24,7 @@ from ..command_line import (
     run_command,
 )
 from ..gpt2_np import __version__
-from . import evaluations
+from . import evaluations, lm_eval_adapter
 from .documents import SUFFIXES
 from .driver import ENGINES, Incomplete, Stopped, generate, score
 from .runs import progress_words, status
@@ -86,6 +86,9 @@ def command_line(again: str = "") -> argparse.ArgumentParser:
         "evaluate",
         "Published evaluations, lambada and wikitext2, and the loss of any file of texts.",
         evaluations.run_command_line))
+    lm_eval_adapter.add_options(command(
+        "lm-eval", "The command line of lm-evaluation-harness, which gets this model.",
+        lm_eval_adapter.run_command_line))
     return parser
 
 

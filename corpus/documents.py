@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..bpe import shown
 from ..gpt2_np import Error
 from ..inference.options import check_count
@@ -67,6 +69,13 @@ def unreadable(path: str, error: OSError) -> Error:
     return Error(f"{path} cannot be read: {error.strerror or error}")
 
 
+def status(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def head(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -79,7 +88,7 @@ def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
     size = mtime_ns = 0
     heads = []
     for path in paths:
-        about = os.stat(path)
+        about = status(path)
         size, mtime_ns = size + about.st_size, max(mtime_ns, about.st_mtime_ns)
         heads.append((path, about.st_size, about.st_mtime_ns,
                       hashlib.sha256(head(path)).hexdigest()))
@@ -98,8 +107,9 @@ class Inputs:
 
     A file's format is known by its suffix, or is `input_format`: "jsonl", "text" or "parquet".
     Raises Error if a file is missing, cannot be read, is given twice or has another format, or if
-    a Parquet file lacks a column. `max_bytes` limits a line, a file that is one document, or a cell
-    of Parquet.
+    a Parquet file lacks a column. `max_bytes` limits a line (a whole record of JSON), a file that
+    is one document, or a cell of Parquet. A file must not change while a run reads it: growing is
+    not noticed here, but by a comparison of fingerprints.
     """
 
     paths: tuple[str, ...]
@@ -125,20 +135,18 @@ class Inputs:
                 check_count(name, getattr(self, name), most=2**40)
         if not self.paths:
             raise Error("there are no input files: name at least one")
-        seen: dict[tuple[int, int], str] = {}
-        for path in self.paths:
+        files = np.empty((len(self.paths), 2), np.uint64)  # a dict of a million has 250 MB
+        for row, path in zip(files, self.paths, strict=True):
             about = self.check(path)
-            key = about.st_dev, about.st_ino
-            if key in seen:
-                raise Error(f"{seen[key]} and {path} are the same file: name it once")
-            seen[key] = path
+            row[:] = about.st_dev, about.st_ino % 2**64
+        order = np.lexsort(files.T)
+        for first in np.flatnonzero((files[order[1:]] == files[order[:-1]]).all(axis=1)):
+            one, other = (self.paths[i] for i in sorted(order[first:first + 2]))
+            raise Error(f"{one} and {other} are the same file: name it once")
 
     def check(self, path: str) -> os.stat_result:
         """Raise Error unless a path is a readable file whose format is known and fits."""
-        try:
-            about = os.stat(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        about = status(path)
         if stat.S_ISDIR(about.st_mode):
             raise Error(f"{path} is a folder: name the files in it")
         if not stat.S_ISREG(about.st_mode):
@@ -197,8 +205,7 @@ class Inputs:
             yield Shard(number, tuple(spans), left)  # with the bytes of files that have no text
         if damage:
             more = f" So are {len(damage) - 1} more files." if len(damage) > 1 else ""
-            raise Error(f"{damage[0]}: all that comes before was read, the rest is missing. Fetch "
-                        f"the file again and give another output folder.{more}")
+            raise Error(f"{damage[0]}. Fetch the file again and give another output folder.{more}")
 
     def pieces(self, shard_bytes: int, damage: list[str]) -> Iterator[Piece]:
         for path in self.paths:
@@ -208,7 +215,7 @@ class Inputs:
                 elif is_gzip(path):
                     yield from self.gzip_pieces(path, shard_bytes, damage)
                 else:
-                    size = os.stat(path).st_size
+                    size = status(path).st_size
                     step = size or 1 if self.documents == "files" else shard_bytes
                     for start in range(0, size or self.documents == "files", step):
                         end = min(start + step, size)
@@ -229,9 +236,11 @@ class Inputs:
                     yield Piece(Span(path, start, start + shard_bytes), shard_bytes, now - read)
                     start, read = start + shard_bytes, now
             if raw.damage is not None:
-                damage.append(f"{path} is damaged after {end:,} bytes of text ({raw.damage})")
+                rest = "it is left out" if is_one else "whole lines before were read, no others"
+                damage.append(
+                    f"{path} is damaged after {end:,} bytes of text ({raw.damage}): {rest}")
             if raw.damage is None if is_one else end > start:
-                size = os.stat(path).st_size
+                size = status(path).st_size
                 yield Piece(Span(path, start, int(min(end, most))), end - start, size - read)
 
     def n_shards(self) -> int | None:
@@ -242,7 +251,7 @@ class Inputs:
 
     def n_bytes(self) -> int:
         """Return the bytes of all files on the disk."""
-        return sum(os.stat(path).st_size for path in self.paths)
+        return sum(status(path).st_size for path in self.paths)
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Return path, size, time and hash of the first bytes of each file.

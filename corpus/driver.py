@@ -16,11 +16,13 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
+from .formats import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
+from .ray_actors import RayEngine
 from .runs import SUMMARY, Run, open_run, refuse_changes
 from .scheduling import Engine, Lost, run_shards
-from .shard_files import FORMATS, Job, import_pyarrow
+from .shard_files import FORMATS, Job
 from .summary import write_summary
 from .work import Generator, Scorer, Work
 
@@ -164,8 +166,6 @@ def make_engine(
     job: Job, engine: str, address: str | None, workers: int | None, threads: int, gpus: int
 ) -> Engine:
     if engine == "ray":
-        from .ray_actors import RayEngine
-
         return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
     return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
 
@@ -190,7 +190,7 @@ def run(
     if gpus and workers not in (None, gpus):
         raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
     if output_format == "parquet":
-        import_pyarrow()  # one sentence if it is not installed
+        import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
     options = {**asdict(inputs), "threads": threads, "output_format": output_format}
@@ -203,7 +203,8 @@ def run(
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.rest), state.add, bar.say)
+                lost = run_shards(workers_at_work, chain([first], shards.rest),
+                                  lambda done: (state.add(done), bar.add(done)), bar.say)
         if shards.problem:
             lost.append(Lost(Shard(shards.n, (), 0), shards.problem))
         elif first is None and (summary := complete_summary(folder)):

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ..bpe import shown
 from ..checkpoint.cache import PART, cache_folder, locked
 from ..checkpoint.files import reason
-from ..checkpoint.official import HUB_URL, OPENAI_URL
+from ..checkpoint.official import HUB_URL, OPENAI_URL, Pins
 from ..checkpoint.sources import DownloadError, Source, hub_token, server
 from ..checkpoint.transfer import WITHOUT_NETWORK, fetch, hash_of, tag_file
 from ..gpt2_np import Error
@@ -34,14 +34,14 @@ class PublishedFile(NamedTuple):
 
     def source(self, progress: bool) -> Source:
         folder = cache_folder() / "evaluations"
-        pinned = {self.name: (self.size, self.sha256)}
+        pinned: Pins = {self.name: (self.size, self.sha256)}
         if self.mirror == "GPT2_NP_URL":  # .../models, beside which OpenAI has .../data
             url, credentials = server(self.mirror, OPENAI_URL)
             url = url.removesuffix("/models") + "/data"
         else:
             hub, credentials = server(self.mirror, HUB_URL)
-            url, credentials = f"{hub}/datasets/ggml-org/ci/resolve/main", (
-                credentials or hub_token(hub))
+            url = f"{hub}/datasets/ggml-org/ci/resolve/main"
+            credentials = credentials or hub_token(hub)
         return Source(url, folder, progress, pinned, None, credentials=credentials)
 
 
@@ -81,7 +81,7 @@ def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
     except DownloadError as error:
         cause = str(error).removesuffix(f"; {WITHOUT_NETWORK}")
         raise DownloadError(
-            f"{cause}; or put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
+            f"{cause}; otherwise put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
             f"{published.sha256}) at {target}, or give its path with --data"
         ) from error
     except OSError as error:
@@ -190,7 +190,7 @@ def pages(text: str) -> list[str]:
 
 FIRST = [("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),
          *((f" {mark} ", f"{mark} ") for mark in ":;.!?,")]
-PAIRS = ["()", "[]", "{}", '""', "''"]  # without spaces at their inner sides
+PAIRS = [("(", ")"), ("[", "]"), ("{", "}"), ('"', '"'), ("'", "'")]  # without spaces inside
 LAST = [("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"),
         ("\n ", "\n"), (" N ", " 1 "), (" 's", "'s")]  # fmt: skip
 
@@ -204,7 +204,9 @@ def detokenized(page: str) -> str:
         page = page.replace(old, new)
     for first, last in PAIRS:
         inside = rf"{re.escape(first)}([^{re.escape(last)}]*){re.escape(last)}"
-        page = re.sub(inside, lambda found: found[0][0] + found[1].strip() + found[0][-1], page)
+        end = page.rfind(last) + 1  # after it, each `first` would search to the end in vain
+        page = re.sub(inside, lambda found: found[0][0] + found[1].strip() + found[0][-1],
+                      page[:end]) + page[end:]
     for old, new in LAST:
         page = page.replace(old, new)
     return page

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..bpe import shown
 from ..circuits.bootstrapping import Estimate, bootstrap
-from ..circuits.inputs import end_of_text
+from ..circuits.inputs import end_of_text, tokenizer_of
 from ..circuits.texts import chunks
 from ..gpt2_np import Error, Model
 from ..inference.scoring import Scores, score_windows
@@ -70,7 +70,7 @@ LAMBADA_PROTOCOL = (
 def lambada(model: Model, path: str, options: Options) -> Measured:
     if options.stride is not None:
         raise Error("stride goes with long texts, and LAMBADA's passages are short: leave it out")
-    every, encode = read_lambada(path, options.field), model.tokenizer.encode
+    every, encode = read_lambada(path, options.field), tokenizer_of(model).encode
     pieces = []
     for context, word in every[: options.limit]:
         tokens = encode(context + word)
@@ -82,7 +82,7 @@ def lambada(model: Model, path: str, options: Options) -> Measured:
     found = scored(model, pieces, options.progress)
     n, n_tokens = len(found), np.array([len(scores.is_greedy) for scores in found])
     word_loss = losses(found)
-    token_loss = losses([Scores(*(array[-1:] for array in scores)) for scores in found])
+    token_loss = losses([last(scores, 1) for scores in found])
     return Measured(
         {
             "last_token_accuracy": ratio([scores.is_greedy[-1] for scores in found]),
@@ -104,7 +104,7 @@ def first_part(n: int, n_all: int, unit: str) -> tuple[str, ...]:
 
 
 def wikitext(model: Model, path: str, options: Options) -> Measured:
-    text, encode, n_ctx = read_wikitext(path), model.tokenizer.encode, model.config.n_ctx
+    text, encode, n_ctx = read_wikitext(path), tokenizer_of(model).encode, model.config.n_ctx
     every = pages(text)
     articles = every[: options.limit]
     if len(articles) < len(every):
@@ -174,7 +174,7 @@ def texts(model: Model, path: str, options: Options) -> Measured:
     inputs = Inputs((path,), options.field, documents=options.documents,
                     input_format=options.input_format)
     work = Scorer(model, stride=options.stride, per_token=True)
-    totals, skipped, n_read, last = ScoredTotals(), Skipped(), 0, None
+    totals, skipped, n_read, one = ScoredTotals(), Skipped(), 0, None
     with bar(inputs.n_bytes(), "B", options.progress) as progress:
         for shard in inputs.shards():
             left = None if options.limit is None else options.limit - n_read
@@ -183,18 +183,18 @@ def texts(model: Model, path: str, options: Options) -> Measured:
             records = skipped.rest(work.records(documents))
             totals.begin(shard.number)
             totals.add(records)
-            last = next((record for record in records if record["n_tokens"]), last)
+            one = next((record for record in records if record["n_tokens"]), one)
             progress.update(shard.n_bytes)
             if n_read == options.limit:
                 break
     reasons = [f"{n:,} {reason}" for reason, n in sorted(skipped.counts.items())]
-    if last is None:
+    if one is None:
         raise Error(f"{path} has no text to score: {', '.join(reasons) or 'it is empty'}")
     n_ctx = model.config.n_ctx
     stride = options.stride or max(1, n_ctx // 2)
     n, unit, estimates = totals.n_scored, "texts", estimates_of(totals.figures())
-    if n == 1 and len(last["tokens"]) > stride:
-        n, estimates = in_parts(model, last, stride)
+    if n == 1 and len(one["tokens"]) > stride:
+        n, estimates = in_parts(model, one, stride)
         unit = f"parts of {stride:,} tokens of the one text"
     begins = "begins with <|endoftext|> and " * (end_of_text(model) is not None)
     return Measured(
@@ -219,7 +219,8 @@ def in_parts(
 ) -> tuple[int, dict[str, Estimate]]:
     """Return the number of parts of `stride` tokens of one text, and estimates over the parts."""
     loss = -np.asarray(record["log_probabilities"], float)
-    sizes = [len(model.tokenizer.token_bytes(token)) for token in record["tokens"]]
+    token_bytes = tokenizer_of(model).token_bytes
+    sizes = [len(token_bytes(token)) for token in record["tokens"]]
     starts = np.arange(0, len(loss), stride)
     loss, n_tokens, n_bytes = (np.add.reduceat(values, starts)
                                for values in (loss, np.ones(len(loss)), sizes))
@@ -246,9 +247,13 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                found.append(Scores(*(array[-pieces[n].n_scored :] for array in scores)))
+                found.append(last(scores, pieces[n].n_scored))
             shown_progress.update(sum(map(len, chunk)))
     return found
+
+
+def last(scores: Scores, n: int) -> Scores:
+    return Scores(scores.log_probabilities[-n:], scores.is_greedy[-n:])
 
 
 def losses(found: Sequence[Scores]) -> np.ndarray:

@@ -250,14 +250,20 @@ def whole_file(span: Span, limit: int) -> Document:
 # --- Parquet ---------------------------------------------------------------------------
 
 
-def parquet_file(path: str) -> Any:
-    """Open a Parquet file. Raises Error if it is none, or pyarrow is missing."""
+def import_pyarrow(path: str) -> Any:
+    """Return pyarrow, with `pyarrow.parquet`. Raises Error if it is missing."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise Error(f"{path} needs pyarrow, which is not installed: "
                     'pip install "gpt2_np[parquet]"') from None
+    return pyarrow
+
+
+def parquet_file(path: str) -> Any:
+    """Open a Parquet file. Raises Error if it is none."""
+    pyarrow = import_pyarrow(path)
     with parquet_errors(path):
         return pyarrow.parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False)
 
@@ -312,7 +318,7 @@ def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Ite
         count = min(group.num_rows, -(-size // shard_bytes) or 1)
         for piece in range(count):
             start, end = (group.num_rows * edge // count for edge in (piece, piece + 1))
-            until = n_bytes * (row + end) // about.num_rows
+            until = n_bytes * (row + end) // max(about.num_rows, 1)
             yield Piece(Span(path, row + start, row + end), size // count, until - read)
             read = until
         row += group.num_rows

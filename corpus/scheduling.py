@@ -20,7 +20,8 @@ from ..gpt2_np import Error
 from .documents import Shard
 from .shard_files import Done, Job, write_shard
 
-MOST_TRIES = 3  # of a shard, and of starting a worker
+MOST_TRIES = 3  # of a shard
+MOST_STARTS = 3, 10  # of a worker in a row: before any has done a shard, and then
 MOST_DEATHS = 30  # of workers at work, in a row, without a shard done between them
 
 
@@ -145,6 +146,7 @@ class Loop:
         self.usable = set(range(engine.n_workers))
         self.tries: Counter[int] = Counter()  # by number of the shard
         self.false_starts: Counter[int] = Counter()  # by worker
+        self.most_starts = MOST_STARTS[0]
         self.n_deaths = 0  # since a shard was done
         self.lost: list[Lost] = []
 
@@ -183,6 +185,7 @@ class Loop:
             self.started.discard(worker)
         if outcome.done is not None:
             self.false_starts[worker] = self.n_deaths = 0
+            self.most_starts = MOST_STARTS[1]
             self.on_done(outcome.done)
         elif not outcome.ready:
             self.take_false_start(outcome, shard)
@@ -205,7 +208,7 @@ class Loop:
         if shard is not None:
             self.again.insert(0, (shard, worker))
         self.false_starts[worker] += 1
-        if outcome.fatal or self.false_starts[worker] >= MOST_TRIES:
+        if outcome.fatal or self.false_starts[worker] >= self.most_starts:
             self.usable.discard(worker)
             if not self.usable:
                 raise Error(reason if outcome.fatal else f"no worker can start: {reason}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..gpt2_np import Error
 from .documents import Document, Inputs, Shard
+from .formats import import_pyarrow
 from .work import Record, Work
 
 # A worker holds this many characters, or documents, at a time; or one document that is longer.
@@ -114,7 +115,7 @@ def writer(file: BinaryIO, work: Work, format: str) -> Iterator[Any]:
     if format == "jsonl":
         yield lambda records: file.writelines(map(json_bytes, records))
         return
-    pyarrow = import_pyarrow()
+    pyarrow = import_pyarrow(file.name)
     types = {"id": "string", **work.columns, "skipped": "string"}
     schema = pyarrow.schema([(name, arrow_type(pyarrow, type)) for name, type in types.items()])
     with pyarrow.parquet.ParquetWriter(file, schema) as parquet:
@@ -147,23 +148,13 @@ def arrow_type(pyarrow: Any, type: str) -> Any:
     return found if kind == type else pyarrow.list_(found)
 
 
-def import_pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise Error('Parquet needs the package pyarrow, which is not installed: pip install '
-                    '"gpt2_np[parquet]"') from None
-    return pyarrow
-
-
 # --- reading the results ---------------------------------------------------------------
 
 
 def count_documents(path: str, format: str) -> int:
     """Return the number of records in a shard's file, without reading their values."""
     if format == "parquet":
-        return import_pyarrow().parquet.ParquetFile(path).metadata.num_rows
+        return import_pyarrow(path).parquet.ParquetFile(path).metadata.num_rows
     with open(path, "rb") as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
@@ -203,7 +194,7 @@ def without_tokens(line: bytes) -> bytes:
 
 
 def parquet_records(path: str, names: Sequence[str]) -> Iterator[list[Record]]:
-    file = import_pyarrow().parquet.ParquetFile(path)
+    file = import_pyarrow(path).parquet.ParquetFile(path)
     for batch in file.iter_batches(MOST_DOCUMENTS, columns=["id", *names, "skipped"]):
         yield [{name: value for name, value in row.items() if value is not None}
                for row in batch.to_pylist()]

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import backend, checkpoint
 from ..bpe import shown
-from ..checkpoint.loading import DtypeName
+from ..checkpoint.loading import DtypeName, dtype_name
 from ..gpt2_np import Error, Model, Sampling, __version__, namespace
 from ..inference.generation import Generation
 from ..inference.options import Stop, check_count, start_of_text
@@ -56,7 +56,8 @@ class ModelWork:
     def __init__(self, model: str | os.PathLike[str] | Model, device: backend.DeviceName,
                  dtype: DtypeName, tf32: bool, field: str):
         self.source, self.field = model, field
-        self.device, self.dtype, self.tf32 = device, dtype, tf32
+        self.dtype: Any = dtype_name(dtype)
+        self.device, self.tf32 = device, tf32
         self.loaded = model if isinstance(model, Model) else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,12 +88,17 @@ class ModelWork:
         """
         if isinstance(self.source, Model):
             wte = self.source.params["wte"]
-            about, xp, dtype = model_fingerprint(self.source), namespace(wte), wte.dtype.name
+            about, dtype = model_fingerprint(self.source), wte.dtype.name
+            device = "cpu" if namespace(wte) is np else "cuda"
         else:
-            about, xp = checkpoint_fingerprint(self.source), backend.pick(self.device)
-            dtype = np.dtype(self.dtype).name
+            device, dtype = self.device, np.dtype(self.dtype).name
+            if device == "auto":
+                device = "cpu" if backend.pick(device) is np else "cuda"
+            if device == "cpu":  # of "cuda", the workers may have a GPU and this process none
+                backend.check_dtype(dtype, np)
+            about = checkpoint_fingerprint(self.source)
         return {"work": type(self).__name__, "model": about,
-                "device": "cpu" if xp is np else "cuda", "dtype": dtype, "tf32": self.tf32,
+                "device": device, "dtype": dtype, "tf32": self.tf32,
                 **self.options(about["config"]["n_ctx"]),
                 "gpt2_np": __version__, "numpy": np.__version__}
 
@@ -185,14 +191,10 @@ class Scorer(ModelWork):
 
     def record(self, tokenizer: Any, tokens: Row, log_p: np.ndarray) -> Record:
         log_p = log_p[len(log_p) - len(tokens) :]
-        n_bytes = len(tokenizer.decode_bytes(tokens))
-        total = float(log_p.sum(dtype=np.float64)) if tokens else None
-        record: Record = {
-            "n_tokens": len(tokens), "n_bytes": n_bytes, "log_probability": total,
-            "nats_per_token": None if total is None else -total / len(tokens),
-            "bits_per_byte": -total / math.log(2) / n_bytes if total is not None and n_bytes
-            else None,
-        }  # fmt: skip
+        n_bytes, total = len(tokenizer.decode_bytes(tokens)), float(log_p.sum(dtype=np.float64))
+        numbers = (total, -total / len(tokens), -total / math.log(2) / n_bytes) if tokens else [
+            None] * 3  # nothing was scored
+        record: Record = dict(zip(self.columns, (len(tokens), n_bytes, *numbers), strict=False))
         if self.per_token:
             record |= {"tokens": np.array(tokens, np.int32), "log_probabilities": log_p}
         return record

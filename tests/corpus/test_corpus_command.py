@@ -72,6 +72,16 @@ def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
     assert files(tmp_path) == files(scored) and len(files(scored)) > 4
 
 
+def test_the_number_of_cards_changes_no_byte(model, texts, tmp_path, monkeypatch):
+    """The stand-in for CuPy computes what a GPU does. Each worker has a card of its own."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "stand_in")  # of the workers, too
+    for gpus in 1, 2:
+        corpus.score(texts, tmp_path / str(gpus), str(model), gpus=gpus, shard_bytes=1000)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    about = json.loads((tmp_path / "1" / "run.json").read_text())
+    assert about["fingerprint"]["device"] == "cuda" and "cupy" not in sys.modules
+
+
 def test_drawn_texts_depend_on_the_seed_and_the_id_alone(model, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     options = {"id": "n", "n_tokens": 8, "temperature": 1.5}

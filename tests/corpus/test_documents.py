@@ -75,7 +75,7 @@ def expected_text(line, kind):
     try:
         text = line.decode()
         if kind == "jsonl":
-            text = json.loads(text)["text"]
+            text = json.loads(text, parse_constant=lambda constant: int("none"))["text"]
             text.encode()
     except UnicodeError:
         return None, "not UTF-8"
@@ -96,6 +96,7 @@ def packed(content, members):
 @given(CONTENTS, st.sampled_from(["jsonl", "text"]), st.integers(0, 3), st.integers(1, 70),
        st.sampled_from([3, 2**16]), st.randoms())
 @example(b"ab\n\ncd\r\ne\rf", "text", 0, 1, 3, random.Random(0))
+@example(b"a\r\r\nb\r", "text", 0, 70, 3, random.Random(0))
 @example(b"x" * 100 + b"\nend", "text", 2, 7, 3, random.Random(0))
 def test_any_cut_in_any_order_gives_the_same_documents(content, kind, members, shard_bytes, piece,
                                                        order):
@@ -114,11 +115,11 @@ def test_any_cut_in_any_order_gives_the_same_documents(content, kind, members, s
 
 def test_small_spans_share_a_shard_and_large_files_are_cut(tmp_path):
     paths = [write(tmp_path / f"{i}.txt", b"x" * size)
-             for i, size in enumerate([300, 0, 300, 2300, 300, 900])]
+             for i, size in enumerate([300, 0, 700, 2300, 300, 900])]
     inputs = Inputs(paths, shard_bytes=1000)
     assert [[(span.path[-5], span.start, span.end) for span in shard.spans]
             for shard in inputs.shards()] == [
-        [("0", 0, 300), ("2", 0, 300)], [("3", 0, 1000)], [("3", 1000, 2000)],
+        [("0", 0, 300), ("2", 0, 700)], [("3", 0, 1000)], [("3", 1000, 2000)],
         [("3", 2000, 2300), ("4", 0, 300)], [("5", 0, 900)]]
     assert [shard.number for shard in inputs.shards()] == list(range(5))
     assert inputs.n_shards() == 5
@@ -249,8 +250,11 @@ def test_a_file_without_permission_is_refused_before_the_run(tmp_path):
 
 def test_formats_can_be_mixed_and_suffixes_have_any_case(tmp_path):
     paths = [write(tmp_path / "a.NDJSON", '{"text": "a"}'), write(tmp_path / "b.text", "b\n"),
-             write(tmp_path / "c.JSONL.GZ", gzip.compress(b'{"text": "c"}\n'))]
-    assert reasons(read_all(Inputs(paths))) == ["a", "b", "c"]
+             write(tmp_path / "c.JSONL.GZ", gzip.compress(b'{"text": "c"}\n')),
+             write(tmp_path / "d.txt.gz", gzip.compress(b""))]
+    inputs = Inputs(paths)
+    assert reasons(read_all(inputs)) == ["a", "b", "c"]
+    assert sum(shard.n_bytes for shard in inputs.shards()) == inputs.n_bytes()
     assert reasons(read_all(Inputs(paths[0], input_format="text"))) == ['{"text": "a"}']
 
 
@@ -327,8 +331,10 @@ def test_a_file_that_shrinks_is_an_error(tmp_path, name, documents):
         with pytest.raises(Error, match=r"a\.txt.* has changed while it is read: it ends earlier"):
             list(inputs.read(shard))
     os.remove(path)
-    with pytest.raises(Error, match=r"a\.txt.* cannot be read: No such file"):
-        list(inputs.read(shards[0]))
+    for reading in (lambda: list(inputs.read(shards[0])), lambda: list(inputs.shards()),
+                    inputs.fingerprint, inputs.n_bytes):
+        with pytest.raises(Error, match=r"a\.txt.* cannot be read: No such file"):
+            reading()
 
 
 def test_a_replaced_file_is_opened_again(tmp_path):
@@ -336,7 +342,8 @@ def test_a_replaced_file_is_opened_again(tmp_path):
     inputs = Inputs(path, shard_bytes=300)
     first, second = list(inputs.shards())[:2]
     assert set(reasons(inputs.read(first))) == {"a"}
-    write(tmp_path / "a.txt.gz", gzip.compress(b"b\n" * 600))
+    write(tmp_path / "a.txt.gz", gzip.compress(b"b\n" * 500))  # of the same size
+    os.utime(path, ns=(0, 5))
     assert set(reasons(inputs.read(second))) == {"b"}
 
 
@@ -351,7 +358,7 @@ def test_a_worker_unpacks_a_file_once(tmp_path):
             super().__init__(file)
 
     with patch.object(formats, "Unpacked", Counted):
-        for shard in shards[::2]:
+        for shard in shards:
             list(inputs.read(shard))
         assert len(opened) == 1
         list(inputs.read(shards[2]))
@@ -390,16 +397,16 @@ def at_most(n_bytes):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.gz"])
 def test_a_line_over_the_limit_is_never_held(tmp_path, name):
-    """The packed one has 66 kB: a bomb."""
-    content = b"a\n" + b"x" * 2**25 + b"\n" + b"\0" * 2**25 + b"\nb"
+    """The packed one is a bomb: it grows 200 times."""
+    content = b"a\n" + b"x" * 2**23 + b"\n" + b"\0" * 2**23 + b"\nb"
     path = write(tmp_path / name, gzip.compress(content, 1) if name.endswith("gz") else content)
-    inputs = Inputs(path, input_format="text", max_bytes=1000, shard_bytes=2**23)
+    inputs = Inputs(path, input_format="text", max_bytes=1000, shard_bytes=2**21)
     del content
     with at_most(2**20):
         found = read_all(inputs)
     assert reasons(found) == ["a", "over the limit", "over the limit", "b"]
     assert [document.id for document in found] == [
-        f"{path}:{offset}" for offset in (0, 2, 2**25 + 3, 2**26 + 4)]
+        f"{path}:{offset}" for offset in (0, 2, 2**23 + 3, 2**24 + 4)]
     if name == "a.txt.gz":
         with at_most(2**20):
             assert reasons(read_all(Inputs(path, documents="files", max_bytes=99))) == [
@@ -430,10 +437,10 @@ def test_a_hundred_gigabytes_are_cut_without_reading_them(tmp_path):
 def test_shards_of_many_files_are_not_held(tmp_path):
     path = write(tmp_path / "a.txt", "a")
     inputs = Inputs(path, documents="files")
-    object.__setattr__(inputs, "paths", (path,) * 5000)
+    object.__setattr__(inputs, "paths", (path,) * 3000)
     with at_most(2**18):
-        assert sum(len(shard.spans) for shard in inputs.shards()) == 5000
-    assert inputs.n_shards() == 5  # a span counts for 256 bytes
+        assert sum(len(shard.spans) for shard in inputs.shards()) == 3000
+    assert inputs.n_shards() == 3  # a span counts for 256 bytes
 
 
 # --- what a run remembers --------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A run's folder: made once, in use once, gone on with only as it was begun, and never damaged."""
 import gzip
+import io
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import pytest
 from fake_works import CountLetters, OwnProcess
 
 from gpt2_np import Error
-from gpt2_np.corpus import driver, runs
+from gpt2_np.corpus import driver, progress, runs
 from gpt2_np.corpus.documents import Inputs
 from gpt2_np.corpus.runs import changes, open_run, status
 
@@ -165,6 +166,33 @@ def test_a_run_that_is_started_again_does_what_is_missing_and_no_more(tmp_path, 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.json*")}
     assert run("a", "bb", "ccc") == first
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    run("aaa", "bb", "c", progress=True)
+    assert "100%" in terminal.getvalue() and "6.00/6.00" in terminal.getvalue()
+    assert "3 documents, " in terminal.getvalue()
+    (tmp_path / "out" / "part-00002.jsonl").unlink()
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    run("aaa", "bb", "c", progress=True)
+    assert "83%" in terminal.getvalue().split("\r")[1] and "6.00/6.00" in terminal.getvalue()
+    assert "1 documents, " in terminal.getvalue()
+
+
+@pytest.mark.parametrize("seconds, lines", [(60, 0), (-1, 3)])
+def test_a_log_gets_a_line_a_minute(run, monkeypatch, capsys, seconds, lines):
+    monkeypatch.setattr(progress, "SECONDS", seconds)
+    run("aaa", "bb", "c", progress=True)
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == lines
+    if lines:
+        assert err[1].startswith("83% of 0.0 MB, 2 documents, ")
 
 
 def test_a_summary_that_is_missing_is_made_again(tmp_path, run):

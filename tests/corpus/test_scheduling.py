@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gpt2_np import Error
 from gpt2_np.corpus import scheduling
 from gpt2_np.corpus.documents import Shard
-from gpt2_np.corpus.scheduling import MOST_DEATHS, MOST_TRIES, Outcome, run_shards
+from gpt2_np.corpus.scheduling import MOST_DEATHS, MOST_STARTS, MOST_TRIES, Outcome, run_shards
 from gpt2_np.corpus.shard_files import Done, Job
 
 SHARD_LISTS = st.integers(0, 12).map(lambda n: [Shard(i, (), 1) for i in range(n)])
@@ -70,7 +70,7 @@ def test_each_shard_is_done_or_has_failed_three_times(n_workers, shards, data):
 
     def choose(worker, shard):
         kind = data.draw(st.sampled_from(list(FAILURES)))
-        if kind == "not ready" and false_starts[worker] == MOST_TRIES - 1:
+        if kind == "not ready" and false_starts[worker] == MOST_STARTS[0] - 1:
             kind = "failed"
         if kind == "done":
             false_starts[worker] = 0
@@ -137,7 +137,21 @@ def test_workers_that_cannot_start_end_the_run(fatal):
     starts = Counter()
     with pytest.raises(Error, match="no memory"):
         run(ScriptedEngine(3, choose), (Shard(i, (), 1) for i in range(1000)))
-    assert starts == dict.fromkeys(range(3), 1 if fatal else MOST_TRIES)
+    assert starts == dict.fromkeys(range(3), 1 if fatal else MOST_STARTS[0])
+
+
+def test_workers_that_have_worked_get_more_starts():
+    """Somebody kills them; the model can be loaded."""
+    def choose(worker, shard):
+        starts.append(worker)
+        if len(starts) == 1:
+            return done(worker, shard)
+        return Outcome(worker, failure="killed", died=True, ready=False)
+
+    starts = []
+    with pytest.raises(Error, match="no worker can start: killed"):
+        run(ScriptedEngine(1, choose), (Shard(i, (), 1) for i in range(1000)))
+    assert len(starts) == 1 + MOST_STARTS[1]
 
 
 def test_workers_that_die_at_every_shard_end_the_run():

@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
+import strict_arrays
 from random_model import map_params
 from small_model import TEXT, save_small_model
 
 import gpt2_np
-from gpt2_np import Model, bpe, checkpoint, corpus
+from gpt2_np import Model, backend, bpe, checkpoint, corpus
 from gpt2_np.corpus import fingerprints, work
 from gpt2_np.corpus.formats import Document
 from gpt2_np.cuda import products
@@ -136,8 +137,8 @@ OPTIONS = [{}, {"temperature": 1.0}, {"temperature": 0.7, "top_k": 5, "repetitio
            {"temperature": 1.0, "top_p": 0.8, "min_p": 0.01, "stop": ["e", 3]}]
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("options, batch", [
+    *((options, 3) for options in OPTIONS), (OPTIONS[1], 1), (OPTIONS[1], 32)])
 def test_a_document_has_the_tokens_that_the_library_gives_it_alone(model, options, batch):
     prompts = ["The café", "T", "remember the street", "at the corner", "é", "The ", "T"]
     generator = corpus.Generator(model, n_tokens=12, seed=5, batch=batch, per_token=True, **options)
@@ -200,6 +201,7 @@ def test_a_prompt_that_does_not_fit_is_skipped_and_one_that_just_fits_is_not(mod
 @pytest.mark.parametrize("kind, options, message", [
     (corpus.Scorer, {"stride": 0}, "stride is 0"),
     (corpus.Scorer, {"stride": 2.5}, "stride is 2.5"),
+    (corpus.Scorer, {"dtype": "int8"}, "dtype is 'int8'"),
     (corpus.Generator, {"n_tokens": 0}, "n_tokens is 0"),
     (corpus.Generator, {"batch": True}, "batch is True"),
     (corpus.Generator, {"seed": -1}, "seed is -1"),
@@ -225,6 +227,31 @@ def test_preparing_refuses_what_does_not_fit_the_model(model):
             made.prepare()
 
 
+def test_the_driver_refuses_a_type_that_no_worker_could_load(folder):
+    with pytest.raises(gpt2_np.Error, match="float16"):
+        corpus.Scorer(folder, device="cpu", dtype="float16").fingerprint()
+
+
+@pytest.fixture(params=["strict", pytest.param("cuda", marks=pytest.mark.gpu)])
+def on_device(request, model):
+    xp = backend.pick("cuda") if request.param == "cuda" else strict_arrays
+    params = map_params(lambda array: backend.to_device(array, xp), model.params)
+    return Model(model.config, params, model.tokenizer)
+
+
+def test_a_device_gives_the_records_of_the_host(model, on_device):
+    for kind in corpus.Scorer, corpus.Generator:
+        for found, expected in zip(kind(on_device).records(documents()),
+                                   kind(model).records(documents()), strict=True):
+            assert found.keys() == expected.keys()
+            for name, value in expected.items():
+                assert found[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float)
+                                       else value)
+        found, expected = kind(on_device).fingerprint(), kind(model).fingerprint()
+        assert (found["device"], expected["device"]) == ("cuda", "cpu")
+        assert {**found, "device": "cpu"} == expected
+
+
 # --- pickles and fingerprints ----------------------------------------------------------
 
 
@@ -247,7 +274,7 @@ def test_a_fingerprint_of_a_name_loads_nothing(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("kind, changes", [
-    (corpus.Scorer, [{"stride": 7}, {"bos": False}, {"per_token": True}, {"dtype": "float16"},
+    (corpus.Scorer, [{"stride": 7}, {"bos": False}, {"per_token": True}, {"dtype": "float64"},
                      {"tf32": True}]),
     (corpus.Generator, [{"n_tokens": 7}, {"temperature": 0.5}, {"top_k": 7}, {"top_p": 0.5},
                         {"min_p": 0.5}, {"repetition_penalty": 2.0}, {"stop": "x"}, {"seed": 7},
