@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gpt2_np import NO_TAP, KVCache, check_finite, namespace, transformer
+from ..gpt2_np import KVCache, check_finite, namespace, transformer
 from .packing import Packed
 from .scoring import Query, Scores, query_scores, target_scores
 from .turns import turn
@@ -29,13 +29,13 @@ class Branches(NamedTuple):
         return max(map(len, self.continuations)) - 1
 
 
-def branch_scores(model, groups, tap=NO_TAP) -> Iterator[tuple[int, int, Scores]]:
+def branch_scores(model, groups, tap=None) -> Iterator[tuple[int, int, Scores]]:
     """Yield the numbers of a group and of its continuation, with its scores, as they are computed.
 
     A context and a continuation have up to n_ctx + 1 tokens together. With a tap, and if there is
     one continuation, they are read as one text.
     """
-    has_tap, queries, asked = tap.function is not None, [], []
+    has_tap, queries, asked = tap is not None and tap.function is not None, [], []
     for number, (context, continuations) in enumerate(groups):
         if has_tap or len(continuations) == 1:
             for branch, ids in enumerate(continuations):
