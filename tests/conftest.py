@@ -2,8 +2,9 @@ import functools
 import os
 import time
 
-# The default tests use tiny matrices, for which BLAS threads only cost time.
+# Tests use tiny matrices, for which threads only cost time: those of BLAS, and of PyTorch (OMP).
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The tests start many processes, which would each compile the whole package.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
