@@ -268,8 +268,9 @@ def connect(ray: Any, address: str, n_cpus: int | None) -> None:
             ray.init(address=address, log_to_driver=False, logging_level="CRITICAL", **local)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise Error(f"there is no Ray cluster to use at address {shown(address)}: {reason}"
-                    ) from None
+        remedy = ("; if it asks for a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token "
+                  "from its first machine") * (not local)
+        raise Error(f"Ray cannot be used at address {shown(address)}: {reason}{remedy}") from None
 
 
 def check_address(address: str) -> None:
