@@ -197,14 +197,18 @@ def run(
     del options["paths"]
     fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
     bar = Progress(quiet=not progress)
+
+    def on_done(done):
+        state.add(done)
+        bar.add(done)
+
     with open_run(folder, fingerprint, output_format, command) as state:
         shards, lost = Missing(state, inputs, bar), []
         if (first := next(shards.rest, None)) is not None:
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.rest),
-                                  lambda done: (state.add(done), bar.add(done)), bar.say)
+                lost = run_shards(workers_at_work, chain([first], shards.rest), on_done, bar.say)
         if first is None and not shards.problem and (summary := complete_summary(folder)):
             return summary
         refuse_changes(folder, fingerprint, fingerprint | {"inputs": inputs.fingerprint()})

@@ -182,23 +182,23 @@ def start(arguments, **options):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
-        model, texts, scored, tmp_path):
+        model, texts, scored, tmp_path, monkeypatch):
+    """Ctrl-C goes to all processes of a terminal. The workers say nothing about it."""
     arguments = ["score", texts, "-o", tmp_path, "-m", model, "--workers", "1", "--shard-bytes",
                  "400", "--id", "n", "--per-token"]
     n_done = 0
     for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143):
-        run = start(arguments)
+        run = start(arguments, start_new_session=True)
         wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
-        run.send_signal(number)
+        os.killpg(run.pid, number)
         said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
             f"python -m gpt2_np.corpus score: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
         assert not list(tmp_path.glob("*.part"))
-    run = start(arguments)
-    err = run.communicate(timeout=60)[1]
-    assert run.returncode == 0, err
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    assert main(list(map(str, arguments))) == 0
     assert files(tmp_path) == files(scored)
 
 

@@ -107,5 +107,5 @@ def test_kills_change_no_byte(model, tmp_path):
 
 @pytest.mark.slow
 def test_fifty_kills_change_no_byte(model, tmp_path):
-    killed = compare(model, tmp_path, 40_000, 50, 4, "--workers", "2")
+    killed = compare(model, tmp_path, 20_000, 50, 3, "--workers", "2")
     assert sum(killed.values()) == 50 and min(killed.values()) > 10

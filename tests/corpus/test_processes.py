@@ -1,7 +1,6 @@
 """Processes as workers: their environment, their deaths, and their end with the driver."""
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ from fake_works import CountLetters
 from waiting import wait_for
 
 from gpt2_np import Error
+from gpt2_np.corpus import scheduling
 from gpt2_np.corpus.documents import Inputs
 from gpt2_np.corpus.processes import ProcessEngine, card_variables
 from gpt2_np.corpus.scheduling import run_shards
@@ -127,7 +127,9 @@ def test_deaths_cost_only_the_shard_that_dies_every_time(tmp_path):
     ("raise", "there is no such model"),
     ("die", "no worker can start: worker 0 died before it was ready: it ended with status 5"),
 ])
-def test_workers_that_cannot_start_end_the_run_with_a_sentence(tmp_path, at_start, words):
+def test_workers_that_cannot_start_end_the_run_with_a_sentence(
+        tmp_path, monkeypatch, at_start, words):
+    monkeypatch.setattr(scheduling, "MOST_STARTS", (1, 1))
     given, shards = job(tmp_path, "a", at_start=at_start)
     with pytest.raises(Error, match=words):
         run(given, shards)
@@ -141,20 +143,6 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     driver.kill()
     driver.wait()
     wait_for(lambda: not is_running(worker))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_ctrl_c_is_the_drivers_alone_and_ends_the_workers(tmp_path):
-    """Ctrl-C goes to all processes of a terminal. The workers say nothing about it."""
-    driver = subprocess.Popen(arguments(tmp_path, ["a", "sleeps", "b"]), text=True,
-                              stderr=subprocess.PIPE, start_new_session=True)
-    wait_for(lambda: (tmp_path / "out" / "part-00000.jsonl").exists())
-    (worker,) = notes(tmp_path)
-    os.killpg(driver.pid, signal.SIGINT)
-    said = driver.communicate(timeout=60)[1].splitlines()
-    assert said[-1].endswith(
-        "Stopped: stopped: 1 of 3 shards are done; the same command goes on")
-    assert said.count("KeyboardInterrupt") == 1 and not is_running(worker)
 
 
 def test_a_program_without_its_guard_gets_one_sentence(tmp_path):
