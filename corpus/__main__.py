@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import checkpoint
+from .. import backend, checkpoint
 from ..command_line import (
     SAMPLING,
     add_model_options,
@@ -137,6 +137,10 @@ def run_options(args, parser) -> dict[str, Any]:
         parser.error(f"--gpus {args.gpus} has a worker for each: leave --workers out")
     if args.address is not None and args.engine != "ray":
         parser.error("--address is that of a Ray cluster: add --engine ray")
+    if args.verbose:
+        where = ("a GPU for each worker" if args.gpus
+                 else backend.about(backend.pick(args.device)))
+        print(f"{parser.prog}: running in {args.dtype} on {where}", file=sys.stderr)
     return {**{name: getattr(args, name) for name in RUN_OPTIONS}, "progress": not args.quiet,
             "command": args.again}
 
@@ -171,7 +175,9 @@ def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
     def terminate(*_):
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = None
+    with contextlib.suppress(ValueError):  # not the main thread
+        before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except Incomplete as error:
@@ -183,7 +189,8 @@ def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
         by_sigterm = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
         raise SystemExit(143 if by_sigterm else 130) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:

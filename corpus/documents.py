@@ -189,7 +189,7 @@ class Inputs:
         """
         left = self.n_bytes()
         shard_bytes = self.shard_bytes or max(self.least_shard_bytes, -(-left // MOST_SHARDS))
-        damage: list[str] = []
+        damage: dict[str, str] = {}
         number = size = n_bytes = 0
         spans: list[Span] = []
         for piece in self.pieces(shard_bytes, damage):
@@ -204,10 +204,13 @@ class Inputs:
         if spans:
             yield Shard(number, tuple(spans), left)  # with the bytes of files that have no text
         if damage:
-            more = f" So are {len(damage) - 1} more files." if len(damage) > 1 else ""
-            raise Error(f"{damage[0]}. Fetch the file again and give another output folder.{more}")
+            (path, sentence), *others = damage.items()
+            more = f"; damaged too: {', '.join(other for other, _ in others[:3])}" if others else ""
+            more += f" and {len(others) - 3} more" if len(others) > 3 else ""
+            raise Error(f"{path} {sentence}{more}. Fetch what is damaged again and give another "
+                        "output folder")
 
-    def pieces(self, shard_bytes: int, damage: list[str]) -> Iterator[Piece]:
+    def pieces(self, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         for path in self.paths:
             try:
                 if self.format(path) == "parquet":
@@ -223,7 +226,7 @@ class Inputs:
             except OSError as error:
                 raise unreadable(path, error) from None
 
-    def gzip_pieces(self, path: str, shard_bytes: int, damage: list[str]) -> Iterator[Piece]:
+    def gzip_pieces(self, path: str, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         """Unpack a file and yield its pieces; add a sentence to `damage` if it is damaged."""
         is_one = self.documents == "files"
         most = self.max_bytes + len(BOM) + 1 if is_one else float("inf")
@@ -237,8 +240,7 @@ class Inputs:
                     start, read = start + shard_bytes, now
             if raw.damage is not None:
                 rest = "it is left out" if is_one else "whole lines before were read, no others"
-                damage.append(
-                    f"{path} is damaged after {end:,} bytes of text ({raw.damage}): {rest}")
+                damage[path] = f"is damaged after {end:,} bytes of text ({raw.damage}): {rest}"
             if raw.damage is None if is_one else end > start:
                 size = status(path).st_size
                 yield Piece(Span(path, start, int(min(end, most))), end - start, size - read)

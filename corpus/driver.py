@@ -21,7 +21,7 @@ from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
 from .ray_actors import RayEngine
 from .runs import SUMMARY, Run, open_run, refuse_changes
-from .scheduling import Engine, Lost, run_shards
+from .scheduling import Engine, run_shards
 from .shard_files import FORMATS, Job
 from .summary import write_summary
 from .work import Generator, Scorer, Work
@@ -205,17 +205,19 @@ def run(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
                 lost = run_shards(workers_at_work, chain([first], shards.rest),
                                   lambda done: (state.add(done), bar.add(done)), bar.say)
-        if shards.problem:
-            lost.append(Lost(Shard(shards.n, (), 0), shards.problem))
-        elif first is None and (summary := complete_summary(folder)):
+        if first is None and not shards.problem and (summary := complete_summary(folder)):
             return summary
         refuse_changes(folder, fingerprint, fingerprint | {"inputs": inputs.fingerprint()})
-        n_shards = shards.n + bool(shards.problem)
-        summary = write_summary(job, n_shards, {one.shard.number: one.reason for one in lost})
-    if lost:
+        failures = {one.shard.number: one.reason for one in lost}
+        if shards.problem:  # what cannot be read counts as one more shard
+            failures[shards.n] = shards.problem
+        summary = write_summary(job, shards.n + bool(shards.problem), failures)
+    if failures:
         reasons = "; ".join(f"shard {one.shard.number}: {one.reason}" for one in lost[:3])
-        raise Incomplete(f"{len(lost)} of {n_shards} shards are missing ({reasons}"
-                         + "; ..." * (len(lost) > 3) + "): the same command tries them again")
+        more = "; ..." * (len(lost) > 3)
+        raise Incomplete(". ".join(
+            [f"{len(lost)} of {shards.n} shards are missing ({reasons}{more}): the same command "
+             "tries them again"] * bool(lost) + [shards.problem] * bool(shards.problem)))
     return summary
 
 

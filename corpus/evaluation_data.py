@@ -81,8 +81,8 @@ def data_file(name: Any, given: Any = None, progress: bool = False) -> str:
     except DownloadError as error:
         cause = str(error).removesuffix(f"; {WITHOUT_NETWORK}")
         raise DownloadError(
-            f"{cause}; otherwise put {source.url}/{published.name} ({published.size:,} bytes, SHA-256 "
-            f"{published.sha256}) at {target}, or give its path with --data"
+            f"{cause}; otherwise put {source.url}/{published.name} ({published.size:,} bytes, "
+            f"SHA-256 {published.sha256}) at {target}, or give its path with --data"
         ) from error
     except OSError as error:
         raise DownloadError(f"{error.filename or source.folder} cannot be used: {reason(error)}; "

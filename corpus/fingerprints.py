@@ -31,10 +31,12 @@ def checkpoint_fingerprint(name: str | os.PathLike[str]) -> dict[str, Any]:
                 weights.update(file.read(end - start))
 
     map_leaves(add, opened.tensors)
-    for file_name in checkpoint.tokenizer_files(opened.layout):
-        path = opened.folder / file_name
+    layout = opened.layout
+    official = checkpoint.official_size(name)  # only its two pinned files: other ones may appear
+    for file in (layout.merges, layout.vocab) if official else checkpoint.tokenizer_files(layout):
+        path = opened.folder / file
         if path.exists():
-            vocabulary.update(file_name.encode() + hashlib.sha256(path.read_bytes()).digest())
+            vocabulary.update(hashlib.sha256(path.read_bytes()).digest())
     return {"config": asdict(opened.config), "sample of weights": weights.hexdigest(),
             "vocabulary": vocabulary.hexdigest()}
 

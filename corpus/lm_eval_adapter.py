@@ -3,7 +3,8 @@
     python -m gpt2_np.corpus lm-eval run --tasks lambada_openai --model_args model=124M
 
 Every request gets what lm-eval's own class for Hugging Face models gives it: its tokens, windows
-and stop strings. Requests are packed into rows of n_ctx, and equal ones are computed once.
+and stop strings. Requests are packed into rows of n_ctx. A context that several share, such as that
+of the choices of a question, is computed once.
 """
 from __future__ import annotations
 
@@ -124,7 +125,11 @@ def model_class() -> Any:
             normalize_gen_kwargs,
             postprocess_generated_text,
         )
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        from lm_eval.utils import (
+            get_rolling_token_windows,
+            make_disjoint_window,
+            simple_parse_args_string,
+        )
     except ImportError as error:
         raise Error(f'lm-eval 0.4.13 or newer is needed ({error}): pip install "gpt2_np[eval]"'
                     ) from None
@@ -170,19 +175,25 @@ def model_class() -> Any:
             others = {k: v for k, v in (additional_config or {}).items() if v is not None}
             return cls(**{**others, **arg_dict})
 
+        @classmethod
+        def create_from_arg_string(cls, arg_string, additional_config=None):
+            return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
         @property
         def eot_token_id(self):
             if self.tokenizer.end_of_text is None:
                 raise Error("the vocabulary has no <|endoftext|>, with which lm-eval begins texts")
             return self.tokenizer.end_of_text
 
-        @property
-        def tokenizer_name(self):
-            return NAME
+        tokenizer_name = NAME  # asked for with chat templates only
+        max_gen_toks = 256  # of a task that does not say
 
         def tok_encode(self, string, add_special_tokens=None, **_):
             """Return the ids of a text, in which <|endoftext|> is one token."""
-            return self.tokenizer.encode(string, "all")
+            ids = self.tokenizer.encode(string, "all")
+            if add_special_tokens is False or string.startswith("<|endoftext|>"):
+                return ids[len(self.tokenizer.start_ids) :]  # few vocabularies have any
+            return ids
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
             results: list[Any] = [None] * len(requests)
@@ -226,6 +237,7 @@ def model_class() -> Any:
                     given = requests[numbers[0]].args[1]
                     options = normalize_gen_kwargs(given, self.max_gen_toks)
                     stop = handle_stop_sequences(options.pop("until"), "<|endoftext|>")
+                    stop = [*filter(None, stop)]
                     n_tokens = options.pop("max_gen_toks")
                     if not 0 < n_tokens < self.max_length:
                         raise Error(f"max_gen_toks is {n_tokens}: it must be from 1 to "
@@ -234,7 +246,7 @@ def model_class() -> Any:
                     prompts = [self.tok_encode(text)[n_tokens - self.max_length :]
                                or [self.prefix_token_id] for text in contexts]
                     for found, ids in continuations(
-                            self.model, prompts, n_tokens, [*filter(None, stop), self.eot_token_id],
+                            self.model, prompts, n_tokens, [*stop, self.eot_token_id],
                             sampling_options(options), self.batch_size, seed, self.tap):
                         text = postprocess_generated_text(self.plain_text(ids), stop, None)
                         for place in found:
@@ -243,8 +255,6 @@ def model_class() -> Any:
                                 "generate_until", (contexts[place], given), text)
                         bar.update(len(found))
             return results
-
-        max_gen_toks = 256
 
         def plain_text(self, ids):
             special = set(self.tokenizer.special_tokens.values())
@@ -264,6 +274,7 @@ def model_class() -> Any:
                 "model_dtype": str(self.model.params["wte"].dtype),
                 "model_device": self._device,
                 "model_ablated": self.ablated,
+                "max_length": self.max_length,
                 "gpt2_np_version": __version__,
             }
 

@@ -65,7 +65,7 @@ class Worker:
     def end(self) -> None:
         if self.process.pid is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(5)
         self.connection.close()
 
     def epitaph(self) -> str:

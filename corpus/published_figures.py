@@ -51,9 +51,9 @@ FIGURES: dict[str, list[Figure]] = {
 }
 
 NOTES = {  # of evaluations, where figures need a word
-    "lambada": "The paper's text (section 3.3) gives 52.66% for 1558M, and its table 63.24%, with a "
-    "stop-word filter that was not published. None is applied here. Others come near the table by "
-    "the last token (46.67% at 124M), and near the text by the whole word (51.21% at 1558M).",
+    "lambada": "The paper's text (section 3.3) gives 52.66% for 1558M, and its table 63.24%, with "
+    "a stop-word filter that was not published. None is applied here. Others come near the table "
+    "by the last token (46.67% at 124M), and near the text by the whole word (51.21% at 1558M).",
     "wikitext2": "The paper gives 29.41 for WikiText-2 and 37.50 for WikiText-103 at 124M, though "
     "both have the same test text. Its de-tokenizers were not published. Others come near 29.41 "
     "per token of the raw text, and near 37.50 per word.",

@@ -69,7 +69,7 @@ class Run:
 
 def progress_words(n_done: int, n_shards: int | None) -> str:
     if n_shards is None:
-        return f"{n_done} shards are done, of a number that is not known yet"
+        return f"shards done: {n_done}, of a number that is not known yet"
     return f"{n_done} of {n_shards} shards are done"
 
 

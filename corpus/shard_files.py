@@ -5,6 +5,7 @@ So a file with a shard's name is whole, whatever was killed and when.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -102,6 +103,9 @@ def sync_folder(folder: str) -> None:
     number = os.open(folder or ".", os.O_RDONLY)
     try:
         os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+            raise
     finally:
         os.close(number)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gpt2_np import NO_TAP, KVCache, check_finite, namespace, transformer
+from ..gpt2_np import KVCache, check_finite, namespace, transformer
 from .packing import Packed
 from .scoring import Query, Scores, query_scores, target_scores
 from .turns import turn
@@ -29,13 +29,13 @@ class Branches(NamedTuple):
         return max(map(len, self.continuations)) - 1
 
 
-def branch_scores(model, groups, tap=NO_TAP) -> Iterator[tuple[int, int, Scores]]:
+def branch_scores(model, groups, tap=None) -> Iterator[tuple[int, int, Scores]]:
     """Yield the numbers of a group and of its continuation, with its scores, as they are computed.
 
     A context and a continuation have up to n_ctx + 1 tokens together. With a tap, and if there is
     one continuation, they are read as one text.
     """
-    has_tap, queries, asked = tap.function is not None, [], []
+    has_tap, queries, asked = tap is not None and tap.function is not None, [], []
     for number, (context, continuations) in enumerate(groups):
         if has_tap or len(continuations) == 1:
             for branch, ids in enumerate(continuations):
@@ -67,8 +67,7 @@ def batches(model, groups, order) -> Iterator[list[int]]:
         lengths = [len(group.context) for group in together]
         n_positions = max(lengths) + together[0].n_new
         n_cached = n_positions * sum(len(group.continuations) for group in together)
-        fits = (sum(lengths) <= config.n_ctx and n_positions <= config.n_ctx
-                and n_cached <= most)
+        fits = sum(lengths) <= config.n_ctx and n_positions <= config.n_ctx and n_cached <= most
         if batch and not fits:
             yield batch
             batch = []
@@ -82,7 +81,7 @@ def shared_scores(model, groups) -> Iterator[Scores]:
 
     A continuation's first token is scored at the end of its context.
     """
-    config, params = model.config, model.params
+    config, params, wte = model.config, model.params, model.params["wte"][: model.n_vocab]
     lengths, n_new = [len(group.context) for group in groups], groups[0].n_new
     branches = [ids for group in groups for ids in group.continuations]
     rows = np.repeat(np.arange(len(groups)), [len(group.continuations) for group in groups])
@@ -94,13 +93,15 @@ def shared_scores(model, groups) -> Iterator[Scores]:
     with turn(model, has_tap=False):
         x = transformer(params, config, contexts[None], Packed(lengths, cache))
         xp = namespace(x)
-        x = x[0, xp.asarray((np.cumsum(lengths) - 1)[rows])][:, None]
+        ends = xp.asarray((np.cumsum(lengths) - 1)[rows])
+        stream = xp.empty((len(branches), n_new + 1, config.n_embd), x.dtype)
+        stream[:, 0] = x[0, ends]
         if cache:
-            cache.select(rows)
-            x = xp.concatenate([x, transformer(params, config, inputs, cache)], axis=1)
+            cache.select(rows.tolist())
+            stream[:, 1:] = transformer(params, config, inputs, cache)
         scored = np.arange(n_new + 1) < np.array([[len(ids)] for ids in branches])
-        x = x.reshape(-1, config.n_embd)[xp.asarray(np.flatnonzero(scored))]
-        found = target_scores(x[None], np.concatenate(branches), params["wte"][: model.n_vocab])
+        stream = stream.reshape(-1, config.n_embd)[xp.asarray(np.flatnonzero(scored))]
+        found = target_scores(stream[None], np.concatenate(branches), wte)
     check_finite(found.log_probabilities.sum())
     end = 0
     for ids in branches:

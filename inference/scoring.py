@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpt2_np import (
-    NO_TAP,
     Error,
     Model,
+    Tap,
     TapFunction,
     Tokens,
     check_finite,
@@ -76,7 +76,7 @@ class Scores(NamedTuple):
     is_greedy: npt.NDArray[np.bool_]
 
 
-def score_windows(model, texts, stride=None, tap=NO_TAP, bos=False) -> list[Scores]:
+def score_windows(model, texts, stride=None, tap=None, bos=False) -> list[Scores]:
     """Return the scores of texts: `score_batch`, and which tokens greedy decoding would choose."""
     config = model.config
     stride = config.n_ctx // 2 if stride is None else stride
@@ -112,12 +112,13 @@ class Query(NamedTuple):
     targets: np.ndarray
 
 
-def query_scores(model, queries, tap=NO_TAP, n_texts=1) -> Iterator[tuple[int, Scores]]:
+def query_scores(model, queries, tap=None, n_texts=1) -> Iterator[tuple[int, Scores]]:
     """Yield the number of each query with the scores of its targets, as they are computed.
 
     Queries of up to n_ctx inputs are packed into rows. With a tap they are run one by one.
     """
-    config, params, has_tap = model.config, model.params, tap.function is not None
+    config, params, tap = model.config, model.params, tap or Tap()
+    has_tap = tap.function is not None
     wte = params["wte"][: model.n_vocab]
     windows = [Window(number, 0, len(query.inputs), 0) for number, query in enumerate(queries)]
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):

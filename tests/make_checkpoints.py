@@ -46,6 +46,11 @@ def tensorflow_tensors(params):
     return tensors
 
 
+@functools.cache
+def trained(n_vocab):
+    return bpe.train(TEXT, n_vocab)
+
+
 def write_tensorflow(folder, config=SMALL, seed=0, tokenizer=True, **bundle):
     """Write a checkpoint in OpenAI's layout, and return its parameters."""
     folder = Path(folder)
@@ -54,7 +59,7 @@ def write_tensorflow(folder, config=SMALL, seed=0, tokenizer=True, **bundle):
     (folder / "hparams.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     write_bundle(folder, tensorflow_tensors(params), **bundle)
     if tokenizer:
-        bpe.train(TEXT, config.n_vocab).save(folder)
+        trained(config.n_vocab).save(folder)
     return params
 
 
@@ -203,7 +208,7 @@ def write_hugging_face(
         index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if tokenizer:
-        bpe.train(TEXT, config.n_vocab).save(folder, names=("merges.txt", "vocab.json"))
+        trained(config.n_vocab).save(folder, names=("merges.txt", "vocab.json"))
     return params
 
 

@@ -36,7 +36,7 @@ def specifications(draw):
     return f"{left},{right}->{''.join(output)}"
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(specifications(), st.lists(st.integers(1, 3), min_size=6, max_size=6), st.booleans())
 def test_any_contraction_of_two_arrays_equals_numpys(specification, sizes, strided):
     pair = operands(specification, sizes=dict(zip("abcdef", sizes, strict=True)))
@@ -104,7 +104,7 @@ def test_weights_and_cache_are_multiplied_where_they_lie(monkeypatch):
         assert np.shares_memory(used_right, right), specification
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.integers(2, backend.FEW_ROWS), st.integers(1, 40), st.integers(1, 40), st.integers(1, 300),
     st.sampled_from(["rows", "columns", "neither"]), st.sampled_from(["float32", "float64"]),
@@ -154,7 +154,7 @@ def test_a_few_rows_of_a_large_matrix_are_multiplied_one_by_one(specification, b
     assert few == list(range(2, most + 1))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.sampled_from(FORWARD), st.lists(st.integers(1, 40), min_size=9, max_size=9))
 def test_every_road_to_a_product_gives_the_same(specification, sizes):
     pair = operands(specification, sizes=dict(zip("bqkdhemvc", [*sizes[:-1], 3], strict=True)))

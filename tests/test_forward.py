@@ -88,7 +88,7 @@ def test_batched_equals_single():
 # --- the cache -------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, TINY.n_ctx), min_size=1, max_size=8), st.integers(1, 3))
 def test_cached_forward_equals_uncached_however_it_is_split(lengths, n_rows):
     ends = [end for end in np.cumsum(lengths) if end <= TINY.n_ctx]

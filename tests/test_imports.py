@@ -4,7 +4,6 @@ import functools
 import subprocess
 import sys
 
-import pytest
 from copies import ROOT, product_files
 
 # From the bottom up. A file may import files further down, and files of its own folder.
@@ -25,8 +24,13 @@ def height(name):
     return ORDER.index(name if name in ORDER else name.partition(".")[0])
 
 
+@functools.cache
 def own_imports(name):
-    """Yield the name of each of our own files that a file imports, and True if at its top."""
+    """Return the name of each of our own files that a file imports, and True if at its top."""
+    return list(imports_of(name))
+
+
+def imports_of(name):
     path = FILES[name]
     package = list(path.parent.parts)
     tree = ast.parse((ROOT / path).read_text())
@@ -87,16 +91,16 @@ def test_imports_have_no_cycle():
         visit(name)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_our_own_modules_are_imported_at_the_top_of_a_file(name):
-    assert all(at_top for _, at_top in own_imports(name))
+def test_our_own_modules_are_imported_at_the_top_of_a_file():
+    assert not [(name, found) for name in FILES for found, at_top in own_imports(name)
+                if not at_top]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_depends_on_how_it_was_imported(name):
-    text = (ROOT / FILES[name]).read_text()
-    for words in "if __package__", "def __getattr__(name", "Part of gpt2_np.", "sys._getframe":
-        assert words not in text
+def test_no_file_depends_on_how_it_was_imported():
+    for name, path in FILES.items():
+        text = (ROOT / path).read_text()
+        for words in "if __package__", "def __getattr__(name", "Part of gpt2_np.", "sys._getframe":
+            assert words not in text, name
 
 
 def loaded(program):
@@ -136,15 +140,17 @@ def test_importing_the_package_loads_no_circuits():
     assert not {name for name in found if name.startswith(("gpt2_np.circuits", "gpt2_np.corpus"))}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["--info"], ["--info", "--json"],
-                                       ["-m", "shakespeare", "ROMEO", "-n", "2"],
-                                       ["-m", "shakespeare", "--score", "ROMEO"]])
-def test_a_command_on_ascii_text_loads_no_optional_library(arguments):
+COMMANDS = [["--help"], ["--version"], ["--info"], ["--info", "--json"],
+            ["-m", "shakespeare", "ROMEO", "-n", "2"], ["-m", "shakespeare", "--score", "ROMEO"]]
+
+
+def test_commands_on_ascii_text_load_no_optional_library():
     found = loaded(f"""
 import contextlib, io, gpt2_np
-with contextlib.redirect_stdout(io.StringIO()) as out:
-    gpt2_np.main({arguments})
-assert out.getvalue()
+for arguments in {COMMANDS}:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        gpt2_np.main(arguments)
+    assert out.getvalue()
 """)
     assert not LAZY & top_names(found)
 

@@ -118,7 +118,7 @@ def test_draws_follow_the_distribution(options):
     logits = np.array([2.0, 1.0, 0.5, 0.4, -1.0, -3.0], np.float32)
     options = {"temperature": 1.0, **options}
     rng = np.random.default_rng(11)
-    n = 20_000
+    n = 5_000
     draws = [sample(logits, **options, seed=rng) for _ in range(n)]
     counts = np.bincount(draws, minlength=6)
     p = probabilities(logits, Sampling(**options))

@@ -45,7 +45,8 @@ def test_the_archive_has_every_file_of_the_repository_and_no_other(unpacked):
 
 def test_tests_of_the_archive_run(unpacked):
     chosen = ["tests/checkpoint/test_crc32c.py", "tests/test_public_names.py"]
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
+    options = ["-q", "-p", "no:cacheprovider", "--assert=plain"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, *chosen],
                           cwd=unpacked, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d{2,} passed", done.stdout)

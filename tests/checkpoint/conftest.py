@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import pytest
 from downloads import LARGER
@@ -20,6 +21,11 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(transfer, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def fsync(file):
+    """Leave out the wait for the disk: no test takes the power away."""
 
 
 @pytest.fixture

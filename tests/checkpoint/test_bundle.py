@@ -17,7 +17,7 @@ from gpt2_np.checkpoint.files import Malformed
 
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 fuzz = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

@@ -215,7 +215,7 @@ def test_a_damaged_note_is_refused(run, content):
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.binary(max_size=40) | st.text(max_size=20).map(
     lambda name: f'model_checkpoint_path: "{name}"'.encode(errors="surrogatepass")))

@@ -207,7 +207,7 @@ words = st.sampled_from(
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(st.lists(words, min_size=1, max_size=5).map(".".join) | st.text(max_size=8),
                        st.integers(0, 3), max_size=3))  # fmt: skip

@@ -13,7 +13,7 @@ from gpt2_np.checkpoint import CheckpointError, Tensor
 from gpt2_np.checkpoint.safetensors import read_safetensors
 
 fuzz = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

@@ -126,7 +126,7 @@ def sound(tmp_path):
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(st.sampled_from(KEYS), values, max_size=4))
 def test_any_values_of_the_settings_are_read_or_refused_in_a_sentence(sound, change):

@@ -282,7 +282,7 @@ def overlap_or_mind(one, other):
         a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, min(len(a), len(b))))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(
     st.lists(st.tuples(st.text("ab< ", min_size=1, max_size=4), st.integers(0, 15)), max_size=5),
     st.sets(st.integers(0, 4)),
@@ -328,7 +328,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_json_loads_or_is_refused_in_one_sentence(tmp_path_factory, data):
     """One value in one file becomes another, or some bytes do."""

@@ -17,6 +17,7 @@ from gpt2_np.circuits import __main__ as program
 from gpt2_np.circuits.__main__ import main
 
 PROGRAM = "python -m gpt2_np.circuits"
+A_FILE = str(Path(__file__).parent / "conftest.py")
 COMMANDS = {
     "lens": ["lens", "The naïve café at", "--answer", " the"],
     "attribution": ["attribution", "The naïve café", "--answer", " the", "--wrong", " of"],
@@ -31,11 +32,11 @@ COMMANDS = {
                    "--edges", "--keep", "0.5"],
     "neurons": ["neurons", "The naïve", "--answer", " the", "--top", "3"],
     "a neuron": ["neurons", "--layer", "1", "--neuron", "17"],
-    "excite": ["excite", "L1N17", __file__, "--lines", "--top", "2"],
-    "excite a head": ["excite", "L1H1", __file__, "--lines", "--top", "2"],
-    "histogram": ["histogram", "L1N17", __file__, "--lines"],
-    "histogram of the stream": ["histogram", "blocks.1.hook_resid_mid", __file__, "--lines"],
-    "survey": ["survey", str(Path(__file__).parent / "conftest.py")],
+    "excite": ["excite", "L1N17", A_FILE, "--lines", "--top", "2"],
+    "excite a head": ["excite", "L1H1", A_FILE, "--lines", "--top", "2"],
+    "histogram": ["histogram", "L1N17", A_FILE, "--lines"],
+    "histogram of the stream": ["histogram", "blocks.1.hook_resid_mid", A_FILE, "--lines"],
+    "survey": ["survey", A_FILE],
 }  # fmt: skip
 NO_PROMPT = ("a neuron", "excite", "excite a head", "histogram", "histogram of the stream",
              "survey")

@@ -26,8 +26,13 @@ def example(monkeypatch, capsys):
     return run
 
 
-def test_the_induction_example_tells_the_story_on_the_embedded_model(example):
+def test_the_induction_example_tells_the_story_on_the_embedded_model(example, monkeypatch):
+    """It takes eight prompts; three tell the same."""
+    repeated = circuits.repeated_tokens
+    monkeypatch.setattr(circuits, "repeated_tokens", lambda *args, **kw: repeated(
+        *args, **{**kw, "batch": 3}))
     text = example("induction_heads.py")
+    assert text.startswith("3 prompts of random tokens")
     losses = [float(line.split()[0]) for line in text.partition("4. Ablation")[2].splitlines()
               if line[:4].isspace() and line.split()[0].replace(".", "").isdigit()]
     whole, without_induction, without_previous, without_others, guessing = losses

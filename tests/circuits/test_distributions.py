@@ -58,7 +58,7 @@ def test_patterns_count_the_keys_that_a_query_can_see():
     assert np.isfinite(scores.min) and scores.n == found.n
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=9),
                 min_size=1, max_size=5), st.integers(2, 12))
 def test_growing_bins_depend_on_the_values_alone(parts, most):

@@ -116,7 +116,7 @@ def test_edits_are_made_in_prompts_of_every_length():
             same(one, tool(MODEL, row, edits=edits))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(rows=ragged)
 def test_groups_hold_every_prompt_once_and_order_is_restored(rows):
     groups = by_length(MODEL, rows)

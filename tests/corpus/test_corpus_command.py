@@ -160,6 +160,17 @@ def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, m
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(os.urandom(999).hex().encode() + b"\n")[:-9])
+    command = ["score", str(path), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main(command) == 3 and main(["status", str(tmp_path / "out")]) == 3
+    out, err = capsys.readouterr()
+    assert "a.txt.gz is damaged" in err and "same command" not in err and err.count("\n") == 1
+    assert out.startswith("shards done: 1, of a number that is not known yet")
+
+
 # --- the command as a process ----------------------------------------------------------
 
 

@@ -309,7 +309,7 @@ def test_a_damaged_file_that_is_one_document_is_left_out(tmp_path):
              write(tmp_path / "b.txt", "b"), write(tmp_path / "c.txt.gz", gzip.compress(b"")[:9])]
     found, error = read_damaged(Inputs(paths, documents="files"))
     assert "a.txt.gz is damaged after 4 bytes" in error
-    assert error.endswith(" So are 1 more files.")
+    assert f": it is left out; damaged too: {paths[2]}. Fetch what is damaged again" in error
     assert found == [Document(paths[1], "b")]
 
 

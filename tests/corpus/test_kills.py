@@ -101,7 +101,7 @@ def compare(model, tmp_path, n_documents, n_kills, seconds, *options):
 
 
 def test_kills_change_no_byte(model, tmp_path):
-    killed = compare(model, tmp_path, 600, 3, 1.5, "--workers", "1")
+    killed = compare(model, tmp_path, 600, 2, 0.5, "--workers", "1")
     assert sum(killed.values()) > 0
 
 

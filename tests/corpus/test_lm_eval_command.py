@@ -1,7 +1,6 @@
 """The parts of the lm-eval adapter that need no lm-eval, and its absence."""
 import math
 import sys
-from argparse import ArgumentParser
 from types import ModuleType
 
 import numpy as np
@@ -9,8 +8,8 @@ import pytest
 from random_model import TINY, random_model
 
 import gpt2_np
-from gpt2_np.command_line import run_command
 from gpt2_np.corpus import lm_eval_adapter
+from gpt2_np.corpus.__main__ import main
 from gpt2_np.corpus.lm_eval_adapter import (
     Continuation,
     continuations,
@@ -157,9 +156,7 @@ def test_other_batch_sizes_are_refused(given):
 
 
 def command(*arguments):
-    parser = ArgumentParser()
-    lm_eval_adapter.add_options(parser)
-    return run_command("corpus", parser, arguments, lm_eval_adapter.run_command_line)
+    return main(["lm-eval", *arguments])
 
 
 def test_without_lm_eval_the_command_names_the_extra(monkeypatch, capsys):

@@ -244,7 +244,7 @@ def test_the_readable_part_of_a_damaged_file_is_done_and_the_rest_is_missing(tmp
     text = "".join(f"{i} {i * i}\n" for i in range(2000))
     path.write_bytes(gzip.compress(text.encode())[:-1000])
     for _ in range(2):
-        with pytest.raises(driver.Incomplete, match=r"shards are missing .*a\.txt\.gz is damaged"):
+        with pytest.raises(driver.Incomplete, match=r"^[^;]*a\.txt\.gz is damaged"):
             driver.run(CountLetters(), Inputs((str(path),), shard_bytes=2000), out, workers=1)
         found = status(str(out))
         assert found.n_done > 2 and found.n_shards is None and not found.is_complete

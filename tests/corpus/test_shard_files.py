@@ -86,6 +86,20 @@ def test_a_file_is_synced_then_renamed_and_then_its_folder_is_synced(tmp_path, m
     assert steps[:2] == ["3 bytes", "rename"] and (steps[2:] == folder or not folder)
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_no_failure_and_a_broken_one_is(
+        tmp_path, monkeypatch, number):
+    def fail(_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if number == errno.EINVAL:
+        shard_files.sync_folder(str(tmp_path))
+    elif os.name != "nt":
+        with pytest.raises(OSError):
+            shard_files.sync_folder(str(tmp_path))
+
+
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"),
                                      KeyboardInterrupt(), gpt2_np.Error("bad")])
 def test_after_a_failure_the_old_file_is_there_and_nothing_else(tmp_path, failure):

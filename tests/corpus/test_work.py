@@ -306,6 +306,8 @@ def test_other_files_change_the_fingerprint(folder, tmp_path):
     bpe.train(TEXT[1:], 300).save(tmp_path, names=("merges.txt", "vocab.json"))
     changed = corpus.Scorer(tmp_path).fingerprint()["model"]
     assert {key for key in other if other[key] != changed[key]} == {"vocabulary"}
+    (tmp_path / "README.md").write_text("no part of the model")
+    assert corpus.Scorer(tmp_path).fingerprint()["model"] == changed
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 65_536, 65_537, 10**9 + 3])

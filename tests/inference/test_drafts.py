@@ -44,7 +44,7 @@ def assert_the_same_or_a_tie(model, prompt, tokens, expected):
 # --- the same tokens -------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=20),
     st.integers(0, 30),
@@ -135,7 +135,7 @@ def cost_of(drafts, text, n_prompt):
     return cost
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 2**32))
 def test_drafts_never_cost_much(n_kinds, n_before_a_change, seed):
     """The text starts to repeat itself and breaks off, again and again."""

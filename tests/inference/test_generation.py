@@ -50,7 +50,7 @@ def test_greedy_generation_equals_the_argmax_of_forward():
     assert list(generate(MODEL, PROMPT, 12)) == greedy_without_cache(MODEL, PROMPT, 12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=TINY.n_ctx),
     st.integers(0, 30),
@@ -200,7 +200,7 @@ def test_stop_strings_need_a_tokenizer():
 # --- batches ---------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(
     st.lists(
         st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=TINY.n_ctx),
@@ -221,7 +221,7 @@ def test_each_row_of_a_batch_equals_its_prompt_alone(prompts, n_tokens, options)
             assert row == list(generate(MODEL, prompt, n_tokens, **alone))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=12),
     st.lists(st.lists(st.integers(0, 3), max_size=7), min_size=2, max_size=5),
@@ -375,7 +375,7 @@ def test_a_piece_never_ends_within_a_character(text_model):
     assert "\ufffd" not in "".join(pieces)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=12),
     st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),

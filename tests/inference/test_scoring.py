@@ -121,7 +121,7 @@ def test_logits_of_the_whole_text_are_never_held_at_once(monkeypatch):
     assert max(sizes) <= 320 < 19 * TINY.n_vocab
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.lists(st.integers(0, TINY.n_vocab - 1), min_size=1, max_size=60), max_size=6),
     st.integers(1, TINY.n_ctx),

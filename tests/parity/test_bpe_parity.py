@@ -99,8 +99,13 @@ def test_the_characters_are_those_of_unicode_16():
     assert {"\u1c89", "\U0001e5d0", "\U0001fae9"} <= ASSIGNED  # new in Unicode 16
 
 
+# Planes 15 and 16 are for private use alone: 131,068 characters of which nothing else is known.
+VARIED = [c for c in CHARACTERS if c < "\U000f0000"]
+VARIED += [c for c in CHARACTERS if c >= "\U000f0000"][::100]
+
+
 def test_every_character_alone(gpt2, openai):
-    assert [c for c in CHARACTERS if gpt2.encode(c) != openai.encode_ordinary(c)] == []
+    assert [c for c in VARIED if gpt2.encode(c) != openai.encode_ordinary(c)] == []
 
 
 def in_contexts(characters):
@@ -108,7 +113,7 @@ def in_contexts(characters):
     return "".join(f"a{c}b {c}1 {c}{c}!\n{c}'s é{c}𝐀  {c}文😀{c}\n" for c in characters)
 
 
-BLOCKS = [CHARACTERS[i : i + 256] for i in range(0, len(CHARACTERS), 256)]
+BLOCKS = [VARIED[i : i + 256] for i in range(0, len(VARIED), 256)]
 
 
 def test_every_character_in_contexts(gpt2, openai):
@@ -129,7 +134,7 @@ def test_every_character_is_cut_from_others_as_hugging_face_cuts_it():
     assert [c for block in BLOCKS if differs(block) for c in block if differs(c)] == []
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(text=st.text(CHARACTER).filter(lambda text: "<|endoftext|>" not in text))  # tokenizers' rule
 def test_any_text(gpt2, openai, hugging_face, text):
     ids = gpt2.encode(text)
@@ -140,7 +145,7 @@ def test_any_text(gpt2, openai, hugging_face, text):
 KINDS = "aZé文Ж𝐀 1²٣𝟘'sltvre!.—😀 \t\n\r\x85\xa0\u2003\u3000\x1c\u180e\u200b\u200d\u0301\x00\x7f"
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(text=st.text(KINDS, max_size=12))
 def test_any_text_of_characters_that_matter(gpt2, openai, hugging_face, text):
     ids = gpt2.encode(text)
@@ -148,7 +153,7 @@ def test_any_text_of_characters_that_matter(gpt2, openai, hugging_face, text):
     assert ids == hugging_face.encode(text).ids
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(CHARACTER | st.characters(categories=["Cs"])))
 def test_lone_surrogates(gpt2, openai, text):
     for spoiled in (text, text + "\ud800", "\udc4b" + text, f"\ud83d\udc4b{text}\ufeff\udfff"):
@@ -164,7 +169,7 @@ def test_special_tokens(gpt2, openai, hugging_face):
     assert hugging_face.encode(text).ids == allowed
 
 
-@pytest.mark.parametrize("file", sorted(LIBRARY.glob("*.py"))[::2], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(LIBRARY.glob("*.py"))[::8], ids=lambda file: file.name)
 def test_code(gpt2, openai, file):
     text = file.read_text("utf-8")
     assert gpt2.encode(text) == openai.encode_ordinary(text)
@@ -180,7 +185,7 @@ def test_english(gpt2, peer, request):
         assert gpt2.encode(variant) == encode(variant)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_long_documents_of_mixed_scripts(gpt2, openai, hugging_face, seed):
     text = document(seed)
     ids = gpt2.encode(text)
@@ -205,7 +210,7 @@ def test_long_words_of_random_letters(gpt2, openai, letters):
     assert gpt2.encode(text) == openai.encode_ordinary(text)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(ids=st.lists(st.integers(0, 50256)))
 def test_decoding_any_ids(gpt2, openai, ids):
     assert gpt2.decode_bytes(ids) == openai.decode_bytes(ids)

@@ -238,7 +238,7 @@ def accepts(file):
 
 
 @settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_what_this_reader_accepts_the_library_accepts(tmp_path, data):

@@ -137,7 +137,7 @@ def texts_of(added):
                     max_size=10)  # fmt: skip
 
 
-@settings(max_examples=80, phases=PHASES)
+@settings(max_examples=40, phases=PHASES)
 @given(st.data())
 def test_a_random_folder_is_read_as_transformers_reads_it_or_refused_by_name(data):
     tokenizer, model = data.draw(tokenizers()), data.draw(models())
