@@ -255,11 +255,12 @@ def test_a_lost_node_changes_no_byte(cluster, corpus, tmp_path):
     output = tmp_path / "out"
     driver = command(corpus, output, "--engine", "ray", "--address", cluster.address)
     wait_for(lambda: len(actors(cluster)) == 3 and n_done(output) > 2)
-    signal_all(actors(cluster), signal.SIGSTOP)  # else the rest might be done meanwhile
+    at_work = actors(cluster)
+    signal_all(at_work, signal.SIGSTOP)  # else the rest might be done meanwhile
     assert n_done(output) < len(corpus.expected) - 1
     cluster.remove_node(cluster.other, allow_graceful=False)
-    left = actors(cluster)
-    signal_all(left, signal.SIGCONT)
-    assert len(left) == 2
+    assert len(actors(cluster)) == 2
+    signal_all(at_work, signal.SIGCONT)
     assert end(driver)[0] == 0
     assert results(output) == corpus.expected
+    wait_for(lambda: not {pid for pid, _, _ in processes()} & set(at_work))
