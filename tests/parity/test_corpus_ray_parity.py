@@ -28,6 +28,7 @@ from gpt2_np.corpus.shard_files import Job
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]  # Ray's own warnings
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 MEMORY = 80 * 2**20  # for objects, in each node
+SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}  # for lost nodes
 WORDS = ("the", "café", "at", "corner", "of", "street", "is", "naïve", "llama", "🦙", "remember")
 
 
@@ -38,7 +39,8 @@ def cluster():
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(QUIET)
     found = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 2, "num_gpus": 2, "object_store_memory": MEMORY, "include_dashboard": False})
+        "num_cpus": 2, "num_gpus": 2, "object_store_memory": MEMORY, "include_dashboard": False,
+        "_system_config": SOON})
     try:
         found.other = found.add_node(num_cpus=1, object_store_memory=MEMORY)
         yield found
@@ -253,11 +255,12 @@ def test_a_lost_node_changes_no_byte(cluster, corpus, tmp_path):
     output = tmp_path / "out"
     driver = command(corpus, output, "--engine", "ray", "--address", cluster.address)
     wait_for(lambda: len(actors(cluster)) == 3 and n_done(output) > 2)
-    signal_all(actors(cluster), signal.SIGSTOP)  # else the rest might be done meanwhile
+    at_work = actors(cluster)
+    signal_all(at_work, signal.SIGSTOP)  # else the rest might be done meanwhile
     assert n_done(output) < len(corpus.expected) - 1
     cluster.remove_node(cluster.other, allow_graceful=False)
-    left = actors(cluster)
-    signal_all(left, signal.SIGCONT)
-    assert len(left) == 2
+    assert len(actors(cluster)) == 2
+    signal_all(at_work, signal.SIGCONT)
     assert end(driver)[0] == 0
     assert results(output) == corpus.expected
+    wait_for(lambda: not {pid for pid, _, _ in processes()} & set(at_work))
