@@ -285,6 +285,10 @@ def check_sampling(args, parser):
         check_beams(args, parser)
     elif args.samples > 1 and args.temperature == 0:
         parser.error("--samples above 1 needs --temperature above 0: greedy texts are all the same")
+    check_drawing(args, parser)
+
+
+def check_drawing(args, parser):
     if args.tokens < 0:
         parser.error(f"--tokens is {args.tokens}: it must be at least 0")
     try:

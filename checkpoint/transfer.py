@@ -286,8 +286,8 @@ def checked_answer(
 
 
 def is_small(name: str) -> bool:
-    """Return True for a file that is read whole, and not one of weights."""
-    return not name.endswith((".safetensors", DATA))
+    """Return True for a file that is read whole: not one of weights, and no archive."""
+    return not name.endswith((".safetensors", ".zip", DATA))
 
 
 def max_bytes(name: str) -> int:

@@ -1,33 +1,223 @@
 """The commands for many texts: score, generate, status, evaluate, lm-eval.
 
     python -m gpt2_np.corpus score texts.jsonl -o scores/     (each command has --help)
+
+Summaries go to standard output and everything else to standard error.
 """
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from ..command_line import called, run_command
+from .. import backend, checkpoint
+from ..command_line import (
+    SAMPLING,
+    add_model_options,
+    called,
+    check_drawing,
+    option,
+    run_command,
+)
+from ..gpt2_np import __version__
+from . import evaluations, lm_eval_adapter
+from .documents import SUFFIXES
+from .driver import ENGINES, Incomplete, Stopped, generate, score
+from .runs import progress_words, status
+from .shard_files import FORMATS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = command_line()
-    return run_command(parser.prog, parser, argv, run)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = command_line(shlex.join([*called("gpt2-np-corpus", __package__).split(), *words]))
+    return run_command(parser.prog, parser, words, lambda args, _: args.run(args))
 
 
-def command_line() -> argparse.ArgumentParser:
+# --- arguments -------------------------------------------------------------------------
+
+
+def command_line(again: str = "") -> argparse.ArgumentParser:
+    """Return the parser. `again` is the command as its user typed it."""
     parser = argparse.ArgumentParser(
         prog=called("gpt2-np-corpus", __package__),
         description="Score or continue every text of a corpus; repeat published evaluations.",
+        epilog="Each command has its own --help. Exit status: 0 all is done, 1 an error, 2 wrong "
+        "usage, 3 something is missing, 130 stopped by Ctrl-C.",
     )
+    parser.add_argument("--version", action="version", version=f"gpt2_np {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("status")
+
+    def command(name, about, run):
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(run=lambda args: run(args, added), again=again)
+        return added
+
+    add = command("score", "Log-probabilities of texts: per document, and of the whole corpus.",
+                  run_score).add_argument
+    add_run_options(add)
+    add("--stride", type=int, metavar="N",
+        help="texts longer than the context are read in windows N tokens apart (default half of "
+        "the context)")
+    add("--no-bos", action="store_true", help="do not put <|endoftext|> before each text")
+    add("--per-token", action="store_true", help="also every token and its log-probability")
+    add = command("generate", "Continue texts.", run_generate).add_argument
+    add_run_options(add)
+    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
+    add("--min-p", type=float, metavar="P", help="leave out tokens under P times the best")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be repeated")
+    add("--seed", type=int, default=0, metavar="S",
+        help="of the draws, beside each document's id (default 0)")
+    add("--batch", type=int, default=32, metavar="N", help="texts at a time (default 32)")
+    add("--bos", action="store_true", help="put <|endoftext|> before each text")
+    add("--per-token", action="store_true", help="also the tokens of each continuation")
+    command("status", "How far a run has come, and how to go on.", print_status).add_argument(
+        "folder", help="the output of score or generate")
+    evaluations.add_options(command(
+        "evaluate",
+        "Published evaluations, lambada and wikitext2, and the loss of any file of texts.",
+        evaluations.run_command_line))
+    lm_eval_adapter.add_options(command(
+        "lm-eval", "The command line of lm-evaluation-harness, which gets this model.",
+        lm_eval_adapter.run_command_line))
     return parser
 
 
-def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    args.run(args, parser)
+def add_run_options(add: Any) -> None:
+    add("inputs", nargs="+", metavar="INPUT", help=f"files: {', '.join(SUFFIXES)}; .gz may follow")
+    add("-o", "--output", required=True, metavar="FOLDER",
+        help="for the results, a file for each shard of the input; the same command goes on with "
+        "a run that was stopped")
+    add_model_options(add)
+    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add("--field", default="text", metavar="NAME", help="of the texts (default text)")
+    add("--id", metavar="NAME", help="field of ids (default: file and offset)")
+    add("--documents", default="lines", choices=("lines", "files"),
+        help="of plain text: each line, or each file (default lines)")
+    add("--input-format", choices=sorted(set(SUFFIXES.values())),
+        help="of files whose suffix does not tell")
+    add("--max-bytes", type=int, default=2**24, metavar="N",
+        help="skip longer documents (default 16 MiB)")
+    add("--shard-bytes", type=int, metavar="N", help="of the input, in each shard")
+    add("--output-format", default="jsonl", choices=FORMATS, help="default jsonl")
+    add("--engine", default="processes", choices=ENGINES,
+        help="processes of this machine (default), or a Ray cluster")
+    add("--address", metavar="ADDRESS", help="of a Ray cluster, or auto")
+    add("--workers", type=int, metavar="N", help="by default as many as cores allow")
+    add("--threads", type=int, default=1, metavar="N",
+        help="BLAS threads of each worker (default 1); their number changes the last digits")
+    add("--gpus", type=int, default=0, metavar="N", help="use N GPUs, with a worker for each")
+    add("--quiet", action="store_true", help="show no progress")
+
+
+RUN_OPTIONS = ("device", "dtype", "tf32", "field", "id", "documents", "input_format", "max_bytes",
+               "shard_bytes", "output_format", "engine", "address", "workers", "threads", "gpus")
+
+
+def run_options(args, parser) -> dict[str, Any]:
+    """Return the options of `RunOptions`. Ends the program if they do not go together."""
+    for name in ("max_bytes", "shard_bytes", "workers", "threads", "stride", "tokens", "batch"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            parser.error(f"{option(name)} is {value}: it must be at least 1")
+    if args.gpus < 0:
+        parser.error(f"--gpus is {args.gpus}: it must be at least 0")
+    if args.gpus and args.device == "cpu":
+        parser.error("--gpus and --device cpu do not go together")
+    if args.gpus and args.workers not in (None, args.gpus):
+        parser.error(f"--gpus {args.gpus} has a worker for each: leave --workers out")
+    if args.address is not None and args.engine != "ray":
+        parser.error("--address is that of a Ray cluster: add --engine ray")
+    if args.verbose:
+        where = ("a GPU for each worker" if args.gpus
+                 else backend.about(backend.pick(args.device)))
+        print(f"{parser.prog}: running in {args.dtype} on {where}", file=sys.stderr)
+    return {**{name: getattr(args, name) for name in RUN_OPTIONS}, "progress": not args.quiet,
+            "command": args.again}
+
+
+# --- commands --------------------------------------------------------------------------
+
+
+def run_score(args, parser):
+    with stoppable(parser):
+        print_summary(args, score(args.inputs, args.output, args.model, stride=args.stride,
+                                  bos=not args.no_bos, per_token=args.per_token,
+                                  **run_options(args, parser)))
+
+
+def run_generate(args, parser):
+    check_drawing(args, parser)
+    with stoppable(parser):
+        print_summary(args, generate(
+            args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
+            seed=args.seed, batch=args.batch, bos=args.bos, per_token=args.per_token,
+            **{name: getattr(args, name) for name in SAMPLING}, **run_options(args, parser)))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the program with a sentence and the right status if a run is stopped or incomplete."""
+
+    def terminate(*_):
+        raise Terminated
+
+    before = None
+    with contextlib.suppress(ValueError):  # not the main thread
+        before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except Incomplete as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
+    except KeyboardInterrupt as stop:
+        said = stop if isinstance(stop, Stopped) else "stopped; the same command goes on"
+        print(f"\n{parser.prog}: {said}", file=sys.stderr)
+        by_sigterm = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
+        raise SystemExit(143 if by_sigterm else 130) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
+    skipped = summary["skipped"]
+    reasons = ", ".join(f"{about['n_documents']:,} {reason}"
+                        for reason, about in skipped["reasons"].items())
+    print(f"{summary['n_documents']:,} documents, {summary['n_tokens']:,} tokens"
+          + f"; skipped {skipped['n_documents']:,} ({reasons})" * bool(reasons))
+    for name in ("nats_per_token", "perplexity", "bits_per_byte"):
+        if (about := summary.get(name)) and about["value"] is not None:
+            low, high = about["low"], about["high"]
+            interval = "" if low is None else f"  ({low:.4f} to {high:.4f})"
+            print(f"{name.replace('_per_', ' a ').replace('_', ' '):14s}"
+                  f"{about['value']:.4f}{interval}")
+    print(f"results and summary.json are in {args.output}")
+
+
+def print_status(args, parser):
+    found = status(args.folder)
+    print(f"{progress_words(found.n_done, found.n_shards)}, with {found.n_documents:,} documents")
+    if found.at_work:
+        print(f"a run is at work on it: {found.at_work}")
+    if not found.is_complete:
+        if not found.at_work:
+            print(f"to go on: {found.command or 'call the same function of corpus again'}")
+        print(end="", flush=True)
+        raise SystemExit(3)
 
 
 if __name__ == "__main__":

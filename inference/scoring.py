@@ -6,7 +6,7 @@ one row of n_ctx tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -78,35 +78,64 @@ class Scores(NamedTuple):
 
 def score_windows(model, texts, stride=None, tap=NO_TAP, bos=False) -> list[Scores]:
     """Return the scores of texts: `score_batch`, and which tokens greedy decoding would choose."""
-    config, params = model.config, model.params
-    wte = params["wte"][: model.n_vocab]
+    config = model.config
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
-    known = replace(config, n_vocab=len(wte))
+    known = replace(config, n_vocab=model.n_vocab)
     texts = [one_text(text, known) for text in text_list("texts", texts)]
     start = start_of_text(model, bos, texts)
     texts = [np.insert(text, 0, start) for text in texts]
     scores = [Scores(np.empty(len(text) - 1, np.float32), np.empty(len(text) - 1, bool))
               for text in texts]
-    windows, has_tap = text_windows(texts, config.n_ctx, int(stride)), tap.function is not None
+    windows = text_windows(texts, config.n_ctx, int(stride))
+    queries = [Query(w.text, text[w.start : w.end],
+                     np.arange(w.first_scored, w.end) - w.start,
+                     text[w.first_scored + 1 : w.end + 1])
+               for w in windows for text in [texts[w.text]]]
+    for number, found in query_scores(model, queries, tap, len(texts)):
+        w = windows[number]
+        for whole, part in zip(scores[w.text], found, strict=True):
+            whole[w.first_scored : w.end] = part
+    return scores
+
+
+class Query(NamedTuple):
+    """Ask for log p(targets[i] | inputs[: at[i] + 1]), where inputs begin at position 0.
+
+    Several targets may stand at one position. `text` is the number that a tap is told.
+    """
+
+    text: int
+    inputs: np.ndarray
+    at: np.ndarray
+    targets: np.ndarray
+
+
+def query_scores(model, queries, tap=NO_TAP, n_texts=1) -> Iterator[tuple[int, Scores]]:
+    """Yield the number of each query with the scores of its targets, as they are computed.
+
+    Queries of up to n_ctx inputs are packed into rows. With a tap they are run one by one.
+    """
+    config, params, has_tap = model.config, model.params, tap.function is not None
+    wte = params["wte"][: model.n_vocab]
+    windows = [Window(number, 0, len(query.inputs), 0) for number, query in enumerate(queries)]
     for row in [[w] for w in windows] if has_tap else pack_windows(windows, config.n_ctx):
-        inputs = np.concatenate([texts[w.text][w.start : w.end] for w in row])
-        targets = np.concatenate([texts[w.text][w.start + 1 : w.end + 1] for w in row])
-        lengths = [w.end - w.start for w in row]
-        wanted = np.concatenate([np.arange(w.start, w.end) >= w.first_scored for w in row])
-        announce(tap, np.arange(lengths[0]), [row[0].text], lengths[:1], len(texts))
+        asked = [queries[w.text] for w in row]
+        lengths = [w.end for w in row]
+        starts = np.cumsum([0, *lengths[:-1]])
+        inputs = np.concatenate([query.inputs for query in asked])
+        at = np.concatenate([query.at + start for query, start in zip(asked, starts, strict=True)])
+        targets = np.concatenate([query.targets for query in asked])
+        announce(tap, np.arange(lengths[0]), [asked[0].text], lengths[:1], n_texts)
         with turn(model, has_tap=has_tap):
             x = transformer(params, config, inputs[None], Packed(lengths), tap)
-            x, targets = x[:, namespace(x).asarray(np.flatnonzero(wanted))], targets[wanted]
-            found = target_scores(x, targets, wte)
+            found = target_scores(x[:, namespace(x).asarray(at)], targets, wte)
         check_finite(found.log_probabilities.sum())
         end = 0
-        for w in row:
-            start, end = end, end + w.end - w.first_scored
-            for whole, part in zip(scores[w.text], found, strict=True):
-                whole[w.first_scored : w.end] = part[start:end]
-    return scores
+        for w, query in zip(row, asked, strict=True):
+            start, end = end, end + len(query.targets)
+            yield w.text, Scores(found.log_probabilities[start:end], found.is_greedy[start:end])
 
 
 class Window(NamedTuple):
@@ -167,4 +196,4 @@ def target_scores(x: Any, targets: np.ndarray, wte: Any) -> Scores:
         xp.exp(logits, out=logits)
         total = total * xp.exp(before - highest) + logits.sum(axis=-1)
     log_p = chosen - highest - xp.log(total)
-    return Scores(to_host(log_p)[0], to_host(chosen == highest)[0])
+    return Scores(to_host(log_p)[0], (to_host(chosen) == to_host(highest))[0])

@@ -7,6 +7,7 @@ from small_model import save_small_model
 
 import gpt2_np
 from gpt2_np import backend
+from gpt2_np.inference.branches import Branches, branch_scores
 
 HOST = random_model()
 TOKENS = np.random.default_rng(7).integers(0, TINY.n_vocab, TINY.n_ctx)
@@ -112,6 +113,17 @@ def test_scores_on_the_device_equal_the_hosts(model):
     np.testing.assert_allclose(
         gpt2_np.score(model, text), gpt2_np.score(HOST, text), rtol=1e-4, atol=1e-5
     )
+
+
+def test_scores_of_branches_on_the_device_equal_the_hosts(model):
+    groups = [Branches(TOKENS[:9], [TOKENS[9:12], TOKENS[3:5]]),
+              Branches(TOKENS[3:7], [TOKENS[:1]])]
+    expected, found = (sorted(branch_scores(one, groups), key=lambda one: one[:2])
+                       for one in (HOST, model))
+    for (*name, scores), (*its_name, its_scores) in zip(expected, found, strict=True):
+        assert name == its_name
+        same(its_scores.log_probabilities, scores.log_probabilities)
+        np.testing.assert_array_equal(its_scores.is_greedy, scores.is_greedy)
 
 
 def test_sample_takes_device_logits(xp):

@@ -148,6 +148,17 @@ def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     assert shapes == [(1, 24), (1, 24), (1, 4)]  # 23 + 1, 16 + 8, 4
 
 
+def test_a_query_may_have_several_targets_at_one_position():
+    """A repeated position stands for itself, also behind another text in the row."""
+    at, targets = np.array([1, 4, 4, 4, 0]), np.array([7, 1, 2, 60, 5])
+    queries = [scoring.Query(0, TEXT[n : n + 5], at, targets) for n in (0, 30, 60)]
+    for number, found in scoring.query_scores(MODEL, queries):
+        logits = forward(MODEL.params, TINY, queries[number].inputs).astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        np.testing.assert_allclose(found.log_probabilities, log_p[at, targets], atol=1e-5)
+        np.testing.assert_array_equal(found.is_greedy, logits.argmax(axis=-1)[at] == targets)
+
+
 @pytest.mark.parametrize("stride", [0, -1, 25])
 def test_a_stride_that_skips_tokens_is_rejected(stride):
     with pytest.raises(gpt2_np.Error, match="from 1 to n_ctx = 24"):

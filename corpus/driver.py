@@ -1,0 +1,268 @@
+"""The driver: from input files to a folder of results, by workers that do the missing shards."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+
+from .. import backend
+from ..bpe import shown
+from ..gpt2_np import Error, Model
+from ..inference.options import SamplingOptions, Stop, check_count
+from .documents import Inputs, Shard
+from .formats import import_pyarrow
+from .processes import ProcessEngine, refuse_to_start_again
+from .progress import Progress
+from .ray_actors import RayEngine
+from .runs import SUMMARY, Run, open_run, refuse_changes
+from .scheduling import Engine, run_shards
+from .shard_files import FORMATS, Job
+from .summary import write_summary
+from .work import Generator, Scorer, Work
+
+ENGINES = ("processes", "ray")
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+class Incomplete(Error):
+    """Shards are missing, because each of them failed three times. The message has the reasons."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped. The message says how far it came."""
+
+
+class RunOptions(TypedDict, total=False):
+    """Options that `score` and `generate` share, all of them optional."""
+
+    device: backend.DeviceName
+    dtype: str
+    tf32: bool
+    field: str
+    id: str | None
+    documents: Literal["lines", "files"]
+    input_format: str | None
+    max_bytes: int
+    shard_bytes: int | None
+    output_format: Literal["jsonl", "parquet"]
+    engine: Literal["processes", "ray"]
+    address: str | None
+    workers: int | None
+    threads: int
+    gpus: int
+    progress: bool
+    command: str | None
+
+
+class GenerateOptions(RunOptions, SamplingOptions, total=False):
+    """Options of `generate` beside its own, all of them optional."""
+
+
+def score(
+    paths: Paths, output: str | os.PathLike[str], model: str | os.PathLike[str] | Model = "124M",
+    *, stride: int | None = None, bos: bool = True, per_token: bool = False,
+    **options: Unpack[RunOptions],
+) -> dict[str, Any]:  # fmt: skip
+    """Score every text of some files, and go on with a run that was stopped.
+
+    A program that calls this begins its work under `if __name__ == "__main__":`, because each
+    worker process imports it.
+
+    Args:
+        paths: a file or several: JSON lines, plain text, each perhaps with .gz, or Parquet.
+        output: the folder of the results, a file for each shard of the input.
+        model: the name of a model, or a Model. Each worker loads a named one by itself.
+        stride, bos, per_token: as in `Scorer`.
+        device, dtype, tf32: as in `gpt2_np.load`. "auto" is a GPU if `gpus` are asked for, or if
+            this process finds one and the engine is processes.
+        field, id, documents, input_format, max_bytes, shard_bytes: as in `Inputs`.
+        output_format: "jsonl" or "parquet".
+        engine: "processes" of this machine, or "ray", with the `address` of a cluster.
+        workers: how many, by default as many as cores allow. They do not change the results.
+        threads: of BLAS in each worker. Their number changes the last digits.
+        gpus: use this many GPUs, with a worker for each.
+        progress: show a bar on standard error.
+        command: words that go on with this run, for `status`.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        Incomplete: shards failed three times each. All others are done.
+        Error: an option or an input is wrong, the folder is in use, or is of a run with something
+            changed, or nothing can go on, as on a full disk.
+        Stopped: a KeyboardInterrupt that says how far the run came.
+    """
+    rest: dict[str, Any] = {**options}
+    work = Scorer(model, stride=stride, bos=bos, per_token=per_token, **take_model(rest))
+    return run(work, take_inputs(paths, rest), output, **rest)
+
+
+def generate(
+    paths: Paths, output: str | os.PathLike[str], model: str | os.PathLike[str] | Model = "124M",
+    *, n_tokens: int = 40, stop: Stop = (), seed: int = 0, batch: int = 32, bos: bool = False,
+    per_token: bool = False, **options: Unpack[GenerateOptions],
+) -> dict[str, Any]:  # fmt: skip
+    """Continue every text of some files, and go on with a run that was stopped.
+
+    Args:
+        n_tokens, stop, seed, batch, bos, per_token: as in `Generator`.
+        temperature, top_k, top_p, min_p, repetition_penalty: as in `gpt2_np.generate`.
+
+    All else, results and errors too, is as in `score`.
+    """
+    rest: dict[str, Any] = {**options}
+    work = Generator(model, n_tokens=n_tokens, stop=stop, seed=seed, batch=batch, bos=bos,
+                     per_token=per_token, **take(rest, *SamplingOptions.__annotations__),
+                     **take_model(rest))
+    return run(work, take_inputs(paths, rest, least_shard_bytes=2**16), output, **rest)
+
+
+# --- options ---------------------------------------------------------------------------
+
+
+def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take some options out of others, those that are given."""
+    return {name: options.pop(name) for name in names if name in options}
+
+
+def take_model(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the model. The device is the one that workers use."""
+    gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
+    check_count("gpus", gpus, 0)
+    taken = {"device": "auto", **take(options, "device", "dtype", "tf32")}
+    if gpus and taken["device"] == "cpu":
+        raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
+    if gpus or taken["device"] == "auto":
+        on_gpu = gpus or not (by_ray or backend.pick("auto") is np)
+        taken["device"] = "cuda" if on_gpu else "cpu"
+    return taken
+
+
+def take_inputs(
+    paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18
+) -> Inputs:
+    """Take the options of the inputs."""
+    several: Any = [paths] if isinstance(paths, str | os.PathLike) else paths
+    given = take(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
+    return Inputs(tuple(several), **given, least_shard_bytes=least_shard_bytes)
+
+
+def default_workers(threads: int, work: Work) -> int:
+    if getattr(work, "device", "cpu") == "cuda":
+        return 1  # a second one would only compete for the card
+    usable = getattr(os, "sched_getaffinity", None)
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    return max(1, cores // threads)
+
+
+def make_engine(
+    job: Job, engine: str, address: str | None, workers: int | None, threads: int, gpus: int
+) -> Engine:
+    if engine == "ray":
+        return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
+    return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
+
+
+# --- the run ---------------------------------------------------------------------------
+
+
+def run(
+    work: Work, inputs: Inputs, output: str | os.PathLike[str], *, output_format: str = "jsonl",
+    engine: str = "processes", address: str | None = None, workers: int | None = None,
+    threads: int = 1, gpus: int = 0, progress: bool = False, command: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Do the shards that are missing and return the summary. Options are as in `score`."""
+    refuse_to_start_again()
+    if engine not in ENGINES:
+        raise Error(f"engine is {shown(engine)}: choose one of {', '.join(ENGINES)}")
+    if output_format not in FORMATS:
+        raise Error(f"output_format is {shown(output_format)}: choose one of {', '.join(FORMATS)}")
+    check_count("threads", threads)
+    if workers is not None:
+        check_count("workers", workers)
+    if gpus and workers not in (None, gpus):
+        raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
+    if output_format == "parquet":
+        import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
+    folder = os.path.abspath(output)
+    job = Job(inputs.for_worker(), work, folder, output_format)
+    options = {**asdict(inputs), "threads": threads, "output_format": output_format}
+    del options["paths"]
+    fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
+    bar = Progress(quiet=not progress)
+    with open_run(folder, fingerprint, output_format, command) as state:
+        shards, lost = Missing(state, inputs, bar), []
+        if (first := next(shards.rest, None)) is not None:
+            bar.start(inputs.n_bytes())
+            with stopping(state), contextlib.closing(bar), contextlib.closing(
+                    make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
+                lost = run_shards(workers_at_work, chain([first], shards.rest),
+                                  lambda done: (state.add(done), bar.add(done)), bar.say)
+        if first is None and not shards.problem and (summary := complete_summary(folder)):
+            return summary
+        refuse_changes(folder, fingerprint, fingerprint | {"inputs": inputs.fingerprint()})
+        failures = {one.shard.number: one.reason for one in lost}
+        if shards.problem:  # what cannot be read counts as one more shard
+            failures[shards.n] = shards.problem
+        summary = write_summary(job, shards.n + bool(shards.problem), failures)
+    if failures:
+        reasons = "; ".join(f"shard {one.shard.number}: {one.reason}" for one in lost[:3])
+        more = "; ..." * (len(lost) > 3)
+        raise Incomplete(". ".join(
+            [f"{len(lost)} of {shards.n} shards are missing ({reasons}{more}): the same command "
+             "tries them again"] * bool(lost) + [shards.problem] * bool(shards.problem)))
+    return summary
+
+
+class Missing:
+    """The shards that are not done. Notes how many there are in all."""
+
+    def __init__(self, state: Run, inputs: Inputs, bar: Progress):
+        self.n = state.n_shards or 0
+        self.problem = ""  # why the inputs could not be read to their end
+        self.rest = iter(()) if state.is_complete else self.find(state, inputs, bar)
+
+    def find(self, state: Run, inputs: Inputs, bar: Progress) -> Iterator[Shard]:
+        if (n_shards := inputs.n_shards()) is not None:
+            state.note_shards(n_shards)
+        self.n = 0
+        try:
+            for shard in inputs.shards():
+                self.n += 1
+                if shard.number in state.done:
+                    bar.skip(shard.n_bytes)
+                else:
+                    yield shard
+        except Error as error:  # a damaged file: all that can be read came before
+            self.problem = str(error)
+        else:
+            state.note_shards(self.n)
+
+
+def complete_summary(folder: str) -> dict[str, Any] | None:
+    """Return the summary that is there, if it is of all shards."""
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, SUMMARY)) as file:
+        found = json.load(file)
+        return found if found["complete"] else None
+    return None
+
+
+@contextlib.contextmanager
+def stopping(state: Run) -> Iterator[None]:
+    """Say how far a run came if it ends before its end."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"stopped: {state}; the same command goes on") from stop
+    except Error as error:
+        how_far = str(state)
+        if not state.done:
+            raise
+        raise Error(f"{error}. {how_far}: the same command goes on") from error

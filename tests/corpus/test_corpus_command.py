@@ -1,0 +1,214 @@
+"""The commands score, generate and status: what they print and write, and how they end."""
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from copies import ROOT
+from fake_works import OwnProcess
+from small_model import TEXT, save_small_model
+from waiting import wait_for
+
+import gpt2_np
+from gpt2_np import corpus
+from gpt2_np.corpus import driver
+from gpt2_np.corpus.__main__ import main
+
+RECORDS = [{"n": i, "text": TEXT[i : i + i * 7 % 90]} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return path
+
+
+def results(folder):
+    """Return the bytes of all results, which are in the order of the input."""
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("part-*.jsonl")))
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()
+            if path.name.startswith(("part-", "summary"))}
+
+
+def records(folder):
+    return [json.loads(line) for line in results(folder).splitlines()]
+
+
+@pytest.fixture(scope="module")
+def scored(model, texts, tmp_path_factory):
+    """The output of one worker."""
+    output = tmp_path_factory.mktemp("scored") / "scores"
+    corpus.score(texts, output, str(model), workers=1, shard_bytes=400, id="n", per_token=True)
+    return output
+
+
+def test_scores_are_those_of_the_library(model, scored):
+    loaded, found = gpt2_np.load(model, "cpu"), records(scored)
+    assert [record["id"] for record in found] == list(range(40))
+    assert [record["id"] for record in found if record.get("skipped") == "empty"] == [0]
+    for record, given in zip(found[1:], RECORDS[1:], strict=True):
+        tokens = loaded.tokenizer.encode(given["text"])
+        expected = gpt2_np.score(loaded, [loaded.tokenizer.end_of_text, *tokens])
+        assert record["tokens"] == tokens
+        np.testing.assert_allclose(record["log_probabilities"], expected, rtol=2e-4, atol=1e-5)
+        assert record["log_probability"] == pytest.approx(sum(record["log_probabilities"]))
+
+
+def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
+    corpus.score(texts, tmp_path, str(model), workers=3, shard_bytes=400, id="n", per_token=True)
+    assert files(tmp_path) == files(scored) and len(files(scored)) > 4
+
+
+def test_the_number_of_cards_changes_no_byte(model, texts, tmp_path, monkeypatch):
+    """The stand-in for CuPy computes what a GPU does. Each worker has a card of its own."""
+    monkeypatch.syspath_prepend(ROOT / "tests" / "stand_in")  # of the workers, too
+    for gpus in 1, 2:
+        corpus.score(texts, tmp_path / str(gpus), str(model), gpus=gpus, shard_bytes=1000)
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    about = json.loads((tmp_path / "1" / "run.json").read_text())
+    assert about["fingerprint"]["device"] == "cuda" and "cupy" not in sys.modules
+
+
+def test_drawn_texts_depend_on_the_seed_and_the_id_alone(model, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    options = {"id": "n", "n_tokens": 8, "temperature": 1.5}
+    backwards = tmp_path / "backwards.jsonl.gz"
+    backwards.write_bytes(gzip.compress(b"".join(texts.read_bytes().splitlines(True)[::-1])))
+    for name, path, more in (("a", texts, {"seed": 1, "shard_bytes": 400}),
+                             ("b", backwards, {"seed": 1, "batch": 5}), ("c", texts, {"seed": 2})):
+        corpus.generate(path, tmp_path / name, str(model), **options, **more)
+    a, b, c = (records(tmp_path / name) for name in "abc")
+    assert a == b[::-1]
+    assert [record["id"] for record in a] == [record["id"] for record in c] and a != c
+
+
+# --- the command -----------------------------------------------------------------------
+
+
+def test_a_command_ends_with_a_summary_and_its_status_is_0(model, texts, tmp_path, capsys):
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet",
+               "--workers", "1"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    first, *rows, last = out.splitlines()
+    assert first == f"40 documents, {summary['n_tokens']:,} tokens; skipped 1 (1 empty)"
+    assert rows[0].split()[3] == f"{summary['nats_per_token']['value']:.4f}"
+    assert [row[:14].rstrip() for row in rows] == ["nats a token", "perplexity", "bits a byte"]
+    assert last == f"results and summary.json are in {tmp_path / 'out'}" and err == ""
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "1 of 1 shards are done, with 40 documents\n"
+    (tmp_path / "out" / "part-00000.jsonl").unlink()
+    assert main(["status", str(tmp_path / "out")]) == 3
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "0 of 1 shards are done, with 0 documents"
+    assert out[1].startswith("to go on: ") and out[1].endswith(" ".join(command))
+
+
+USAGE = [
+    (["score", "a.jsonl"], "required: -o/--output"),
+    (["score", "-o", "out"], "required: INPUT"),
+    (["score", "a", "-o", "out", "--workers", "0"], "--workers is 0: it must be at least 1"),
+    (["score", "a", "-o", "out", "--gpus", "2", "--device", "cpu"], "do not go together"),
+    (["score", "a", "-o", "out", "--gpus", "2", "--workers", "3"], "leave --workers out"),
+    (["score", "a", "-o", "out", "--address", "auto"], "add --engine ray"),
+    (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
+    (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
+    (["generate", "a", "-o", "out", "-n", "0"], "--tokens is 0"),
+    (["generate", "a", "-o", "out", "--top-k", "4"], "needs --temperature above 0"),
+    (["generate", "a", "-o", "out", "--temperature", "-1"], "--temperature is -1.0"),
+    (["generate", "a", "-o", "out", "--seed", "-1"], "--seed is -1"),
+    (["statistics"], "invalid choice"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", USAGE, ids=[" ".join(u[0]) for u in USAGE])
+def test_wrong_usage_is_status_2_and_makes_nothing(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["score", "gone.jsonl", "-o", "out", "-m", "shakespeare"], "gone.jsonl cannot be read"),
+    (["score", "a.txt", "-o", "a.txt", "-m", "shakespeare"], "a.txt is a file"),
+    (["score", "a.txt", "-o", "out", "-m", "nothing"], "'nothing' is neither a model"),
+    (["status", "."], "is not the output of a run"),
+    (["status", "gone"], "is not the output of a run"),
+])
+def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("a text")
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(os.urandom(999).hex().encode() + b"\n")[:-9])
+    command = ["score", str(path), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main(command) == 3 and main(["status", str(tmp_path / "out")]) == 3
+    out, err = capsys.readouterr()
+    assert "a.txt.gz is damaged" in err and "same command" not in err and err.count("\n") == 1
+    assert out.startswith("shards done: 1, of a number that is not known yet")
+
+
+# --- the command as a process ----------------------------------------------------------
+
+
+def start(arguments, **options):
+    return subprocess.Popen([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)],
+                            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            **options)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
+        model, texts, scored, tmp_path):
+    arguments = ["score", texts, "-o", tmp_path, "-m", model, "--workers", "1", "--shard-bytes",
+                 "400", "--id", "n", "--per-token"]
+    n_done = 0
+    for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143):
+        run = start(arguments)
+        wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[1].splitlines()
+        n_done = len(list(tmp_path.glob("part-*.jsonl")))
+        assert run.returncode == status and said[1:] == [
+            f"python -m gpt2_np.corpus score: stopped: {n_done} of {len(files(scored)) - 1} shards "
+            "are done; the same command goes on"]
+        assert not list(tmp_path.glob("*.part"))
+    run = start(arguments)
+    err = run.communicate(timeout=60)[1]
+    assert run.returncode == 0, err
+    assert files(tmp_path) == files(scored)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(model, texts, tmp_path):
+    """A limit on the size of files stands in for the disk: one shard's file is too large."""
+    import resource
+
+    run = start(["score", texts, "-o", tmp_path, "-m", model, "--workers", "1", "--quiet"],
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 1 and said.count("\n") == 1 and "File too large" in said
+    assert sorted(os.listdir(tmp_path)) == ["run.json", "run.lock"]

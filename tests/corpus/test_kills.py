@@ -1,0 +1,111 @@
+"""kill -9 at random moments, of the driver or of a worker, changes no byte of the output."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from copies import ROOT
+from fake_works import OwnProcess
+from small_model import TEXT, save_small_model
+from waiting import wait_for
+
+from gpt2_np import corpus
+from gpt2_np.corpus import driver
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's /proc")
+
+
+def start(model, texts, output, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpt2_np.corpus", "score", str(texts), "-o", str(output), "-m",
+         str(model), "--shard-bytes", "3000", "--quiet", *options],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def processes_below(pid):
+    """Return the ids of a process's children: workers, and multiprocessing's resource tracker."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except FileNotFoundError:
+        return []
+
+
+def is_worker(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"spawn_main" in file.read()
+    except OSError:
+        return False
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.lock"}
+
+
+def without_time(folder):
+    """Return the files without what two runs may differ in: the command that started them."""
+    found = files(folder)
+    about = json.loads(found.pop("run.json"))
+    return found, about["fingerprint"], about["n_shards"]
+
+
+def kill_and_go_on(model, texts, output, n_kills, seconds, *options):
+    """Kill the driver or a worker at random moments; start the driver again whenever it is gone."""
+    rng = random.Random(n_kills)
+    killed = {"driver": 0, "worker": 0}
+    run, orphans = start(model, texts, output, *options), []
+    while sum(killed.values()) < n_kills:
+        if rng.random() < 0.8:  # else perhaps before there is a worker
+            wait_for(lambda pid=run.pid: any(map(is_worker, processes_below(pid))))
+        time.sleep(rng.uniform(0, seconds))
+        if run.poll() is not None:
+            assert run.returncode == 0, run.stderr.read()
+            break
+        workers = [pid for pid in processes_below(run.pid) if is_worker(pid)]
+        if workers and (killed["driver"] > killed["worker"] or rng.random() < 0.3):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            killed["worker"] += 1
+        else:
+            run.kill()
+            run.communicate()
+            killed["driver"] += 1
+            orphans += workers
+            run = start(model, texts, output, *options)
+    err = run.communicate(timeout=600)[1]
+    wait_for(lambda: not any(map(is_worker, orphans)))
+    print(killed)
+    return run.returncode, err, killed
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_small_model(tmp_path_factory.mktemp("model"))
+
+
+def compare(model, tmp_path, n_documents, n_kills, seconds, *options):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": TEXT[i % 97 : i % 97 + i * 7 % 190]}) + "\n"
+                             for i in range(n_documents)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "ProcessEngine", OwnProcess)
+        corpus.score(texts, tmp_path / "a", str(model), shard_bytes=3000)
+    status, err, killed = kill_and_go_on(model, texts, tmp_path / "b", n_kills, seconds, *options)
+    assert status == 0, err
+    assert without_time(tmp_path / "b") == without_time(tmp_path / "a")
+    return killed
+
+
+def test_kills_change_no_byte(model, tmp_path):
+    killed = compare(model, tmp_path, 600, 2, 0.5, "--workers", "1")
+    assert sum(killed.values()) > 0
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_no_byte(model, tmp_path):
+    killed = compare(model, tmp_path, 40_000, 50, 4, "--workers", "2")
+    assert sum(killed.values()) == 50 and min(killed.values()) > 10

@@ -1,0 +1,179 @@
+"""Processes as workers: their environment, their deaths, and their end with the driver."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from copies import ROOT, copy_repository
+from fake_works import CountLetters
+from waiting import wait_for
+
+from gpt2_np import Error
+from gpt2_np.corpus.documents import Inputs
+from gpt2_np.corpus.processes import ProcessEngine, card_variables
+from gpt2_np.corpus.scheduling import run_shards
+from gpt2_np.corpus.shard_files import Job
+
+PROGRAM = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from fake_works import CountLetters
+from {package}.corpus import driver
+from {package}.corpus.documents import Inputs
+
+def main():
+    output, notes, *texts = sys.argv[1:]
+    inputs = Inputs(texts, documents="files", shard_bytes=1)
+    driver.run(CountLetters(notes), inputs, output, workers=1)
+
+"""
+GUARD = 'if __name__ == "__main__":\n    main()\n'
+
+
+def program(folder, end=GUARD, root=ROOT, package="gpt2_np"):
+    path = folder / "program.py"
+    path.write_text(PROGRAM.format(root=str(root), tests=str(ROOT / "tests"), package=package)
+                    + end)
+    return path
+
+
+def write_texts(folder, texts):
+    """Write a file for each text, which will be a shard, and return their paths."""
+    (folder / "notes").mkdir()
+    paths = [folder / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    return list(map(str, paths))
+
+
+def arguments(folder, texts, end=GUARD, **options):
+    """Return the command that does the work on some texts."""
+    return [sys.executable, str(program(folder, end, **options)), str(folder / "out"),
+            str(folder / "notes"), *write_texts(folder, texts)]
+
+
+def job(folder, texts, **options):
+    (folder / "out").mkdir()
+    inputs = Inputs(write_texts(folder, texts), documents="files", shard_bytes=1)
+    work = CountLetters(str(folder / "notes"), **options)
+    return Job(inputs, work, str(folder / "out")), inputs.shards()
+
+
+def run(job, shards, n_workers=1, **options):
+    """Return the numbers of shards that are done, those that are lost, and what was said."""
+    finished, said = [], []
+    engine = ProcessEngine(job, n_workers, **options)
+    try:
+        lost = run_shards(engine, shards, lambda done: finished.append(done.number), said.append)
+    finally:
+        engine.close()
+    assert not engine.workers
+    return sorted(finished), lost, said
+
+
+def notes(folder):
+    return {int(path.name): path.read_text() for path in (folder / "notes").iterdir()}
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/stat"):
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_have_their_threads_and_cards_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, GPU-5")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "64")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    given, shards = job(tmp_path, "ab")
+    assert run(given, shards, 2, threads=3, gpus=2)[0] == [0, 1]
+    assert sorted(notes(tmp_path).values()) == ["3,3,7", "3,3,GPU-5"]
+    assert dict(os.environ) == before
+
+
+def test_as_many_cards_as_are_visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert card_variables(3, 2) == {"CUDA_VISIBLE_DEVICES": "2"}
+    for visible in "", "0,1":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(Error, match="ask for as many"):
+            card_variables(3, 0)
+
+
+def test_deaths_cost_only_the_shard_that_dies_every_time(tmp_path):
+    given, shards = job(tmp_path, ["a", f"killed once {tmp_path}", "killed", "raises", "b"])
+    finished, lost, said = run(given, shards)
+    assert finished == [0, 1, 4]
+    reasons = {one.shard.number: one.reason for one in lost}
+    assert reasons.keys() == {2, 3}
+    assert reasons[2] == ("worker 0 died: it was killed by SIGKILL, as a system does that runs out "
+                          "of memory")
+    assert reasons[3].startswith("ZeroDivisionError in fake_works.py, line ")
+    assert said[0].startswith("shard 1 failed and is tried again: worker 0 died: ")
+
+
+@pytest.mark.parametrize("at_start, words", [
+    ("raise", "there is no such model"),
+    ("die", "no worker can start: worker 0 died before it was ready: it ended with status 5"),
+])
+def test_workers_that_cannot_start_end_the_run_with_a_sentence(tmp_path, at_start, words):
+    given, shards = job(tmp_path, "a", at_start=at_start)
+    with pytest.raises(Error, match=words):
+        run(given, shards)
+
+
+def test_workers_end_with_a_driver_that_is_killed(tmp_path):
+    driver = subprocess.Popen(arguments(tmp_path, ["sleeps"]))
+    wait_for(lambda: notes(tmp_path))
+    (worker,) = notes(tmp_path)
+    assert is_running(worker)
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not is_running(worker))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_is_the_drivers_alone_and_ends_the_workers(tmp_path):
+    """Ctrl-C goes to all processes of a terminal. The workers say nothing about it."""
+    driver = subprocess.Popen(arguments(tmp_path, ["a", "sleeps", "b"]), text=True,
+                              stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: (tmp_path / "out" / "part-00000.jsonl").exists())
+    (worker,) = notes(tmp_path)
+    os.killpg(driver.pid, signal.SIGINT)
+    said = driver.communicate(timeout=60)[1].splitlines()
+    assert said[-1].endswith(
+        "Stopped: stopped: 1 of 3 shards are done; the same command goes on")
+    assert said.count("KeyboardInterrupt") == 1 and not is_running(worker)
+
+
+def test_a_program_without_its_guard_gets_one_sentence(tmp_path):
+    end = "try:\n    main()\nexcept Exception:\n    raise\n"
+    done = subprocess.run(arguments(tmp_path, ["a"], end=end), capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert 'put that under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+def test_a_vendored_copy_starts_its_own_workers(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").touch()
+    copy_repository(tmp_path / "theirs" / "language")
+    command = arguments(tmp_path, "a", root=tmp_path, package="theirs.language")
+    # The fakes import gpt2_np, which is the copy here.
+    shim = "import theirs.language\nsys.modules['gpt2_np'] = theirs.language\n"
+    path = tmp_path / "program.py"
+    path.write_text(path.read_text().replace("from fake_works", shim + "from fake_works"))
+    subprocess.run(command, check=True, timeout=60)
+    (file,) = (tmp_path / "out").glob("part-*")
+    assert json.loads(file.read_text())["n_tokens"] == 1

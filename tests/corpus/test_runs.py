@@ -1,0 +1,253 @@
+"""A run's folder: made once, in use once, gone on with only as it was begun, and never damaged."""
+import gzip
+import io
+import json
+import os
+import socket
+from contextlib import ExitStack
+
+import pytest
+from fake_works import CountLetters, OwnProcess
+
+from gpt2_np import Error
+from gpt2_np.corpus import driver, progress, runs
+from gpt2_np.corpus.documents import Inputs
+from gpt2_np.corpus.runs import changes, open_run, status
+
+FINGERPRINT = {"options": {"stride": None, "threads": 1}, "model": {"weights": "a1"},
+               "numpy": "2.4",
+               "inputs": [{"path": "a.jsonl", "size": 5, "sha256": "00"},
+                          {"path": "b.jsonl", "size": 6, "sha256": "11"}]}
+
+
+def start(folder, fingerprint=FINGERPRINT):
+    """Begin and end a run that does nothing."""
+    with open_run(str(folder), fingerprint, "jsonl") as run:
+        return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != runs.LOCK}
+
+
+# --- the folder ------------------------------------------------------------------------
+
+
+def test_a_file_is_no_output(tmp_path):
+    path = tmp_path / "scores.txt"
+    path.write_text("mine")
+    with pytest.raises(Error, match="is a file: the output is a folder"):
+        start(path)
+    assert path.read_text() == "mine"
+
+
+def test_a_folder_with_other_files_is_no_output_and_stays_as_it_is(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(Error, match="has files that are not of a run, such as 'thesis"):
+        start(tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_an_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(Error, match="cannot be written to: Not a directory"):
+        start(tmp_path / "file" / "scores")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_folder_without_rights_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(Error, match="cannot be written to: Permission denied"):
+        start(tmp_path / "scores")
+
+
+def test_a_new_run_is_written_down_at_once(tmp_path):
+    with open_run(str(tmp_path / "deep" / "er"), FINGERPRINT, "jsonl", "the command"):
+        about = json.loads((tmp_path / "deep" / "er" / "run.json").read_text())
+    assert about["fingerprint"] == FINGERPRINT and about["command"] == "the command"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"program": "another"}', "\\xff"])
+def test_a_damaged_run_json_is_refused(tmp_path, damage):
+    start(tmp_path)
+    (tmp_path / "run.json").write_text(damage)
+    for function in start, lambda folder: status(str(folder)):
+        with pytest.raises(Error, match="is damaged, or of another program"):
+            function(tmp_path)
+    assert (tmp_path / "run.json").read_text() == damage
+
+
+def test_unfinished_files_of_dead_runs_are_removed_and_no_others(tmp_path):
+    start(tmp_path)
+    for name in "part-00001.jsonl.77-ab.part", "run.json.77-cd.part", "part-00002.jsonl", "a.part":
+        (tmp_path / name).touch()
+    assert start(tmp_path).done == {2}
+    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-00002.jsonl", "run.json", "run.lock"]
+
+
+# --- the lock --------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
+    with ExitStack() as stack:
+        stack.enter_context(open_run(str(tmp_path), FINGERPRINT, "jsonl"))
+        mine = f"process {os.getpid()} on {socket.gethostname()}"
+        assert status(str(tmp_path)).at_work == mine
+        with pytest.raises(Error, match=f"is in use by another run, {mine}: wait for its end"):
+            start(tmp_path)
+    assert status(str(tmp_path)).at_work is None
+    start(tmp_path)
+
+
+# --- what has changed ------------------------------------------------------------------
+
+A, B = FINGERPRINT["inputs"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"options": {"stride": 8, "threads": 1}}, "stride was None, and now it is 8"),
+    ({"options": {"stride": None}}, "threads was 1, and now it is None"),
+    ({"model": {"weights": "b2"}}, "model weights was 'a1', and now it is 'b2'"),
+    ({"numpy": "2.5"}, "numpy was '2.4', and now it is '2.5'"),
+    ({"inputs": [A]}, "'b.jsonl' was an input, which it is not now"),
+    ({"inputs": [A, B, {"path": "c"}]}, "'c' was no input, which it is now"),
+    ({"inputs": [A | {"size": 4}, B]},
+     "the input 'a.jsonl' was another: size was 5, and now it is 4"),
+    ({"inputs": [B, A]}, "the inputs were in another order"),
+    ({"new": 1}, "new was None, and now it is 1"),
+])
+def test_a_run_with_something_changed_says_what(tmp_path, change, words):
+    start(tmp_path)
+    before = contents(tmp_path)
+    assert list(changes(FINGERPRINT, FINGERPRINT | change)) == [words]
+    with pytest.raises(Error, match="is of a run in which "):
+        start(tmp_path, FINGERPRINT | change)
+    assert contents(tmp_path) == before
+    assert not list(changes(FINGERPRINT, FINGERPRINT))
+
+
+def test_of_many_changes_three_are_told(tmp_path):
+    start(tmp_path)
+    with pytest.raises(Error, match=r"; numpy was .*, and now it is 3, and 2 more"):
+        start(tmp_path, {"model": {"weights": 1}, "inputs": [], "numpy": 3})
+
+
+# --- a run by the driver ---------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that runs the driver on files of the given texts, a shard each."""
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    given = tmp_path / "in"
+    given.mkdir()
+
+    def run(*texts, **options):
+        paths = [given / f"{number}.txt" for number in range(len(texts))]
+        for path, text in zip(paths, texts, strict=True):
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
+        inputs = Inputs(tuple(paths), documents="files", shard_bytes=1)
+        return driver.run(CountLetters(), inputs, tmp_path / "out", workers=1, **options)
+
+    return run
+
+
+def test_a_run_that_is_started_again_does_what_is_missing_and_no_more(tmp_path, run):
+    out = tmp_path / "out"
+    first = run("a", "bb", "ccc")
+    before = contents(out)
+    assert first["n_tokens"] == 6 and status(str(out))[:3] == (3, 3, 3)
+    (out / "part-00001.jsonl").unlink()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    assert status(str(out))[:3] == (2, 3, 2)
+    assert run("a", "bb", "ccc") == first and contents(out) == before
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.json*")}
+    assert run("a", "bb", "ccc") == first
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    run("aaa", "bb", "c", progress=True)
+    assert "100%" in terminal.getvalue() and "6.00/6.00" in terminal.getvalue()
+    assert "3 documents, " in terminal.getvalue()
+    (tmp_path / "out" / "part-00002.jsonl").unlink()
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    run("aaa", "bb", "c", progress=True)
+    assert "83%" in terminal.getvalue().split("\r")[1] and "6.00/6.00" in terminal.getvalue()
+    assert "1 documents, " in terminal.getvalue()
+
+
+@pytest.mark.parametrize("seconds, lines", [(60, 0), (-1, 3)])
+def test_a_log_gets_a_line_a_minute(run, monkeypatch, capsys, seconds, lines):
+    monkeypatch.setattr(progress, "SECONDS", seconds)
+    run("aaa", "bb", "c", progress=True)
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == lines
+    if lines:
+        assert err[1].startswith("83% of 0.0 MB, 2 documents, ")
+
+
+def test_a_summary_that_is_missing_is_made_again(tmp_path, run):
+    first = run("a", "bb")
+    (tmp_path / "out" / "summary.json").unlink()
+    assert run("a", "bb") == first and (tmp_path / "out" / "summary.json").exists()
+
+
+def test_shards_that_fail_are_named_and_tried_again_the_next_time(tmp_path, run):
+    with pytest.raises(driver.Incomplete, match=r"1 of 3 shards are missing \(shard 1: ZeroDiv"):
+        run("a", "raises", "ccc")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not summary["complete"] and summary["n_documents"] == 2
+    with pytest.raises(driver.Incomplete, match="shard 1: ZeroDiv"):
+        run("a", "raises", "ccc")
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path, run, monkeypatch):
+    write = driver.run_shards.__globals__["write_shard"]
+
+    def fill(job, shard):
+        if shard.number == 2:
+            raise OSError(28, "No space left on device")
+        return write(job, shard)
+
+    monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", fill)
+    with pytest.raises(Error, match=r"No space left on device. 2 of 4 shards are done: the same "):
+        run("a", "bb", "ccc", "dddd")
+    monkeypatch.undo()
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    assert run("a", "bb", "ccc", "dddd")["n_tokens"] == 10
+
+
+def test_an_input_that_changes_under_way_is_noticed(tmp_path, run, monkeypatch):
+    def change(job, shard):
+        (tmp_path / "in" / "0.txt").write_text("longer")
+        return write(job, shard)
+
+    write = driver.run_shards.__globals__["write_shard"]
+    monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", change)
+    with pytest.raises(Error, match=r"0.txt' was another: size was 1, and now it is 6"):
+        run("a", "bb")
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_the_readable_part_of_a_damaged_file_is_done_and_the_rest_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    path, out = tmp_path / "a.txt.gz", tmp_path / "out"
+    text = "".join(f"{i} {i * i}\n" for i in range(2000))
+    path.write_bytes(gzip.compress(text.encode())[:-1000])
+    for _ in range(2):
+        with pytest.raises(driver.Incomplete, match=r"^[^;]*a\.txt\.gz is damaged"):
+            driver.run(CountLetters(), Inputs((str(path),), shard_bytes=2000), out, workers=1)
+        found = status(str(out))
+        assert found.n_done > 2 and found.n_shards is None and not found.is_complete
+    assert not json.loads((out / "summary.json").read_text())["complete"]
+    lines = b"".join(file.read_bytes() for file in sorted(out.glob("part-*"))).splitlines()
+    assert text.startswith("".join(f"{i} {i * i}\n" for i in range(len(lines))))
