@@ -33,8 +33,8 @@ from .names import activation_name, node_names, parse_node
 from .resumed_runs import BaseRun
 from .short_reprs import MOST_LINES, Result, table
 
-# After some nodes were removed, the exact sweep begins with this many of the others.
-AT_FIRST = 16
+# Attribution ranks more nodes than this. So few are quick to sweep.
+FEW = 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,17 +103,18 @@ def find(
     The circuit is that of the `base` prompts. A pruned node gets its activation from `source`
     ("resample"), or its mean there ("mean").
 
-    Attribution says which nodes can hardly matter, and exact sweeps rank the others. As many of
-    the weakest go as leave the share between `keep` and 2 - `keep`: pruning parts that work
-    against the task overshoots. If they cannot go together, the one goes that can best go alone.
-    Effects that a sweep has found stay in use until the search looks at the node again. Every
-    decision is that of an exact run. The result is a local minimum: an exact sweep has shown that
-    no single node of it can go.
+    In every round the nodes that are left are ranked by their effects in the circuit so far: by
+    attribution, or by an exact sweep once few are left. As many of the weakest go as leave the
+    share between `keep` and 2 - `keep`: pruning parts that work against the task overshoots. While
+    many are left, the order is one in which effects cancel. If none can go in that order, an exact
+    sweep finds those that can, or the one that can best go alone. Every decision is that of an
+    exact run. The result is a local minimum: an exact sweep has shown that no single node of it
+    can go.
 
-    If the metric has no gradient, or an edit is a function or of a layer norm, the search begins
-    with an exact sweep of all nodes. `edits`, as for `run`, hold in every pass, so that the circuit
-    is the edited model's. `bos`, as for `run`, puts <|endoftext|> first: by default before text and
-    not before ids. All prompts have one length.
+    If the metric has no gradient, or an edit is a function or of a layer norm, every round is an
+    exact sweep. `edits`, as for `run`, hold in every pass, so that the circuit is the edited
+    model's. `bos`, as for `run`, puts <|endoftext|> first: by default before text and not before
+    ids. All prompts have one length.
 
     `base` should do the task better than `source`. Given the wrong way round they have a circuit
     too, which keeps the metric bad: a PromptWarning says so.
@@ -122,8 +123,8 @@ def find(
     if mode not in ("resample", "mean"):
         raise Error(f"unknown mode {shown(mode)}: choose 'resample' or 'mean'")
     check_same_length(base, source, "source", any_number=mode == "mean")
-    names = ["hook_embed", *(activation_name(what, layer) for layer in range(model.config.n_layer)
-                             for what in ("z", "mlp_out"))]
+    names = [activation_name(what, layer) for layer in range(model.config.n_layer)
+             for what in ("z", "mlp_out")]
     edits, n, last_only = Edits(model, edits), len(base.tokens), reads_last(metric)
     new, n_shared, logits = replacements(model, base, mode, source, names, edits, last_only)
     of_source = None if logits is None else measured(metric, logits, n)
@@ -139,30 +140,28 @@ def find(
         stored = BaseRun(model, base, metric, ("z", "mlp_out"), without(removed), last_only)
         return stored.measured, one_more_replaced(stored, new, n_shared, nodes, progress)
 
+    def attributed_alone(removed, nodes):
+        seen = run(model, base, names, edits=without(removed), last_only=last_only)
+        slopes = gradients(model, base, metric, names=names, edits=without(removed))
+        current = measured(metric, seen.logits, n)
+        changes = {name: (new[name] - seen[name]) * slopes[name] for name in names}
+        return current, {node: current + attributed(changes, *node) for node in nodes}
+
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
     pruning = Pruning(measure, list(nodes), keep, base, of_source, metric)
-    removed, unsure = [], list(nodes)
-    effects = dict.fromkeys(nodes, 0.0)  # by removing a node alone, as last known
-    if isinstance(metric, Differentiable) and not edits.without_gradient:
-        effects = estimated_effects(model, base, metric, new, names, edits, nodes)
-        ranked = sorted(nodes, key=lambda node: abs(effects[node]))
-        unsure = ranked[max(0, 2 * pruning.most_removable([], ranked) - len(nodes)) :]
-    alone: dict[Any, np.ndarray] = {}  # the metric without a node, exact since the last removal
+    has_gradient = isinstance(metric, Differentiable) and not edits.without_gradient
+    left, removed = list(nodes), []
     while True:
-        current, found = removed_alone(removed, unsure)
-        alone |= found
-        effects |= {node: (alone[node] - current).mean() for node in found}
-        while weakest := pruning.removable(removed, effects, alone):
-            removed, alone = removed + weakest, {}
-            effects = {node: effects[node] for node in effects if node not in weakest}
-        unsure = [node for node in effects if node not in alone]
-        if not unsure:
-            left = [node for node in nodes if node in effects]
+        weakest = []
+        if has_gradient and len(left) > FEW:
+            weakest = pruning.removable(removed, *attributed_alone(removed, left))
+        if not weakest:
+            current, alone = removed_alone(removed, left)
+            weakest = pruning.removable(removed, current, alone, exact=True)
+        if not weakest:
             return pruning.circuit(left, removed, alone, nodes, subsets, seed)
-        if not alone:
-            current = measure(removed)
-            unsure = sorted(unsure, key=lambda node: abs(
-                1 - pruning.share(current + effects[node])))[:AT_FIRST]
+        removed = removed + weakest
+        left = [node for node in left if node not in weakest]
 
 
 def one_more_replaced(stored, new, n_shared, nodes, progress):
@@ -177,24 +176,11 @@ def one_more_replaced(stored, new, n_shared, nodes, progress):
     return alone
 
 
-def estimated_effects(model, base, metric, new, names, edits, nodes):
-    """Return {node: effect} of replacing each, by attribution: the larger of two estimates.
-
-    The gradient at base alone says little if attention is saturated there. The second is taken
-    halfway from the embeddings of base to those of source. (Hanna et al. 2024, "Have Faith in
-    Faithfulness", on gradients along that way.)
-    """
-    seen, effects = run(model, base, names, edits=edits), dict.fromkeys(nodes, 0.0)
-    embedded = seen["hook_embed"]
-    for way in (0.0, 0.5):
-        moved = {"hook_embed": embedded + way * (new["hook_embed"] - embedded)}
-        slopes = gradients(model, base, metric, names=names[1:], edits=[edits, moved])
-        for layer, head in nodes:
-            name = activation_name("z" if head is not None else "mlp_out", layer)
-            products = (new[name] - seen[name]) * slopes[name]
-            effect = (products if head is None else products[:, :, head]).sum() / len(products)
-            effects[layer, head] = max(effects[layer, head], effect, key=abs)
-    return effects
+def attributed(changes, layer, head):
+    """Return the change of the metric [b] by replacing one node, to first order."""
+    if head is None:
+        return changes[activation_name("mlp_out", layer)].sum(axis=(1, 2))
+    return changes[activation_name("z", layer)][:, :, head].sum(axis=(1, 2))
 
 
 class Pruning:
@@ -236,13 +222,19 @@ class Pruning:
                 most = middle - 1
         return fewest
 
-    def removable(self, removed, effects, alone):
-        """Return the weakest parts that can go together, or the one that can best go alone."""
-        ranked = sorted(effects, key=lambda part: abs(effects[part]))
-        count = self.most_removable(removed, ranked)
-        if count:
-            return ranked[:count]
-        fit = [part for part in ranked if part in alone and self.suffices(alone[part])]
+    def removable(self, removed, current, alone, exact=False):
+        """Return the weakest parts that can go together, or the one that can best go alone.
+
+        `current` is the metric of the circuit so far, and `alone` that without each of its parts,
+        `exact` or estimated.
+        """
+        change = {part: self.share(values) - self.share(current) for part, values in alone.items()}
+        order = sorted(change, key=lambda part: abs(change[part]))
+        if len(order) > FEW:
+            order = balanced(order, change, self.share(current))
+        if count := self.most_removable(removed, order):
+            return order[:count]
+        fit = [part for part in order if exact and self.suffices(alone[part])]
         return sorted(fit, key=lambda part: abs(1 - self.share(alone[part])))[:1]
 
     def circuit(self, kept, removed, alone, names, subsets, seed, scores=None):
@@ -282,3 +274,17 @@ class Pruning:
             bos=self.given.bos,
             lower_is_better=self.lower_is_better,
         )
+
+
+def balanced(ranked, change, share):
+    """Return the parts in an order in which their changes, added up, keep the share close to 1.
+
+    The weakest of those that raise it, or of those that lower it, is next.
+    """
+    waiting = {up: [part for part in reversed(ranked) if (change[part] > 0) == up]
+               for up in (True, False)}
+    order = []
+    while waiting[True] or waiting[False]:
+        order.append((waiting[share < 1] or waiting[share >= 1]).pop())
+        share += change[order[-1]]
+    return order
