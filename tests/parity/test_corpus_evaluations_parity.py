@@ -1,8 +1,10 @@
 """Evaluations give what lm-eval and the loop of transformers' documentation give on local files."""
 import json
 
+import lm_eval
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_model import save_small_model
@@ -13,8 +15,6 @@ from gpt2_np.corpus.evaluation_data import detokenized, joined_rows, pages
 from gpt2_np.corpus.evaluation_protocols import rolling
 
 pytestmark = pytest.mark.parity
-lm_eval = pytest.importorskip("lm_eval")
-torch = pytest.importorskip("torch")
 
 WORDS = ["the", "café", "street", "remember", "naïve", "corner", "N", "1", "°", "@-@", "@,@", "@.@",
          "'s", "'", '"', "(", ")", "[", "]", "{", "}", ":", ";", ".", "!", "?", ",", "=", "= =",
@@ -33,7 +33,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def peer(folder):
     """lm-eval's own class on the same weights."""
-    pytest.importorskip("accelerate")
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=folder, device="cpu", batch_size=1, dtype="float32", backend="causal")

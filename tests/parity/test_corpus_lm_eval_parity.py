@@ -13,19 +13,19 @@ from importlib.resources import files
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import lm_eval
 import numpy as np
 import pytest
 import transformers
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from make_folders import make_model
 
 from gpt2_np import Error, circuits
 from gpt2_np.corpus.__main__ import main
 from gpt2_np.corpus.lm_eval_adapter import lm_eval_model
 
-lm_eval = pytest.importorskip("lm_eval")
-HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM  # needs torch and accelerate
-Instance = pytest.importorskip("lm_eval.api.instance").Instance
-TaskManager = pytest.importorskip("lm_eval.tasks").TaskManager
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 N_CTX = 64
 WORDS = ["the", "king,", "and", "queen's", "12", "nights;", "naïve", "🦙", "(lord)", "war\n"]
