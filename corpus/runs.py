@@ -1,9 +1,9 @@
 """The output folder: what a run is of, which shards are done, and who is at work on them.
 
-    run.json          the fingerprint: everything that the results depend on
-    part-00000.jsonl  a shard's results, whole as soon as it has this name
-    summary.json      written when no shard is missing
-    run.lock          held by the run at work; the lock ends with its process, even a killed one
+    run.json            the fingerprint: everything that the results depend on
+    part-0000000.jsonl  a shard's results, whole as soon as it has this name
+    summary.json        written when no shard is missing
+    run.lock            held by the run at work; the lock ends with its process, even a killed one
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until the compressed inputs have been read once
+    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     n_documents: int  # in the shards that are done
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did
@@ -82,7 +82,7 @@ def open_run(
     Raises Error if the folder is in use, is not a run's, or is that of another fingerprint.
     """
     about = {"program": PROGRAM, "format": format, "n_shards": None, "command": command,
-             "fingerprint": json.loads(json.dumps(fingerprint))}
+             "fingerprint": json.loads(json_bytes(fingerprint))}
     try:
         check_folder(folder)
         os.makedirs(folder, exist_ok=True)

@@ -79,10 +79,11 @@ def test_a_damaged_run_json_is_refused(tmp_path, damage):
 
 def test_unfinished_files_of_dead_runs_are_removed_and_no_others(tmp_path):
     start(tmp_path)
-    for name in "part-00001.jsonl.77-ab.part", "run.json.77-cd.part", "part-00002.jsonl", "a.part":
+    for name in ("part-0000001.jsonl.77-ab.part", "run.json.77-cd.part", "part-0000002.jsonl",
+                 "a.part"):
         (tmp_path / name).touch()
     assert start(tmp_path).done == {2}
-    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-00002.jsonl", "run.json", "run.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-0000002.jsonl", "run.json", "run.lock"]
 
 
 # --- the lock --------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_a_run_that_is_started_again_does_what_is_missing_and_no_more(tmp_path, 
     first = run("a", "bb", "ccc")
     before = contents(out)
     assert first["n_tokens"] == 6 and status(str(out))[:3] == (3, 3, 3)
-    (out / "part-00001.jsonl").unlink()
+    (out / "part-0000001.jsonl").unlink()
     times = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert status(str(out))[:3] == (2, 3, 2)
     assert run("a", "bb", "ccc") == first and contents(out) == before
@@ -178,7 +179,7 @@ def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
     run("aaa", "bb", "c", progress=True)
     assert "100%" in terminal.getvalue() and "6.00/6.00" in terminal.getvalue()
     assert "3 documents, " in terminal.getvalue()
-    (tmp_path / "out" / "part-00002.jsonl").unlink()
+    (tmp_path / "out" / "part-0000002.jsonl").unlink()
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     run("aaa", "bb", "c", progress=True)
     assert "83%" in terminal.getvalue().split("\r")[1] and "6.00/6.00" in terminal.getvalue()
