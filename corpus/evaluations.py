@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from .. import checkpoint
 from ..bpe import shown
 from ..circuits.bootstrapping import Estimate
-from ..circuits.inputs import check_count, tokenizer_of
+from ..circuits.inputs import tokenizer_of
 from ..circuits.short_reprs import WIDTH
 from ..command_line import add_model_options, print_json, text_model
 from ..gpt2_np import SIZES, Error, Model
+from ..inference.options import check_count
 from .ablations import ablated_model, ablation_name
+from .documents import SUFFIXES
 from .evaluation_data import FILES, data_file, is_published
 from .evaluation_protocols import Options, lambada, texts, wikitext
 from .published_figures import FIGURES, NOTES, Figure
@@ -159,20 +161,26 @@ def evaluate(
 # --- the command -----------------------------------------------------------------------
 
 
+def add_text_options(add: Any) -> None:
+    """Add the options of a model, and of the texts that it reads."""
+    add_model_options(add)
+    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add("--field", default="text", metavar="NAME", help="of the texts (default text)")
+    add("--documents", default="lines", choices=("lines", "files"),
+        help="of plain text: each line, or each file (default lines)")
+    add("--input-format", choices=sorted(set(SUFFIXES.values())),
+        help="of files whose suffix does not tell")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command `evaluate`."""
     add = parser.add_argument
     add("name", metavar="EVALUATION", help="lambada, wikitext2, or a file of texts")
-    add_model_options(add)
-    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add_text_options(add)
     add("--ablate", metavar="NODES", help="heads, MLPs and neurons to set to zero: L5H1,MLP3,L2N17")
     add("--stride", type=int, metavar="N", help="tokens from one window to the next")
     add("--limit", type=int, metavar="N", help="read the first N passages, articles or texts")
     add("--data", metavar="PATH", help="a file to read in place of the published one")
-    add("--field", default="text", help="the field of the text in JSON lines (default text)")
-    add("--documents", default="lines", choices=("lines", "files"),
-        help="of plain text: a text a line, or the file as one text")
-    add("--input-format", choices=("jsonl", "text", "parquet"), help="default by the suffix")
     add("--json", action="store_true", help="machine-readable result")
     add("--quiet", action="store_true", help="no progress on stderr")
 

@@ -110,11 +110,11 @@ def test_a_command_ends_with_a_summary_and_its_status_is_0(model, texts, tmp_pat
     assert [row[:14].rstrip() for row in rows] == ["nats a token", "perplexity", "bits a byte"]
     assert last == f"results and summary.json are in {tmp_path / 'out'}" and err == ""
     assert main(["status", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == "1 of 1 shards are done, with 40 documents\n"
+    assert capsys.readouterr().out == "1 of 1 shards are done\n"
     (tmp_path / "out" / "part-0000000.jsonl").unlink()
     assert main(["status", str(tmp_path / "out")]) == 3
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "0 of 1 shards are done, with 0 documents"
+    assert out[0] == "0 of 1 shards are done"
     assert out[1].startswith("to go on: ") and out[1].endswith(" ".join(command))
 
 
@@ -169,6 +169,7 @@ def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "a.txt.gz is damaged" in err and "same command" not in err and err.count("\n") == 1
     assert out.startswith("shards done: 1, of a number that is not known yet")
+    assert "an input is damaged" in out and "to go on" not in out
 
 
 # --- the command as a process ----------------------------------------------------------
@@ -194,7 +195,7 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
         said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
-            f"python -m gpt2_np.corpus score: stopped: {n_done} of {len(files(scored)) - 1} shards "
+            f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
         assert not list(tmp_path.glob("*.part"))
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
@@ -211,4 +212,4 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(model, texts, tmp_pat
                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
     said = run.communicate(timeout=60)[1]
     assert run.returncode == 1 and said.count("\n") == 1 and "File too large" in said
-    assert sorted(os.listdir(tmp_path)) == ["run.json", "run.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["run.lock"]
