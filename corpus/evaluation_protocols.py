@@ -247,7 +247,7 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                found.append(last(scores, pieces[n].n_scored))
+                found.append(last(scores.checked(), pieces[n].n_scored))
             shown_progress.update(sum(map(len, chunk)))
     return found
 

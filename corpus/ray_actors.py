@@ -27,7 +27,7 @@ from .documents import Shard
 from .processes import thread_variables
 from .runs import RUN, read_run
 from .scheduling import Outcome, attempt, prepare
-from .shard_files import Job
+from .shard_files import Job, json_bytes
 
 PATIENCE = 30  # seconds, then a sentence says that workers wait for the cluster
 SHARED = "inputs and output must lie on a file system that every node sees under the same name"
@@ -54,7 +54,7 @@ class Actor:
         if found != self.fingerprint:
             return self.refusal(f"does not see {os.path.join(self.job.folder, RUN)}: {SHARED}")
         try:
-            own = json.loads(json.dumps(self.job.work.fingerprint()))
+            own = json.loads(json_bytes(self.job.work.fingerprint()))
         except Error as error:
             return self.refusal(f"cannot work: {error}")
         others = [name for name, value in own.items() if value != found.get(name)]

@@ -1,9 +1,9 @@
 """The output folder: what a run is of, which shards are done, and who is at work on them.
 
-    run.json          the fingerprint: everything that the results depend on
-    part-00000.jsonl  a shard's results, whole as soon as it has this name
-    summary.json      written at the end; if shards are missing, it says which and why
-    run.lock          held by the run at work; the lock ends with its process, even a killed one
+    run.json            the fingerprint: everything that the results depend on
+    part-0000000.jsonl  a shard's results, whole as soon as it has this name
+    summary.json        written at the end; if shards are missing, it says which and why
+    run.lock            held by the run at work; the lock ends with its process, even a killed one
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until the inputs have been read to their end
+    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did
@@ -90,7 +90,7 @@ def open_run(
     Raises Error if the folder is in use, is not a run's, or is that of another fingerprint.
     """
     about = {"program": PROGRAM, "format": format, "n_shards": None, "command": command,
-             "fingerprint": json.loads(json.dumps(fingerprint))}
+             "fingerprint": json.loads(json_bytes(fingerprint))}
     path = os.path.join(folder, RUN)
     try:
         check_folder(folder)

@@ -111,7 +111,7 @@ def test_a_command_ends_with_a_summary_and_its_status_is_0(model, texts, tmp_pat
     assert last == f"results and summary.json are in {tmp_path / 'out'}" and err == ""
     assert main(["status", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == "1 of 1 shards are done\n"
-    (tmp_path / "out" / "part-00000.jsonl").unlink()
+    (tmp_path / "out" / "part-0000000.jsonl").unlink()
     assert main(["status", str(tmp_path / "out")]) == 3
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "0 of 1 shards are done"

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from gpt2_np import Error
 from gpt2_np.corpus import documents, formats
-from gpt2_np.corpus.documents import Document, Inputs, Shard, Span
+from gpt2_np.corpus.documents import Inputs, Shard
+from gpt2_np.corpus.formats import Document, Span
 
 
 def write(path, content):
@@ -129,14 +130,15 @@ def test_files_as_documents_keep_their_line_ends(tmp_path):
     contents = {"b.txt": b"\xef\xbb\xbfone\r\ntwo\n", "a.txt": b"",
                 "c.txt.gz": gzip.compress(b"x\n"),
                 "d.txt": b"\xff", "e.txt": b"e" * 41, "f.txt": formats.BOM + b"f" * 40,
-                "g.txt.gz": gzip.compress(b"g" * 100_000), "h.txt.gz": b""}
+                "g.txt.gz": gzip.compress(b"g" * 100_000), "h.txt.gz": b"",
+                "i.txt": b"i" * 100}
     paths = [write(tmp_path / name, content) for name, content in contents.items()]
     inputs = Inputs(paths, documents="files", max_bytes=40, shard_bytes=600)
     found = read_all(inputs)
     assert [document.id for document in found] == paths
     assert reasons(found) == ["one\r\ntwo\n", "empty", "x\n", "not UTF-8", "over the limit",
-                              "f" * 40, "over the limit", "empty"]
-    assert [len(shard.spans) for shard in inputs.shards()] == [2, 2, 2, 1, 1]
+                              "f" * 40, "over the limit", "empty", "over the limit"]
+    assert [len(shard.spans) for shard in inputs.shards()] == [2, 2, 2, 1, 2]
 
 
 # --- what is skipped -------------------------------------------------------------------
@@ -180,7 +182,7 @@ def test_a_record_of_json_has_a_text_or_a_reason(tmp_path, line, id, found):
 def test_the_limit_of_nesting_does_not_depend_on_the_caller():
     def parsed(levels, record):
         return parsed(levels - 1, record) if levels else formats.json_document(
-            "a:0", record, "text", None, 10**6)
+            "a:0", record, "text", None)
 
     for depth, skipped in (199, None), (200, "not JSON"):
         record = b'{"text": "a", "x": ' + b"[" * depth + b"]" * depth + b"}"
@@ -460,10 +462,14 @@ def test_the_fingerprint_of_many_files_is_short_and_sees_every_change(tmp_path):
         first = Inputs(paths).fingerprint()
         assert [entry["path"] for entry in first] == [
             f"{paths[0]} to {paths[2]}", f"{paths[3]} to {paths[5]}", paths[6]]
-        assert [entry["size"] for entry in first] == [3, 3, 1]
+        assert [len(entry["sha256"]) for entry in first] == [64, 64, 64]
         os.utime(paths[4], ns=(0, 5))
         second = Inputs(paths).fingerprint()
+        write(tmp_path / "0.txt", "xy")
+        os.utime(paths[0], ns=(0, os.stat(paths[1]).st_mtime_ns))
+        third = Inputs(paths).fingerprint()
     assert [a == b for a, b in zip(first, second, strict=True)] == [True, False, True]
+    assert [a == b for a, b in zip(second, third, strict=True)] == [False, True, True]
 
 
 def test_inputs_can_be_pickled_and_need_no_paths_to_read(tmp_path):

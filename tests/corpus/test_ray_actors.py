@@ -7,7 +7,8 @@ import pytest
 from fake_works import CountLetters
 
 from gpt2_np import Error
-from gpt2_np.corpus.documents import Inputs, Shard, Span
+from gpt2_np.corpus.documents import Inputs, Shard
+from gpt2_np.corpus.formats import Span
 from gpt2_np.corpus.ray_actors import Actor, check_address, import_ray, import_variables
 from gpt2_np.corpus.runs import open_run
 from gpt2_np.corpus.shard_files import Job

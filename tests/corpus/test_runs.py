@@ -79,10 +79,11 @@ def test_a_damaged_run_json_is_refused(tmp_path, damage):
 
 def test_unfinished_files_of_dead_runs_are_removed_and_no_others(tmp_path):
     start(tmp_path)
-    for name in "part-00001.jsonl.77-ab.part", "run.json.77-cd.part", "part-00002.jsonl", "a.part":
+    for name in ("part-0000001.jsonl.77-ab.part", "run.json.77-cd.part", "part-0000002.jsonl",
+                 "a.part"):
         (tmp_path / name).touch()
     assert start(tmp_path).done == {2}
-    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-00002.jsonl", "run.json", "run.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-0000002.jsonl", "run.json", "run.lock"]
 
 
 # --- the lock --------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_a_run_that_is_started_again_does_what_is_missing_and_no_more(tmp_path, 
     first = run("a", "bb", "ccc")
     before = contents(out)
     assert first["n_tokens"] == 6 and status(str(out))[:3] == (3, 3, first)
-    (out / "part-00001.jsonl").unlink()
+    (out / "part-0000001.jsonl").unlink()
     times = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     assert status(str(out))[:2] == (2, 3) and not status(str(out)).is_complete
     assert run("a", "bb", "ccc") == first and contents(out) == before
@@ -178,7 +179,7 @@ def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
     run("aaa", "bb", "c", progress=True)
     assert "100%" in terminal.getvalue() and "6.00/6.00" in terminal.getvalue()
     assert "3 documents, " in terminal.getvalue()
-    (tmp_path / "out" / "part-00002.jsonl").unlink()
+    (tmp_path / "out" / "part-0000002.jsonl").unlink()
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     run("aaa", "bb", "c", progress=True)
     assert "83%" in terminal.getvalue().split("\r")[1] and "6.00/6.00" in terminal.getvalue()
@@ -209,14 +210,14 @@ def test_a_summary_that_is_not_whole_is_missing_and_made_again(tmp_path, run, co
 
 def test_a_file_that_is_no_shard_of_the_run_does_not_count(tmp_path, run):
     first = run("a", "bb")
-    (tmp_path / "out" / "part-00000.jsonl").rename(tmp_path / "out" / "part-00009.jsonl")
+    (tmp_path / "out" / "part-0000000.jsonl").rename(tmp_path / "out" / "part-0000009.jsonl")
     assert status(str(tmp_path / "out")).n_done == 1
     assert run("a", "bb") == first
 
 
 def test_a_shard_that_is_removed_under_way_is_missing(tmp_path, run, monkeypatch):
     def remove(job, shard):
-        (tmp_path / "out" / "part-00000.jsonl").unlink(missing_ok=True)
+        (tmp_path / "out" / "part-0000000.jsonl").unlink(missing_ok=True)
         return write(job, shard)
 
     write = driver.run_shards.__globals__["write_shard"]
