@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -34,7 +35,8 @@ from .shard_files import FORMATS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = command_line(shlex.join([*program().split(), *words]))
+    command = shlex.join([*program().split(), *words])
+    parser = command_line(f"cd {shlex.quote(os.getcwd())} && {command}")
     return run_command(program(), parser, words, lambda args, _: args.run(args))
 
 
@@ -46,7 +48,7 @@ def program() -> str:
 
 
 def command_line(again: str = "") -> argparse.ArgumentParser:
-    """Return the parser. `again` is the command as its user typed it."""
+    """Return the parser. `again` is the command that its user typed, for `status`."""
     parser = argparse.ArgumentParser(
         prog=program(),
         description="Score or continue every text of a corpus; repeat published evaluations.",
@@ -197,6 +199,10 @@ def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
             print(f"{name.replace('_per_', ' a ').replace('_', ' '):14s}"
                   f"{about['value']:.4f}{interval}")
     print(f"results and summary.json are in {args.output}")
+    if skipped["n_documents"] == summary["n_documents"]:
+        print(f"{program()}: the inputs have no text that could be read: check --field and --id",
+              file=sys.stderr)
+        raise SystemExit(3)
 
 
 def print_status(args, parser):

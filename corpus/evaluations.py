@@ -24,6 +24,8 @@ from .evaluation_protocols import Options, lambada, texts, wikitext
 from .published_figures import FIGURES, NOTES, Figure
 
 PROTOCOLS = {"lambada": lambada, "wikitext2": wikitext}
+UNUSED = {"lambada": ("stride", "documents", "input_format"),
+          "wikitext2": ("field", "documents", "input_format")}  # options
 MEASURES = {
     "last_token_accuracy": "accuracy, last token",
     "last_word_accuracy": "accuracy, whole last word",
@@ -97,8 +99,9 @@ class Evaluation:
             if published:
                 of = f"unedited {published[0].size}" if edit else published[0].size
                 lines.append(f"      published for {of}: {'; '.join(map(str, published))}")
-        interval = ("a bootstrap needs more than one unit" if self.n_resampled == 1 else
-                    f"95%, bootstrap over the {self.n_resampled:,} {self.resampled}")
+        interval = f"95%, bootstrap over the {self.n_resampled:,} {self.resampled}"
+        if all(math.isnan(one.estimate.low) for one in self.measures):
+            interval = "a bootstrap needs more than one unit"
         words = [self.protocol, f"Intervals: {interval}.", *self.notes]
         if self.differs:
             words.insert(0, f"Not as in the published runs: {'; '.join(self.differs)}.")
@@ -134,18 +137,23 @@ def evaluate(
     """
     if limit is not None:
         check_count("limit", limit)
+    options = Options(stride, limit, field, documents, input_format, progress)
+    for option in UNUSED.get(name, ()):
+        if getattr(options, option) != Options._field_defaults[option]:
+            raise Error(f"{option} does not go with {name}: leave it out")
     path = data_file(name, data, progress)
     whole = model if isinstance(model, Model) else checkpoint.load(model)
     tokenizer_of(whole)
     if stride is not None:
         check_count("stride", stride, 1, whole.config.n_ctx)
     edited = whole if ablate is None else ablated_model(whole, ablate)
-    options = Options(stride, limit, field, documents, input_format, progress)
     found = PROTOCOLS.get(name, texts)(edited, path, options)
     ablated = None if ablate is None else ablation_name(whole, ablate)
     differs = [f"{ablated} set to zero"] if ablated else []
     if name in FILES and not is_published(name, path):
         differs.append("other data")
+    if (dtype := whole.params["wte"].dtype.name) != "float32":
+        differs.append(f"computed in {dtype}")
     size = next((size for size, config in SIZES.items() if config == whole.config), None)
     measures = [Measure(measure, estimate, tuple(figure for figure in FIGURES.get(measure, ())
                                                  if figure.size == size))
@@ -191,10 +199,10 @@ def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}: it must be at least 1")
-    data_file(args.name, args.data, not args.quiet)
+    path = data_file(args.name, args.data, not args.quiet)
     found = evaluate(
         args.name, text_model(args), ablate=args.ablate, stride=args.stride, limit=args.limit,
-        data=args.data, field=args.field, documents=args.documents,
+        data=path if args.name in FILES else None, field=args.field, documents=args.documents,
         input_format=args.input_format, progress=not args.quiet,
     )  # fmt: skip
     found = replace(found, model=args.model)

@@ -156,6 +156,9 @@ def model_class() -> Any:
                             "batch_size, max_length or ablate")
             self.model = loaded(model, device, dtype)
             self.ablated = ""
+            if isinstance(ablate, float):
+                raise Error(f"ablate is {ablate}, which lm-eval takes for a number: name a head "
+                            "as in 'L1H1'")
             if ablate is not None:
                 nodes = ablate.replace("+", ",") if isinstance(ablate, str) else ablate
                 self.ablated = ablation_name(self.model, nodes)
@@ -332,7 +335,8 @@ def sampling_options(given: Mapping[str, Any]) -> SamplingOptions:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="run|ls|validate ...",
-                        help=f"those of lm-eval, to which --model {NAME} is added")
+                        help="those of lm-eval, of which run, ls or validate comes first; to run, "
+                        f"--model {NAME} is added")
 
 
 def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

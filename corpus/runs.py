@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 from ..bpe import shown
 from ..checkpoint.cache import PART, try_lock
 from ..gpt2_np import Error
-from .shard_files import Done, committed, json_bytes, shard_file
+from .shard_files import Done, json_bytes, shard_file, write_json
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
 PROGRAM = "gpt2_np.corpus"  # whose run.json it is
@@ -28,7 +28,7 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until the inputs have been read to their end
+    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did
@@ -144,11 +144,6 @@ def done_shards(folder: str, about: Mapping[str, Any]) -> set[int]:
             and os.path.exists(shard_file(folder, number, about["format"]))}
 
 
-def write_json(path: str, value: Any) -> None:
-    with committed(path) as file:
-        file.write(json_bytes(value, indent=1))
-
-
 def read_run(folder: str) -> dict[str, Any]:
     """Return run.json. Raises Error if the folder has none."""
     path = os.path.join(folder, RUN)
@@ -238,6 +233,8 @@ def status(folder: str) -> Status:
 
 def refuse_changes(folder: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise Error that says what has changed since a run was started, if anything has."""
+    if first.get("work") != now.get("work"):  # then most others differ, too
+        first, now = ({"work": fingerprint.get("work")} for fingerprint in (first, now))
     found = list(changes(first, now))
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""
@@ -266,7 +263,7 @@ def changed_files(before: list[Any], after: list[Any]) -> Iterator[str]:
             yield f"{shown(path)} was an input, which it is not now"
         elif path not in old:
             yield f"{shown(path)} was no input, which it is now"
-        else:
-            yield from changes(old[path], new[path], f"the input {shown(path)} was another: ")
+        elif old[path] != new[path]:
+            yield f"the input {shown(path)} has changed"
     if old == new:
         yield "the inputs were in another order"

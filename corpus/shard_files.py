@@ -113,6 +113,11 @@ def writer(file: BinaryIO, work: Work, format: str) -> Iterator[Any]:
         yield lambda records: parquet.write_table(table(pyarrow, records, schema))
 
 
+def write_json(path: str, value: Any) -> None:
+    with committed(path) as file:
+        file.write(json_bytes(value, indent=1))
+
+
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
     """Return JSON in UTF-8 with the end of a line. float32 has the fewest digits that tell it."""
     text = json.dumps(value, indent=indent, default=plain_values, ensure_ascii=False,

@@ -160,6 +160,14 @@ def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, m
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_inputs_without_a_readable_text_are_status_3(model, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
+                 "nope"]) == 3
+    out, err = capsys.readouterr()
+    assert "skipped 40 (40 no such field)" in out and "check --field and --id" in err
+
+
 def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     path = tmp_path / "a.txt.gz"

@@ -109,7 +109,7 @@ def actors(cluster):
     raylets = {each.process.pid for node in cluster.list_all_nodes()
                for each in node.all_processes.get("raylet", ())}
     return [pid for pid, parent, name in processes()
-            if parent in raylets and name.startswith("ray::Worker")]
+            if parent in raylets and name.startswith("ray::Actor")]
 
 
 def processes():
@@ -174,7 +174,7 @@ def test_without_an_address_a_cluster_of_this_machine_comes_and_goes(corpus, tmp
     wait_for(lambda: n_done(output) or driver.poll() is not None)
     ours = descendants(driver.pid)
     assert end(driver) == (0, "")
-    assert any(name.startswith("ray::Worker") for name in ours.values())
+    assert any(name.startswith("ray::Actor") for name in ours.values())
     assert results(output) == corpus.expected
     wait_for(lambda: not {pid for pid, _, _ in processes()} & ours.keys())
 
