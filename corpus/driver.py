@@ -95,8 +95,8 @@ def score(
 
     Raises:
         Incomplete: shards failed three times each. All others are done.
-        Error: an option or an input is wrong, the folder is in use, or is of a run with something
-            changed, or nothing can go on, as on a full disk.
+        Error: an option or an input is wrong, no document has a text, the folder is in use, or is
+            of a run with something changed, or nothing can go on, as on a full disk.
         Stopped: a KeyboardInterrupt that says how far the run came.
     """
     given: dict[str, Any] = {**options}
@@ -219,7 +219,7 @@ def run(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
                 lost = run_shards(workers_at_work, chain([first], shards.to_do), on_done, bar.say)
         elif not shards.problem and (summary := read_summary(folder)) and summary["complete"]:
-            return summary
+            return with_texts(summary, inputs)
         failures = {shard.number: reason for shard, reason in lost}
         if shards.problem:  # what cannot be read counts as one more shard
             failures[shards.n] = shards.problem
@@ -240,7 +240,24 @@ def run(
         raise Incomplete(". ".join(
             [f"{n} of {shards.n} shards are missing ({reasons}{more}): the same command tries them "
              "again"] * bool(n) + [shards.problem] * bool(shards.problem)))
-    return summary
+    return with_texts(summary, inputs)
+
+
+def with_texts(summary: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """Return a summary. Raises Error if all documents were skipped."""
+    skipped = summary["skipped"]
+    if skipped["n_documents"] < summary["n_documents"]:
+        return summary
+    remedy = (f"field is {shown(inputs.field)}, name that of the texts"
+              if "no such field" in skipped["reasons"] else "give other inputs")
+    raise Error(f"nothing could be done: {skipped['n_documents']:,} of {summary['n_documents']:,} "
+                f"documents were skipped ({reasons_of(skipped) or 'there are none'}): {remedy}")
+
+
+def reasons_of(skipped: dict[str, Any]) -> str:
+    """Return the reasons of a summary's skipped documents: "2 empty, 1 not JSON"."""
+    return ", ".join(f"{about['n_documents']:,} {reason}"
+                     for reason, about in skipped["reasons"].items())
 
 
 class Missing:

@@ -233,8 +233,9 @@ def status(folder: str) -> Status:
 
 def refuse_changes(folder: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise Error that says what has changed since a run was started, if anything has."""
-    if first.get("work") != now.get("work"):  # then most others differ, too
-        first, now = ({"work": fingerprint.get("work")} for fingerprint in (first, now))
+    if first.get("work") != now.get("work"):
+        raise Error(f"{folder} is the output of {first.get('work')}, and this is "
+                    f"{now.get('work')}: choose another output folder")
     found = list(changes(first, now))
     if found:
         more = f", and {len(found) - 3} more" if len(found) > 3 else ""

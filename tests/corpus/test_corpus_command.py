@@ -127,7 +127,7 @@ USAGE = [
     (["score", "a", "-o", "out", "--address", "auto"], "add --engine ray"),
     (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
     (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
-    (["generate", "a", "-o", "out", "-n", "0"], "--tokens is 0"),
+    (["generate", "a", "-o", "out", "-n", "-3"], "--tokens is -3: it must be at least 1"),
     (["generate", "a", "-o", "out", "--top-k", "4"], "needs --temperature above 0"),
     (["generate", "a", "-o", "out", "--temperature", "-1"], "--temperature is -1.0"),
     (["generate", "a", "-o", "out", "--seed", "-1"], "--seed is -1"),
@@ -160,12 +160,21 @@ def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, m
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_inputs_without_a_readable_text_are_status_3(model, texts, tmp_path, capsys, monkeypatch):
+def test_inputs_of_which_every_document_is_skipped_are_an_error_each_time(
+        model, texts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
-    assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
-                 "nope"]) == 3
-    out, err = capsys.readouterr()
-    assert "skipped 40 (40 no such field)" in out and "check --field and --id" in err
+    for _ in range(2):
+        assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
+                     "nope", "--quiet"]) == 1
+        assert capsys.readouterr() == ("", (
+            "python -m gpt2_np.corpus: nothing could be done: 40 of 40 documents were skipped "
+            "(40 no such field): field is 'nope', name that of the texts\n"))
+
+
+def test_a_sentence_about_an_option_names_it_as_it_is_typed(model, texts, tmp_path, capsys):
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main([*command, "--max-bytes", str(2**41)]) == 1
+    assert "corpus: --max-bytes is 2199023255552: it must be" in capsys.readouterr().err
 
 
 def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
@@ -203,7 +212,7 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
         said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
-            f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
+            "", f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
         assert not list(tmp_path.glob("*.part"))
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
