@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
 from ..bpe import shown
-from ..checkpoint.cache import try_lock
+from ..checkpoint.cache import PART, try_lock
 from ..gpt2_np import Error
-from .shard_files import PART, Done, json_bytes, shard_file, write_json
+from .shard_files import Done, json_bytes, shard_file, write_json
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
 PROGRAM = "gpt2_np.corpus"  # whose run.json it is
@@ -28,7 +28,7 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
+    n_shards: int | None  # None: unknown until the inputs have been read to their end
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did

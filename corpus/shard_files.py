@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..checkpoint.cache import PART
 from ..checkpoint.saving import sync_folder
 from ..gpt2_np import Error
 from .documents import Inputs, Shard
@@ -22,7 +23,6 @@ from .work import Record, Work
 # that is longer.
 MOST_CHARACTERS, MOST_DOCUMENTS = 1 << 18, 1 << 12
 FORMATS = ("jsonl", "parquet")
-PART = ".part"  # the ending of an unfinished file
 
 
 class Job(NamedTuple):
@@ -144,14 +144,6 @@ def arrow_type(pyarrow: Any, type: str) -> Any:
 
 
 # --- reading the results ---------------------------------------------------------------
-
-
-def count_documents(path: str, format: str) -> int:
-    """Return the number of records in a shard's file, without reading their values."""
-    if format == "parquet":
-        return import_pyarrow(path).parquet.ParquetFile(path).metadata.num_rows
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 @contextlib.contextmanager

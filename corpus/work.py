@@ -99,7 +99,7 @@ class ModelWork:
         return {"work": type(self).__name__, "model": about,
                 "device": device, "dtype": dtype, "tf32": self.tf32,
                 **self.options(about["config"]["n_ctx"]),
-                "gpt2_np": __version__, "numpy": np.__version__}
+                "gpt2_np": __version__, "numpy": np.__version__, "regex": regex_version()}
 
     def options(self, n_ctx: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -174,10 +174,14 @@ class Scorer(ModelWork):
             self.columns |= {"tokens": "list int32", "log_probabilities": "list float32"}
 
     def check(self, model: Model) -> None:
+        self.check_stride(model.config.n_ctx)
+
+    def check_stride(self, n_ctx: int) -> None:
         if self.stride is not None:
-            check_count("stride", self.stride, 1, model.config.n_ctx)
+            check_count("stride", self.stride, 1, n_ctx)
 
     def options(self, n_ctx: int) -> dict[str, Any]:
+        self.check_stride(n_ctx)
         return {"stride": self.stride or n_ctx // 2, "bos": self.bos, "per_token": self.per_token}
 
     def results(self, documents: Sequence[Document]) -> list[Record]:
@@ -286,6 +290,15 @@ class Generator(ModelWork):
         record: Record = {"n_prompt_tokens": n_prompt, "n_tokens": len(tokens), "text": text,
                   "reason": reason}
         return record | ({"tokens": np.array(tokens, np.int32)} if self.per_token else {})
+
+
+def regex_version() -> str | None:
+    """Return the version of the package that splits text, which changes with Unicode's tables."""
+    try:
+        import regex
+    except ImportError:  # ASCII needs none
+        return None
+    return regex.__version__
 
 
 def document_seed(seed: int, id: str | int) -> np.random.SeedSequence:

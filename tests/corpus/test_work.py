@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import regex
 import strict_arrays
 from random_model import map_params
 from small_model import TEXT, save_small_model
@@ -283,6 +284,11 @@ def test_preparing_refuses_what_does_not_fit_the_model(model):
             made.prepare()
 
 
+def test_the_driver_refuses_a_stride_longer_than_the_context(folder):
+    with pytest.raises(gpt2_np.Error, match="stride is 65: it must be at most 64"):
+        corpus.Scorer(folder, device="cpu", stride=65).fingerprint()
+
+
 def test_the_driver_refuses_a_type_that_no_worker_could_load(folder):
     with pytest.raises(gpt2_np.Error, match="float16"):
         corpus.Scorer(folder, device="cpu", dtype="float16").fingerprint()
@@ -327,6 +333,7 @@ def test_a_fingerprint_of_a_name_loads_nothing(folder, monkeypatch):
     about = corpus.Scorer(folder, device="cpu").fingerprint()
     assert (about["device"], about["dtype"], about["stride"]) == ("cpu", "float32", 32)
     assert (about["gpt2_np"], about["numpy"]) == (gpt2_np.__version__, np.__version__)
+    assert about["regex"] == regex.__version__
 
 
 @pytest.mark.parametrize("kind, changes", [

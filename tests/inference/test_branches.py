@@ -39,7 +39,7 @@ GROUP = st.integers(1, 23).flatmap(lambda n: st.tuples(
     st.just(n), st.lists(st.integers(1, 25 - n), min_size=1, max_size=5)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(st.lists(GROUP, min_size=1, max_size=8), st.integers(0, 99))
 def test_branches_score_as_texts_of_their_own(sizes, seed):
     check(random_groups(sizes, seed))

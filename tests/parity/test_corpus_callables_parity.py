@@ -149,7 +149,7 @@ def test_parquet_has_the_records_with_the_same_types_in_every_shard(folder, tmp_
         done = shard_files.write_shard(given, documents.Shard(number, (), 9))
         path = str(tmp_path / f"part-{number:07d}.parquet")
         schemas.add(pyarrow.parquet.read_schema(path).to_string())
-        assert shard_files.count_documents(path, "parquet") == done.n_documents
+        assert pyarrow.parquet.ParquetFile(path).metadata.num_rows == done.n_documents
     assert len(schemas) == 1
     rows = pyarrow.parquet.read_table(tmp_path / "part-0000000.parquet").to_pylist()
     for row, record in zip(rows, doer.records(list(map(Document, IDS, TEXTS))), strict=True):

@@ -1,4 +1,5 @@
 """Parquet as pyarrow writes it: any cut gives the same rows, and bad columns one clear sentence."""
+import errno
 import random
 import sys
 
@@ -114,6 +115,28 @@ def test_damage_inside_and_a_change_name_the_file(tmp_path):
     write(tmp_path / "a.parquet", text=["a"])
     with pytest.raises(Error, match=r"a\.parquet has changed while it is read"):
         list(inputs.read(shards[-1]))
+
+
+def test_errors_of_the_system_are_not_called_damage():
+    with pytest.raises(MemoryError), formats.parquet_errors("a.parquet"):
+        pyarrow.allocate_buffer(2**60)
+    for error, sentence in (
+        (OSError(errno.EIO, "a long story"), "a.parquet cannot be read: Input/output error"),
+        (OSError("Unexpected end of stream"), "a.parquet is not a whole Parquet file: Unexpected"),
+    ):
+        with pytest.raises(Error, match=sentence), formats.parquet_errors("a.parquet"):
+            raise error
+    with pytest.raises(Error, match=r"a\.parquet cannot be read: No such file or directory$"):
+        formats.parquet_file("no/a.parquet")
+
+
+def test_the_rows_of_a_column_are_cut_whatever_its_name(tmp_path):
+    counts = []
+    for name in "text", "a.b", "a":
+        path = write(tmp_path / f"{name}.parquet", group=3000,
+                     **{name: [f"{i} " + "x" * 100 for i in range(3000)]})
+        counts.append(len(list(Inputs(path, field=name, shard_bytes=10_000).shards())))
+    assert counts[0] == counts[1] == counts[2] > 20
 
 
 def test_a_row_group_is_read_once_by_a_worker(tmp_path, monkeypatch):
