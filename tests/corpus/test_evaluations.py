@@ -22,7 +22,7 @@ WIKITEXT = """ \n = The café = \n \n The café , at the corner , is " the " caf
  \n = = Street = = \n \n They remember the street 's corner @-@ café . \n = The street = \n
  \n The street is the street that they remember . It is naïve . \n"""
 PASSAGES = ["the café at the corner", "they remember naïve", "at  the café  that", "a b",
-            " ".join([TEXT] * 3), "remember the naïve street is the corner of the café"]
+            f"{TEXT} café", "remember the naïve street is the corner of the café"]
 TOKENIZER = bpe.train(TEXT * 4, 275)
 N_CTX = 16
 MODEL = random_model(Config(TOKENIZER.n_vocab, N_CTX, n_embd=16, n_head=2, n_layer=2),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from copies import ROOT
-from fake_works import OwnProcess
+from own_process import OwnProcess
 from small_model import TEXT, save_small_model
 from waiting import wait_for
 
@@ -19,10 +19,13 @@ from gpt2_np.corpus import driver
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's /proc")
 
 
-def start(model, texts, output, *options):
+SHARD_BYTES = 1000
+
+
+def start(model, texts, output, workers):
     return subprocess.Popen(
         [sys.executable, "-m", "gpt2_np.corpus", "score", str(texts), "-o", str(output), "-m",
-         str(model), "--shard-bytes", "3000", "--quiet", *options],
+         str(model), "--shard-bytes", str(SHARD_BYTES), "--quiet", "--workers", str(workers)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -54,11 +57,17 @@ def without_time(folder):
     return found, about["fingerprint"], about["n_shards"]
 
 
-def kill_and_go_on(model, texts, output, n_kills, seconds, *options):
+def score_here(model, texts, output):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "ProcessEngine", OwnProcess)
+        corpus.score(texts, output, str(model), shard_bytes=SHARD_BYTES)
+
+
+def kill_and_go_on(model, texts, output, n_kills, seconds):
     """Kill the driver or a worker at random moments; start the driver again whenever it is gone."""
     rng = random.Random(n_kills)
     killed = {"driver": 0, "worker": 0}
-    run, orphans = start(model, texts, output, *options), []
+    run, orphans = start(model, texts, output, 2), []
     while sum(killed.values()) < n_kills:
         if rng.random() < 0.8:  # else perhaps before there is a worker
             wait_for(lambda pid=run.pid: any(map(is_worker, processes_below(pid))))
@@ -75,7 +84,7 @@ def kill_and_go_on(model, texts, output, n_kills, seconds, *options):
             run.communicate()
             killed["driver"] += 1
             orphans += workers
-            run = start(model, texts, output, *options)
+            run = start(model, texts, output, 2)
     err = run.communicate(timeout=600)[1]
     wait_for(lambda: not any(map(is_worker, orphans)))
     print(killed)
@@ -87,25 +96,37 @@ def model(tmp_path_factory):
     return save_small_model(tmp_path_factory.mktemp("model"))
 
 
-def compare(model, tmp_path, n_documents, n_kills, seconds, *options):
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text("".join(json.dumps({"text": TEXT[i % 97 : i % 97 + i * 7 % 190]}) + "\n"
-                             for i in range(n_documents)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "ProcessEngine", OwnProcess)
-        corpus.score(texts, tmp_path / "a", str(model), shard_bytes=3000)
-    status, err, killed = kill_and_go_on(model, texts, tmp_path / "b", n_kills, seconds, *options)
-    assert status == 0, err
+def write_texts(folder, n):
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": TEXT[i % 97 : i % 97 + i * 7 % 190]}) + "\n"
+                            for i in range(n)))
+    return path
+
+
+def test_a_killed_worker_and_a_killed_driver_change_no_byte(model, tmp_path):
+    """Both are killed at work. Another worker goes on, and then another run, in this process."""
+    texts, output = write_texts(tmp_path, 400), tmp_path / "b"
+    run = start(model, texts, output, 1)
+    for kill_the_driver in False, True:
+        before = set(output.glob("part-*.jsonl"))
+        wait_for(lambda before=before: set(output.glob("part-*.jsonl")) > before
+                 and any(map(is_worker, processes_below(run.pid))))
+        time.sleep(random.uniform(0, 0.02))
+        (worker,) = filter(is_worker, processes_below(run.pid))
+        os.kill(run.pid if kill_the_driver else worker, signal.SIGKILL)
+    run.communicate()
+    wait_for(lambda: not is_worker(worker))
+    assert not (output / "summary.json").exists()
+    for folder in tmp_path / "a", output:
+        score_here(model, texts, folder)
     assert without_time(tmp_path / "b") == without_time(tmp_path / "a")
-    return killed
-
-
-def test_kills_change_no_byte(model, tmp_path):
-    killed = compare(model, tmp_path, 600, 2, 0.5, "--workers", "1")
-    assert sum(killed.values()) > 0
 
 
 @pytest.mark.slow
 def test_fifty_kills_change_no_byte(model, tmp_path):
-    killed = compare(model, tmp_path, 20_000, 50, 3, "--workers", "2")
+    texts = write_texts(tmp_path, 20_000)
+    score_here(model, texts, tmp_path / "a")
+    status, err, killed = kill_and_go_on(model, texts, tmp_path / "b", 50, 3)
+    assert status == 0, err
+    assert without_time(tmp_path / "b") == without_time(tmp_path / "a")
     assert sum(killed.values()) == 50 and min(killed.values()) > 10
