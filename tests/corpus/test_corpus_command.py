@@ -4,15 +4,15 @@ import gzip
 import json
 import os
 import signal
-import subprocess
 import sys
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from copies import ROOT
 from own_process import NotingScorer, OwnProcess
 from small_model import TEXT, save_small_model
-from waiting import wait_for
+from waiting import started, wait_for
 
 import gpt2_np
 from gpt2_np import corpus
@@ -209,12 +209,6 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(
 # --- the command as a process ----------------------------------------------------------
 
 
-def start(arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)],
-                            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            **options)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
         model, texts, scored, tmp_path, monkeypatch):
@@ -223,10 +217,11 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
                  "400", "--id", "n", "--per-token"]
     n_done = 0
     for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143):
-        run = start(arguments, start_new_session=True)
-        wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
-        os.killpg(run.pid, number)
-        said = run.communicate(timeout=60)[1].splitlines()
+        with started([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)], cwd=ROOT,
+                     text=True, stdout=PIPE, stderr=PIPE, start_new_session=True) as run:
+            wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
+            os.killpg(run.pid, number)
+            said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
             f"python -m gpt2_np.corpus score: stopped: {n_done} of {len(files(scored)) - 1} shards "

@@ -7,7 +7,7 @@ import sys
 import pytest
 from copies import ROOT, copy_repository
 from fake_works import CountLetters
-from waiting import wait_for
+from waiting import started, wait_for
 
 from gpt2_np import Error
 from gpt2_np.corpus import scheduling
@@ -130,15 +130,13 @@ def test_workers_of_a_vendored_copy_are_its_own_and_end_with_a_driver_that_is_ki
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "__init__.py").touch()
     copy_repository(tmp_path / "theirs" / "language")
-    driver = subprocess.Popen(arguments(tmp_path, ["a", "sleeps"], root=tmp_path,
-                                        package="theirs.language"))
-    wait_for(lambda: "asleep" in notes(tmp_path).values() or driver.poll() is not None)
-    (worker,) = notes(tmp_path)
-    (file,) = (tmp_path / "out").glob("part-*.jsonl")
-    assert json.loads(file.read_text())["n_tokens"] == 1
-    assert is_running(worker)
-    driver.kill()
-    driver.wait()
+    command = arguments(tmp_path, ["a", "sleeps"], root=tmp_path, package="theirs.language")
+    with started(command) as driver:
+        wait_for(lambda: "asleep" in notes(tmp_path).values() or driver.poll() is not None)
+        (worker,) = notes(tmp_path)
+        (file,) = (tmp_path / "out").glob("part-*.jsonl")
+        assert json.loads(file.read_text())["n_tokens"] == 1
+        assert is_running(worker)
     wait_for(lambda: not is_running(worker))
 
 
