@@ -7,7 +7,8 @@ import socket
 from contextlib import ExitStack
 
 import pytest
-from fake_works import CountLetters, OwnProcess
+from fake_works import CountLetters
+from own_process import OwnProcess
 
 from gpt2_np import Error
 from gpt2_np.corpus import driver, progress, runs

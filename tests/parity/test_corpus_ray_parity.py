@@ -77,11 +77,23 @@ def corpus(tmp_path_factory):
 
 def command(corpus, output, *options):
     """Start the command that scores the texts."""
-    return subprocess.Popen(
+    STARTED.append(subprocess.Popen(
         [sys.executable, "-m", "gpt2_np.corpus", "score", "a.txt", "-o", str(output), "-m",
          str(corpus.model), "--shard-bytes", "5000", "--per-token", "--quiet", *options],
         cwd=corpus.folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    return STARTED[-1]
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_test():
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def end(process):
