@@ -205,19 +205,19 @@ def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
 
 
 def print_status(args, parser):
-    found = status(args.folder)
-    print(progress_words(found.n_done, found.n_shards))
-    if found.is_complete:
+    about = status(args.folder)
+    print(progress_words(about.n_done, about.n_shards))
+    if about.is_complete:
         return
-    if found.at_work:
-        print(f"a run is at work on it: {found.at_work}")
-    elif found.summary and found.n_shards is None:
+    if about.at_work:
+        print(f"a run is at work on it: {about.at_work}")
+    elif about.summary and about.n_shards is None:
         print("an input is damaged, as summary.json says: fetch it again and give another output "
               "folder")
     else:
-        if found.n_done == found.n_shards:
+        if about.n_done == about.n_shards:
             print("the summary is missing")
-        print(f"to go on: {found.command or 'call the same function of corpus again'}")
+        print(f"to go on: {about.command or 'call the same function of corpus again'}")
     print(end="", flush=True)
     raise SystemExit(3)
 

@@ -139,19 +139,19 @@ def pop_model(
     """Take the options of the model. The device is the one that workers use."""
     gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
     check_count("gpus", gpus, 0)
-    found = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
+    taken = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
     if isinstance(model, Model):
-        if gpus or found["device"] != "auto" or "dtype" in found:
+        if gpus or taken["device"] != "auto" or "dtype" in taken:
             raise Error("gpus, device or dtype is given beside a Model, which has its own: leave "
                         "it out, or give the model's name")
         on_gpu = namespace(model.params["wte"]) is not np
-        return found | {"device": "cuda" if on_gpu else "cpu"}
-    if gpus and found["device"] == "cpu":
+        return taken | {"device": "cuda" if on_gpu else "cpu"}
+    if gpus and taken["device"] == "cpu":
         raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
-    if gpus or found["device"] == "auto":
+    if gpus or taken["device"] == "auto":
         on_gpu = gpus or not (by_ray or backend.pick("auto") is np)
-        found["device"] = "cuda" if on_gpu else "cpu"
-    return found
+        taken["device"] = "cuda" if on_gpu else "cpu"
+    return taken
 
 
 def pop_inputs(paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:

@@ -70,6 +70,14 @@ def test_scores_are_those_of_the_library(model, scored):
         assert record["log_probability"] == pytest.approx(sum(record["log_probabilities"]))
 
 
+def test_a_model_has_its_own_device_and_type(model, texts, tmp_path):
+    loaded = gpt2_np.load(model, "cpu")
+    for options in {"gpus": 1}, {"device": "cpu"}, {"dtype": "float16"}:
+        with pytest.raises(gpt2_np.Error, match="is given beside a Model, which has its own"):
+            corpus.score(texts, tmp_path / "out", loaded, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
     corpus.score(texts, tmp_path, str(model), workers=2, shard_bytes=400, id="n", per_token=True)
     assert files(tmp_path) == files(scored) and len(files(scored)) > 4
