@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -63,11 +64,11 @@ MISSING = object()
 
 
 def make_document(default_id: str, text: Any, id: Any) -> Document:
-    """Return a document, skipped if its text or id is not valid: then it has the default id."""
-    bad_id = reason_to_skip(id, str | int)
-    name = default_id if bad_id else id
-    reason = bad_id or reason_to_skip(text, str) or (None if text else "empty")
-    return Document(name, None, reason) if reason else Document(name, text)
+    """Return a document, skipped if its text or its id is not valid."""
+    if reason_to_skip(id, str | int):
+        return Document(default_id, None, "no id")
+    reason = reason_to_skip(text, str) or (None if text else "empty")
+    return Document(id, None, reason) if reason else Document(id, text)
 
 
 def reason_to_skip(value: Any, kind: Any) -> str | None:
@@ -177,6 +178,7 @@ class LineReader:
     def __init__(self, path: str):
         self.path = path
         self.stream = open_text(path)
+        weakref.finalize(self, self.stream.close)  # also of a reader that is kept until the end
         self.offset = 0  # of the next byte
         self.begun = -1  # no line that has been read begins after this offset
         self.inside = False  # the next byte is not the first of a line

@@ -28,7 +28,7 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until the inputs have been read to their end
+    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did

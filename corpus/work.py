@@ -126,10 +126,13 @@ class ModelWork:
         """
         columns = columns_of(batch)
         new = {self.renamed.get(name, name): name for name in [*self.columns, "skipped"]}
-        for name in (self.field, self.id):
-            if name is not None and name not in columns:
+        for name in (self.field, self.id or self.field):
+            if name not in columns:
                 raise Error(f"there is no column {shown(name)} among {shown(list(columns))}: name "
                             f"it by {'field' if name == self.field else 'id'}=")
+            if not hasattr(columns[name], "__len__") or isinstance(columns[name], str | bytes):
+                raise Error(f"the column {shown(name)} is {shown(columns[name])}: give a list or "
+                            "an array, with a value for each row")
         if taken := [name for name in new if name in columns]:
             raise Error(f"the batch has a column {shown(taken[0])} already: rename or drop it")
         texts, ids = columns[self.field], columns[self.id or self.field]
@@ -334,6 +337,9 @@ def why_not(text: Any) -> str | None:
 
 def columns_of(batch: Any) -> dict[str, Any]:
     """Return the columns of a mapping, a DataFrame or a table of pyarrow as lists or arrays."""
+    if not (hasattr(batch, "keys") or hasattr(batch, "column_names")):
+        raise Error(f"the batch is {shown(batch)}: give a mapping of columns, such as "
+                    '{"text": ["To be", "or not"]}')
     names = list(batch.keys()) if hasattr(batch, "keys") else batch.column_names
     return {name: as_list_or_array(batch[name]) for name in names}
 

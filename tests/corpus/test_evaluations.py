@@ -424,3 +424,9 @@ def test_the_data_are_asked_for_before_the_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
     assert main(["evaluate", "wikitext2", "-m", "1558M"]) == 1
     assert "wikitext-2-raw-v1.zip is not in the cache" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_an_error(passages):
+    params = {**MODEL.params, "wpe": np.full_like(MODEL.params["wpe"], np.nan)}
+    with pytest.raises(Error, match="not all finite"):
+        evaluate("lambada", Model(MODEL.config, params, TOKENIZER), data=passages)

@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 from fake_works import CountLetters
 from own_process import OwnProcess
@@ -104,6 +105,11 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
 # --- what has changed ------------------------------------------------------------------
 
 A, B = FINGERPRINT["inputs"]
+
+
+def test_numbers_of_numpy_in_a_fingerprint_are_those_of_python(tmp_path):
+    start(tmp_path, {"options": {"stride": np.int64(8)}})
+    start(tmp_path, {"options": {"stride": 8}})
 
 
 @pytest.mark.parametrize("change, words", [

@@ -467,6 +467,18 @@ def test_without_ids_a_text_is_its_own_id(model):
     assert first == second == generator.records([Document("The", "The")])[0]["text"] != other
 
 
+@pytest.mark.parametrize("batch, sentence", [
+    ("text", "the batch is 'text': give a mapping of columns, such as "),
+    (["To be"], r"the batch is \['To be'\]: give a mapping"),
+    (None, "the batch is None: give a mapping"),
+    ({"text": "To be"}, "the column 'text' is 'To be': give a list or an array"),
+    ({"text": 3}, "the column 'text' is 3: give a list"),
+])
+def test_a_batch_that_is_no_columns_is_one_sentence(model, batch, sentence):
+    with pytest.raises(gpt2_np.Error, match=sentence):
+        corpus.Scorer(model)(batch)
+
+
 def test_a_missing_column_and_one_that_would_be_lost_are_refused(model):
     with pytest.raises(gpt2_np.Error, match=r"no column 'text' among \['prompt'\]: name it by fie"):
         corpus.Scorer(model)({"prompt": ["a"]})

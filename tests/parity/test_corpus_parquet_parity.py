@@ -41,7 +41,8 @@ def expected(path, ids=None):
     for row, text in enumerate(TEXTS):
         place = f"{path}:{row}"
         id = place if ids is None or ids[row] is None else ids[row]
-        reason = ("not a text" if text is None or (ids is not None and ids[row] is None) else
+        reason = ("no id" if ids is not None and ids[row] is None else
+                  "not a text" if text is None else
                   "empty" if not text else "over the limit" if len(text.encode()) > 40 else None)
         yield Document(id, None if reason else text, reason)
 
@@ -62,7 +63,7 @@ def test_text_that_is_not_utf_8_is_skipped(tmp_path):
     path = write(tmp_path / "a.parquet", text=bad, id=bad)
     assert [document.skipped for document in read_shuffled(Inputs(path))] == [None, "not UTF-8"]
     assert read_shuffled(Inputs(path, id="id")) == [
-        Document("a", "a"), Document(f"{path}:1", None, "not UTF-8")]
+        Document("a", "a"), Document(f"{path}:1", None, "no id")]
 
 
 def test_the_same_column_can_be_text_and_id(tmp_path):
