@@ -126,7 +126,7 @@ def test_a_killed_worker_and_a_killed_driver_change_no_byte(model, tmp_path):
 def test_fifty_kills_change_no_byte(model, tmp_path):
     texts = write_texts(tmp_path, 20_000)
     score_here(model, texts, tmp_path / "a")
-    status, err, killed = kill_and_go_on(model, texts, tmp_path / "b", 50, 3)
+    status, err, killed = kill_and_go_on(model, texts, tmp_path / "b", 50, 0.5)
     assert status == 0, err
     assert without_time(tmp_path / "b") == without_time(tmp_path / "a")
     assert sum(killed.values()) == 50 and min(killed.values()) > 10
