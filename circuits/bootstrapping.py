@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..gpt2_np import Error
 from .inputs import check_count
 
 
@@ -36,17 +37,23 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Return `statistic(indices)` of all n items, with its percentile interval over resamples.
+    """Return the statistic of all n items, with its percentile interval over resamples.
 
-    There is no interval (NaN) for one item, whose resamples are all the same, or if a resample
-    has no value, such as a share of an effect that is 0.
+    `statistic` takes indices [resample, n] and returns a value for each resample: the mean of x is
+    `lambda i: x[i].mean(axis=-1)`. There is no interval (NaN) for one item, whose resamples are
+    all the same, or if a resample has no value, such as a share of an effect that is 0.
     """
     for name, count in (("n", n), ("resamples", resamples)):
         check_count(name, count)
-    rng, low, high = np.random.default_rng(seed), math.nan, math.nan
+    rng, values, low, high = np.random.default_rng(seed), [], math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(statistic(np.arange(n)))
-        values = [float(statistic(rng.integers(0, n, n))) for _ in range(resamples if n > 1 else 0)]
+        whole = np.asarray(statistic(np.arange(n)[None]))
+        if whole.shape != (1,):
+            raise Error(f"the statistic of indices [1, {n}] has shape {whole.shape}, not (1,): "
+                        "reduce over the last axis, as in x[i].mean(axis=-1)")
+        while n > 1 and len(values) < resamples:
+            rows = min(resamples - len(values), 2**14 // n + 1)  # bounds the memory of statistics
+            values.extend(statistic(rng.integers(0, n, (rows, n))))
     if values and np.isfinite(values).all():
         low, high = map(float, np.quantile(values, [(1 - level) / 2, (1 + level) / 2]))
-    return Estimate(value, low, high)
+    return Estimate(float(whole[0]), low, high)

@@ -86,15 +86,14 @@ def measure(
     def estimate(statistic):
         return bootstrap(statistic, len(sums), resamples=resamples, seed=seed)
 
-    def mean(values):
-        return lambda i: values[i].sum() / n[i].sum()
+    def mean(values, over=n):
+        return lambda i: values[i].sum(axis=-1) / over[i].sum(axis=-1)
 
     def calibration(i):
-        confidence, right, _ = table[i].sum(axis=0).T
-        return np.abs(confidence - right).sum() / n[i].sum()
+        confidence, right, _ = np.moveaxis(table[i].sum(axis=-3), -1, 0)
+        return np.abs(confidence - right).sum(axis=-1) / n[i].sum(axis=-1)
 
-    sizes = np.array(n_bytes)
-    per_byte = estimate(lambda i: loss[i].sum() / math.log(2) / sizes[i].sum()) if n_bytes else None
+    per_byte = estimate(mean(loss, math.log(2) * np.array(n_bytes))) if n_bytes else None
     total = table.sum(axis=0)
     reliability = np.column_stack([total[:, :2] / np.maximum(total[:, 2:], 1), total[:, 2]])
     return Measures(

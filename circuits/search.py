@@ -206,7 +206,7 @@ class Pruning:
                 "that do the task as base, and those that do not as source", PromptWarning)
 
     def share(self, values, index=slice(None)):
-        return (values - self.none)[index].mean() / self.effect[index].mean()
+        return (values - self.none)[index].mean(axis=-1) / self.effect[index].mean(axis=-1)
 
     def suffices(self, values):
         return abs(1 - self.share(values)) <= 1 - self.keep
@@ -250,11 +250,11 @@ class Pruning:
         several = np.array(differences)
 
         def incompleteness(i):
-            return abs(several[:, i].mean(axis=-1)).mean() / abs(self.effect[i].mean())
+            return abs(several[:, i].mean(axis=-1) / self.effect[i].mean(axis=-1)).mean(axis=0)
 
         def lost(part):
             less = own - alone[part]
-            return lambda i: less[i].mean() / self.effect[i].mean()
+            return lambda i: less[i].mean(axis=-1) / self.effect[i].mean(axis=-1)
 
         def estimate(statistic):
             return bootstrap(statistic, len(own), seed=seed)

@@ -267,11 +267,11 @@ def bar(total: int, unit: str, progress: bool) -> Any:
     return tqdm(total=total, unit=unit, unit_scale=True, disable=not progress)
 
 
-def ratio(above: Any, below: Any = None, scale: Callable[[Any], Any] = float) -> Estimate:
+def ratio(above: Any, below: Any = None, scale: Callable[[Any], Any] = np.asarray) -> Estimate:
     """Return scale(sum of `above` / sum of `below`) of units [n], with the interval over them.
 
     Without `below` it is the mean.
     """
     above = np.asarray(above, float)
     below = np.ones(len(above)) if below is None else np.asarray(below, float)
-    return bootstrap(lambda rows: scale(above[rows].sum() / below[rows].sum()), len(above))
+    return bootstrap(lambda i: scale(above[i].sum(axis=-1) / below[i].sum(axis=-1)), len(above))

@@ -7,6 +7,7 @@ hand, in plain NumPy and float64 (`agree`), or by a fact that must hold (`holds`
 need. Default model: shakespeare, whose facts some of these are. Pictures need matplotlib.
 """
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # for a clone that
 import gpt2_np
 from gpt2_np import circuits
 from gpt2_np.circuits import pictures
+from gpt2_np.gpt2_np import map_leaves
 
 TEXT = "ROMEO:\nBut soft, what light through yonder window breaks?"
 TEXTS = ("ROMEO:\nBut soft, what light", "JULIET:\nAy me!", "First Citizen:\nSpeak, speak.")
@@ -74,7 +76,7 @@ def see_which_neurons_of_all_layers_speak_for_an_answer(model):
     names = circuits.name_repetition(model, 8)
     parts = circuits.attribution(model, names.clean, names.answers, names.wrong, neurons="all")
     hand = by_hand(model, names.clean.tokens[0])
-    w = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])
+    w = exact(model)["blocks"][2]["mlp"]["c_proj"]["w"]
     agree(parts["L2N17"][0], hand["blocks.2.mlp.hook_post"][-1, 17] * w[17]
           @ reading_direction(model, hand, names))
     return [cell for cell in parts.top(20) if "N" in cell[0]][:3]
@@ -238,9 +240,10 @@ def steer_what_the_model_writes(model):
     pairs = [("Who comes here? Where is he? How?\n", "He comes here. There he is. So.\n"),
              ("Is it so? Art thou well? Why?\n", "It is so. Thou art well. Then.\n")]
     ask = circuits.add(circuits.steering_vector(model, pairs, name), 2, position=slice(-1, None))
+    prompts = [model.tokenizer.encode("MENENIUS:\n")] * 6
     before, after = (
-        "".join(gpt2_np.complete(model, "MENENIUS:\n", 50, temperature=0.8, seed=seed, tap=tap)
-                for seed in range(3)).count("?")
+        str([model.tokenizer.decode(row) for row in gpt2_np.generate_batch(
+            model, prompts, 25, temperature=0.8, seed=0, tap=tap)]).count("?")
         for tap in (None, circuits.as_tap(model, {name: ask})))
     holds(after > 2 * before)
     return f"{after} question marks instead of {before}"
@@ -259,17 +262,17 @@ def keep_activations_while_the_model_writes(model):
 
 
 def patch_the_stream_at_every_layer_and_position(model):
-    names = circuits.name_repetition(model, 4)
+    names = circuits.name_repetition(model, 2)
     sweep = circuits.patching(model, "resid_pre", **names.denoising(model))
     name, position = "blocks.2.hook_resid_pre", names.clean.tokens.shape[1] - 1
     new = circuits.run(model, names.clean, name)[name][0, position]
     logits = by_hand(model, names.corrupted.tokens[0], {name: put(position, new)})["logits"]
-    agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.stack([logits] * 4))[0])
+    agree(sweep.per_prompt[2, position, 0], names.metric(model)(np.stack([logits] * 2))[0])
     return sweep.top(3)
 
 
 def see_which_heads_are_enough_and_which_are_needed(model):
-    names = circuits.name_repetition(model, 8)
+    names = circuits.name_repetition(model, 3)
     enough = circuits.patching(model, "z", **names.denoising(model))
     needed = circuits.patching(model, "z", **names.noising(model))
     holds((enough.kind, needed.kind) == ("denoising", "noising"))
@@ -290,7 +293,7 @@ def patch_pairs_of_prompts_of_different_lengths(model):
 
 
 def replace_every_head_by_its_mean(model):
-    names = circuits.name_repetition(model, 4)
+    names = circuits.name_repetition(model, 3)
     clean, corrupted, metric = names.clean, names.corrupted, names.metric(model)
     sweep = circuits.ablation(model, "z", mode="mean", **names.noising(model))
     name = "blocks.1.attn.hook_z"
@@ -312,7 +315,7 @@ def patch_every_neuron_of_a_layer(model):
 
 
 def estimate_all_patches_from_gradients(model):
-    names = circuits.name_repetition(model, 8)
+    names = circuits.name_repetition(model, 2)
     both = {"base": names.corrupted, "source": names.clean, "metric": names.metric(model)}
     estimate = circuits.attribution_patching(model, "z", **both, steps=2)
     beside = circuits.compare(estimate, circuits.patching(model, "z", **both))
@@ -341,7 +344,7 @@ def see_who_feeds_the_keys_of_an_induction_head(model):
     old, new = (by_hand(model, given.tokens[0]) for given in (clean, corrupted))
     change = new["blocks.0.attn.hook_z"][:, 0] - old["blocks.0.attn.hook_z"][:, 0]
     stream = old["blocks.1.hook_resid_pre"] + change @ matrices(model, 0, 0)[3]
-    block = doubled(model.params["blocks"][1])
+    block = exact(model)["blocks"][1]
     b_k = block["attn"]["c_attn"]["b"].reshape(3, model.config.n_head, -1)[1, 1]
     k = norm(stream, block["ln_1"]) @ matrices(model, 1, 1)[1] + b_k
     patched = by_hand(model, clean.tokens[0], {"blocks.1.attn.hook_k": put(np.s_[:, 1], k)})
@@ -383,7 +386,7 @@ def read_the_two_circuits_of_a_head_in_tokens(model):
     ov, qk = circuits.full_ov(model, "L1H1"), circuits.full_qk(model, "L0H3")
     sea, land = ([circuits.token_id(model, word)] for word in (" sea", " land"))
     wte, (_, _, w_v, w_o), (w_q, w_k, _, _) = (
-        doubled(model.params["wte"]), matrices(model, 1, 1), matrices(model, 0, 3))
+        exact(model)["wte"], matrices(model, 1, 1), matrices(model, 0, 3))
     agree(ov.entries(sea, land), wte[sea] @ w_v @ w_o @ wte[land].T)
     agree(qk.entries(sea, land), wte[sea] @ w_q @ w_k.T @ wte[land].T)
     return f"L1H1 copies: {copies:.2f}"
@@ -400,8 +403,8 @@ def see_which_heads_are_built_on_one_another(model):
 def read_a_neuron_and_the_directions_of_a_head_in_tokens(model):
     neuron = circuits.neuron_tokens(model, "L2N17", top=3)
     directions = circuits.singular_tokens(model, "L1H1", n=2, top=3)
-    written = doubled(model.params["blocks"][2]["mlp"]["c_proj"]["w"])[17]
-    agree(neuron["raises"].logits, np.sort(doubled(model.params["wte"]) @ written)[:-4:-1])
+    written = exact(model)["blocks"][2]["mlp"]["c_proj"]["w"][17]
+    agree(neuron["raises"].logits, np.sort(exact(model)["wte"] @ written)[:-4:-1])
     _, _, w_v, w_o = matrices(model, 1, 1)
     agree(directions[0]["value"], np.linalg.svd(w_v @ w_o)[1][0])
     return neuron["raises"].texts
@@ -422,7 +425,7 @@ def find_the_texts_that_excite_a_neuron_most(model):
 
 
 def fit_a_probe_on_activations(model):
-    text = gpt2_np.complete(model, "ROMEO:\n", 200, temperature=0.9, seed=3)
+    text = gpt2_np.complete(model, "ROMEO:\n", 150, temperature=0.9, seed=3)
     seen = circuits.run(model, text, "resid_post")
     words = circuits.labels_of(model, text)[1:]
     x, y = seen["resid_post", 1][0, 1:-1], np.array([word.startswith("\n") for word in words[1:]])
@@ -445,7 +448,7 @@ def measure_the_model_with_and_without_a_head(model):
 
 
 def look_at_the_results(model):
-    names = circuits.name_repetition(model, 4)
+    names = circuits.name_repetition(model, 1)
     sweep = circuits.patching(model, "z", **names.denoising(model))
     try:
         figures = [pictures.plot_map(sweep), pictures.plot_lens(circuits.lens(model, TEXT), model),
@@ -495,7 +498,7 @@ def by_hand(model, tokens, changes=None):
 
     `changes` maps names of activations to functions that change or replace them.
     """
-    params, config, seen = doubled(model.params), model.config, {}
+    params, config, seen = exact(model), model.config, {}
     n, shape = len(tokens), (len(tokens), 3, config.n_head, config.n_embd // config.n_head)
 
     def see(name, array):
@@ -527,13 +530,10 @@ def put(index, value):
     return lambda array: array.__setitem__(index, value)
 
 
-def doubled(params):
-    """Return parameters in float64."""
-    if isinstance(params, dict):
-        return {name: doubled(value) for name, value in params.items()}
-    if isinstance(params, list):
-        return [doubled(value) for value in params]
-    return np.asarray(params, float)
+@functools.cache
+def exact(model):
+    """Return the parameters in float64."""
+    return map_leaves(lambda _, array: np.asarray(array, float), model.params)
 
 
 def norm(x, ln):
@@ -547,23 +547,23 @@ def softmax(x):
 
 
 def read(model, stream):
-    return norm(stream, doubled(model.params["ln_f"])) @ doubled(model.params["wte"]).T
+    return norm(stream, exact(model)["ln_f"]) @ exact(model)["wte"].T
 
 
 def matrices(model, layer, head):
     """Return a head's W_Q, W_K, W_V [d, e] and W_O [e, d]."""
-    attn, e = model.params["blocks"][layer]["attn"], model.config.n_embd // model.config.n_head
+    attn, e = exact(model)["blocks"][layer]["attn"], model.config.n_embd // model.config.n_head
     at = slice(e * head, e * head + e)
-    reading = (w[:, at] for w in np.split(doubled(attn["c_attn"]["w"]), 3, axis=1))
-    return *reading, doubled(attn["c_proj"]["w"])[at]
+    reading = (w[:, at] for w in np.split(attn["c_attn"]["w"], 3, axis=1))
+    return *reading, attn["c_proj"]["w"][at]
 
 
 def reading_direction(model, hand, names):
     """Return the direction [d] in which the last stream is read for answer minus wrong."""
     stream = hand[f"blocks.{model.config.n_layer - 1}.hook_resid_post"][-1]
     scale = np.sqrt(stream.var() + 1e-5)
-    answer, wrong = doubled(model.params["wte"])[[names.answers[0], names.wrong[0]]]
-    direction = (answer - wrong) * doubled(model.params["ln_f"]["g"]) / scale
+    answer, wrong = exact(model)["wte"][[names.answers[0], names.wrong[0]]]
+    direction = (answer - wrong) * exact(model)["ln_f"]["g"] / scale
     return direction - direction.mean()
 
 

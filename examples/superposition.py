@@ -36,7 +36,7 @@ N_TEXTS, LENGTH, TOP = 40, 100, 10  # texts of section 3, their tokens, places a
 
 def interval(values):
     """Return the mean of values [n] with its bootstrap interval."""
-    return circuits.bootstrap(lambda chosen: values[chosen].mean(), len(values))
+    return circuits.bootstrap(lambda chosen: values[chosen].mean(axis=-1), len(values))
 
 
 # --- the model ("Experiment Setup" in the paper) ------------------------------------------
@@ -258,7 +258,7 @@ def overlaps(model):
         units = W / np.linalg.norm(W, axis=1, keepdims=True)
         cosines = units @ units.T
         squares = (np.square(cosines).sum(axis=1) - 1) / (n - 1)  # mean over the others
-        rms = circuits.bootstrap(lambda chosen, s=squares: s[chosen].mean() ** 0.5, n)
+        rms = circuits.bootstrap(lambda chosen, s=squares: s[chosen].mean(axis=-1) ** 0.5, n)
         pairs = cosines[upper]
         print(f"   {layer!s:6s}  {rms!s:31s}  {np.abs(pairs).max():7.2f}  "
               f"{np.mean(np.abs(pairs) > 0.25):15.5f}  {interval(dimensionality(units.T))}")

@@ -10,12 +10,20 @@ import venv
 import pytest
 import user_program
 from copies import ROOT, copy_repository
+from random_model import random_model
+
+import gpt2_np
+from gpt2_np import Config
 
 OPTIONS = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
 
 
-def test_the_right_lines_of_the_users_program_run(capsys):
-    user_program.right("shakespeare")
+@pytest.mark.filterwarnings("ignore:the metric is")  # a random model does no task
+def test_the_right_lines_of_the_users_program_run(tmp_path, capsys):
+    tokenizer = gpt2_np.load("shakespeare").tokenizer
+    tiny = random_model(Config(2048, 64, n_embd=16, n_head=4, n_layer=3), tokenizer=tokenizer)
+    gpt2_np.save(tiny, tmp_path / "model")
+    user_program.right(tmp_path / "model")
     assert capsys.readouterr().out
 
 

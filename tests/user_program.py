@@ -47,14 +47,14 @@ def right(name: str | Path) -> None:
     print(gpt2_np.sample(logits[-1], top_k=3, previous=np.array(ids)) + first, log_p.sum())
 
     seen = circuits.run(model, "But soft", ["z"], edits={"blocks.0.attn.hook_z": circuits.zero()})
-    several = {"z": [circuits.zero(1), circuits.add(np.ones(64), 0.5)]}
+    several = {"z": [circuits.zero(1), circuits.zero(2)]}
     tap = circuits.as_tap(model, [several, zero_head_3])
     rows = gpt2_np.generate_batch(model, [ids], 5, tap=tap)
     log_p = gpt2_np.score_batch(model, [ids], tap=zero_head_3)[0]
     steered = circuits.run_generate(model, "But soft", 5, "z", edits=zero_head_3, temperature=1.0)
     vector: np.ndarray = circuits.steering_vector(model, [("a", " b")], "blocks.0.hook_resid_pre")
-    edits = circuits.ablated(model, ["L0H1", "L0N17"])
-    circuits.attribution(model, ids, " art", edits=[edits, {"resid_mid": circuits.add(vector)}])
+    off = circuits.ablated(model, ["L0H1", "L0N17"])
+    circuits.attribution(model, ids, " art", edits=[off, {"resid_mid": circuits.add(vector, 0.5)}])
     print(steered.logits, circuits.mean_activation(model, ["a", ids], "blocks.0.attn.hook_z"))
     pattern: np.ndarray = circuits.run(model, ids, "blocks.0.attn.hook_pattern")["pattern"]
     kept = circuits.run(model, ids, "resid_post")
@@ -83,7 +83,7 @@ def right(name: str | Path) -> None:
     for example in circuits.max_activating(model, (text for text in ["But soft", ids]), "L1N17"):
         print(example.value, example.position)
     print(circuits.histogram(model, ["But soft"], (1, 1), bins=[0, 1.5, 9]).counts.sum())
-    surveyed = circuits.survey({100: lambda: gpt2_np.load("shakespeare")}, ["But soft", ids])
+    surveyed = circuits.survey({100: lambda: gpt2_np.load(name)}, ["But soft", ids])
     print(surveyed.profiles[0].growth, circuits.survey([model], [ids]).by_layer("norm").shape)
     print(circuits.survey(model, [ids]), circuits.survey({"shipped": model}, [ids]).table())
     print(circuits.report(model, "But soft", answer=" what", title="soft").page)

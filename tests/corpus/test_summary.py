@@ -54,7 +54,7 @@ def test_the_interval_is_that_of_the_ordinary_bootstrap(tmp_path):
     n_tokens, n_bytes, log_p = np.array(list(scores.values())).T
     for name, weights in ("nats_per_token", n_tokens), ("bits_per_byte", n_bytes * math.log(2)):
         def mean(rows, weights=weights):
-            return -log_p[rows].sum() / weights[rows].sum()
+            return -log_p[rows].sum(axis=-1) / weights[rows].sum(axis=-1)
 
         expected = circuits.bootstrap(mean, len(scores), resamples=4000)
         width = expected.high - expected.low
