@@ -248,10 +248,12 @@ def with_texts(summary: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     skipped = summary["skipped"]
     if skipped["n_documents"] < summary["n_documents"]:
         return summary
-    remedy = (f"field is {shown(inputs.field)}, name that of the texts"
-              if "no such field" in skipped["reasons"] else "give other inputs")
+    wrong = [f"{name} is {shown(getattr(inputs, name))}, name another"
+             for name, reason in (("field", "no such field"), ("id", "no id"))
+             if reason in skipped["reasons"]]
     raise Error(f"nothing could be done: {skipped['n_documents']:,} of {summary['n_documents']:,} "
-                f"documents were skipped ({reasons_of(skipped) or 'there are none'}): {remedy}")
+                f"documents were skipped ({reasons_of(skipped) or 'there are none'}): "
+                + (" and ".join(wrong) or "give other inputs"))
 
 
 def reasons_of(skipped: dict[str, Any]) -> str:

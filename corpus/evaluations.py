@@ -138,9 +138,7 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit)
     options = Options(stride, limit, field, documents, input_format, progress)
-    for option in UNUSED.get(name, ()):
-        if getattr(options, option) != Options._field_defaults[option]:
-            raise Error(f"{option} does not go with {name}: leave it out")
+    refuse_unused(name, options)
     path = data_file(name, data, progress)
     whole = model if isinstance(model, Model) else checkpoint.load(model)
     tokenizer_of(whole)
@@ -164,6 +162,12 @@ def evaluate(
         found.n_tokens, found.n_resampled, found.resampled, tuple(measures), found.protocol,
         (*differs, *found.differs) if name in FILES else (), (*notes, *found.notes),
     )  # fmt: skip
+
+
+def refuse_unused(name: str, options: Options) -> None:
+    for option in UNUSED.get(name, ()):
+        if getattr(options, option) != Options._field_defaults[option]:
+            raise Error(f"{option} does not go with {name}: leave it out")
 
 
 # --- the command -----------------------------------------------------------------------
@@ -199,12 +203,12 @@ def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}: it must be at least 1")
-    path = data_file(args.name, args.data, not args.quiet)
-    evaluation = evaluate(
-        args.name, text_model(args), ablate=args.ablate, stride=args.stride, limit=args.limit,
-        data=path if args.name in FILES else None, field=args.field, documents=args.documents,
-        input_format=args.input_format, progress=not args.quiet,
-    )  # fmt: skip
+    options = Options(args.stride, args.limit, args.field, args.documents, args.input_format,
+                      not args.quiet)
+    refuse_unused(args.name, options)
+    path = data_file(args.name, args.data, options.progress)
+    evaluation = evaluate(args.name, text_model(args), ablate=args.ablate,
+                          data=path if args.name in FILES else None, **options._asdict())
     evaluation = replace(evaluation, model=args.model)
     if args.json:
         print_json(evaluation.as_dict())

@@ -235,8 +235,8 @@ def status(folder: str) -> Status:
 def refuse_changes(folder: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise Error that says what has changed since a run was started, if anything has."""
     if first.get("work") != now.get("work"):
-        raise Error(f"{folder} is the output of {first.get('work')}, and this is "
-                    f"{now.get('work')}: choose another output folder")
+        work = {"Scorer": "score", "Generator": "generate"}.get(first.get("work", ""), "other work")
+        raise Error(f"{folder} is the output of {work}: choose another output folder")
     differences = list(changes(first, now))
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""

@@ -193,7 +193,7 @@ def test_inputs_of_which_every_document_is_skipped_are_an_error_each_time(
                      "nope", "--quiet"]) == 1
         assert capsys.readouterr() == ("", (
             "python -m gpt2_np.corpus: nothing could be done: 40 of 40 documents were skipped "
-            "(40 no such field): field is 'nope', name that of the texts\n"))
+            "(40 no such field): field is 'nope', name another\n"))
 
 
 def test_a_sentence_about_an_option_names_it_as_it_is_typed(model, texts, tmp_path, capsys):
