@@ -50,6 +50,18 @@ def add_model_options(add: Callable[..., Any]) -> None:
     add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
 
 
+def add_sampling_options(add: Callable[..., Any]) -> None:
+    """Add the options that `check_drawing` checks, but for --seed."""
+    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
+    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
+    add("--min-p", type=float, metavar="P", help="leave out tokens under P times the best")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text, such as '<|endoftext|>'; may be repeated")
+
+
 def text_model(args: argparse.Namespace) -> Model:
     """Return the model of these options. Raises Error if it has no tokenizer."""
     model = checkpoint.load(args.model, args.device, args.dtype)
@@ -185,18 +197,11 @@ def command_line() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to continue; - reads standard input")
     add_model_options(add)
-    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
-    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
-    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
-    add("--min-p", type=float, metavar="P", help="leave out tokens under P times the best")
-    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
+    add_sampling_options(add)
     add("--seed", type=int, metavar="S", help="makes sampling repeatable")
     add("--samples", type=int, default=1, metavar="N", help="continuations, made as one batch")
     add("--beams", type=int, metavar="N",
         help="beam search: follow the N most probable texts, print the best (or --samples of them)")
-    add("--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text, such as '<|endoftext|>'; may be repeated")
     add("--no-draft", action="store_true",
         help="one token at a time, also if the text repeats itself; the tokens are the same")
     add("--no-echo", action="store_true", help="print the continuation without the prompt")

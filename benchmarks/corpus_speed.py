@@ -34,7 +34,6 @@ from gpt2_np.corpus.documents import Inputs
 from gpt2_np.corpus.processes import thread_variables
 from gpt2_np.corpus.shard_files import batches
 
-PARTS = ("speed", "memory", "overhead", "million")
 MILLION = 1_000_000
 
 
@@ -136,7 +135,7 @@ def measure_memory(args, path, folder):
               f"{'within' if most <= allowed else 'over'} {allowed / 1e6:.0f} MB")
 
 
-def measure_million(args, folder):
+def measure_million(args, _, folder):
     path = os.path.join(folder, "million.jsonl")
     english = texts.english(1 << 20)
     with open(path, "w", encoding="utf-8") as file:
@@ -157,6 +156,10 @@ def measure_million(args, folder):
           f"{args.seconds:.0f} s later")
     process.send_signal(signal.SIGINT)
     process.wait()
+
+
+PARTS = {"speed": measure_speed, "memory": measure_memory, "overhead": measure_overhead,
+         "million": measure_million}
 
 
 # --- memory of Linux -------------------------------------------------------------------
@@ -211,10 +214,7 @@ def main():
                 file.write(english[start : start + size].replace("\n", " ").strip() + "\n")
         for part in args.parts:
             print(f"--- {part}", flush=True)
-            if part == "million":
-                measure_million(args, folder)
-            else:
-                globals()[f"measure_{part}"](args, path, folder)
+            PARTS[part](args, path, folder)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ block of rows at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -286,7 +287,7 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
             with open(file, "r+b") as opened:
                 os.fsync(opened.fileno())
         sync_folder(part)
-        part.rename(target)
+        part = part.rename(target)
         sync_folder(target.parent)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -301,14 +302,18 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder durable, on systems that can."""
-    with contextlib.suppress(OSError):  # Windows opens no folder
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+    if os.name == "nt":  # folders cannot be opened
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
+            raise
+    finally:
+        os.close(opened)
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import backend, checkpoint
+from .. import backend
 from ..command_line import (
-    SAMPLING,
-    add_model_options,
+    add_sampling_options,
     called,
     check_drawing,
     option,
     run_command,
+    sampling_options,
 )
-from ..gpt2_np import __version__
+from ..gpt2_np import Error, __version__
 from . import evaluations, lm_eval_adapter
 from .documents import SUFFIXES
-from .driver import ENGINES, Incomplete, Stopped, generate, score
+from .driver import ENGINES, Incomplete, Stopped, generate, reasons_of, score
 from .runs import progress_words, status
 from .shard_files import FORMATS
 
@@ -34,20 +35,25 @@ from .shard_files import FORMATS
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = command_line(shlex.join([*called("gpt2-np-corpus", __package__).split(), *words]))
-    return run_command(parser.prog, parser, words, lambda args, _: args.run(args))
+    command = shlex.join([*program().split(), *words])
+    parser = command_line(f"cd {shlex.quote(os.getcwd())} && {command}")
+    return run_command(program(), parser, words, lambda args, _: args.run(args))
+
+
+def program() -> str:
+    return called("gpt2-np-corpus", __package__)
 
 
 # --- arguments -------------------------------------------------------------------------
 
 
 def command_line(again: str = "") -> argparse.ArgumentParser:
-    """Return the parser. `again` is the command as its user typed it."""
+    """Return the parser. `again` is the command that its user typed, for `status`."""
     parser = argparse.ArgumentParser(
-        prog=called("gpt2-np-corpus", __package__),
+        prog=program(),
         description="Score or continue every text of a corpus; repeat published evaluations.",
         epilog="Each command has its own --help. Exit status: 0 all is done, 1 an error, 2 wrong "
-        "usage, 3 something is missing, 130 stopped by Ctrl-C.",
+        "usage, 3 something is missing, 130 stopped by Ctrl-C, 143 by SIGTERM.",
     )
     parser.add_argument("--version", action="version", version=f"gpt2_np {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -67,14 +73,7 @@ def command_line(again: str = "") -> argparse.ArgumentParser:
     add("--per-token", action="store_true", help="also every token and its log-probability")
     add = command("generate", "Continue texts.", run_generate).add_argument
     add_run_options(add)
-    add("-n", "--tokens", type=int, default=40, metavar="N", help="tokens to make (default 40)")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
-    add("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
-    add("--top-p", type=float, metavar="P", help="draw from the most probable that reach P")
-    add("--min-p", type=float, metavar="P", help="leave out tokens under P times the best")
-    add("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repeats")
-    add("--stop", action="append", default=[], metavar="TEXT",
-        help="end before this text; may be repeated")
+    add_sampling_options(add)
     add("--seed", type=int, default=0, metavar="S",
         help="of the draws, beside each document's id (default 0)")
     add("--batch", type=int, default=32, metavar="N", help="texts at a time (default 32)")
@@ -97,14 +96,8 @@ def add_run_options(add: Any) -> None:
     add("-o", "--output", required=True, metavar="FOLDER",
         help="for the results, a file for each shard of the input; the same command goes on with "
         "a run that was stopped")
-    add_model_options(add)
-    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
-    add("--field", default="text", metavar="NAME", help="of the texts (default text)")
+    evaluations.add_text_options(add)
     add("--id", metavar="NAME", help="field of ids (default: file and offset)")
-    add("--documents", default="lines", choices=("lines", "files"),
-        help="of plain text: each line, or each file (default lines)")
-    add("--input-format", choices=sorted(set(SUFFIXES.values())),
-        help="of files whose suffix does not tell")
     add("--max-bytes", type=int, default=2**24, metavar="N",
         help="skip longer documents (default 16 MiB)")
     add("--shard-bytes", type=int, metavar="N", help="of the input, in each shard")
@@ -140,7 +133,7 @@ def run_options(args, parser) -> dict[str, Any]:
     if args.verbose:
         where = ("a GPU for each worker" if args.gpus
                  else backend.about(backend.pick(args.device)))
-        print(f"{parser.prog}: running in {args.dtype} on {where}", file=sys.stderr)
+        print(f"{program()}: running in {args.dtype} on {where}", file=sys.stderr)
     return {**{name: getattr(args, name) for name in RUN_OPTIONS}, "progress": not args.quiet,
             "command": args.again}
 
@@ -149,19 +142,20 @@ def run_options(args, parser) -> dict[str, Any]:
 
 
 def run_score(args, parser):
-    with stoppable(parser):
+    with stoppable(args):
         print_summary(args, score(args.inputs, args.output, args.model, stride=args.stride,
                                   bos=not args.no_bos, per_token=args.per_token,
                                   **run_options(args, parser)))
 
 
 def run_generate(args, parser):
+    options = run_options(args, parser)
     check_drawing(args, parser)
-    with stoppable(parser):
+    with stoppable(args):
         print_summary(args, generate(
             args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
             seed=args.seed, batch=args.batch, bos=args.bos, per_token=args.per_token,
-            **{name: getattr(args, name) for name in SAMPLING}, **run_options(args, parser)))
+            **sampling_options(args), **options))
 
 
 class Terminated(KeyboardInterrupt):
@@ -169,7 +163,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
+def stoppable(args: argparse.Namespace) -> Iterator[None]:
     """End the program with a sentence and the right status if a run is stopped or incomplete."""
 
     def terminate(*_):
@@ -181,11 +175,14 @@ def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
     try:
         yield
     except Incomplete as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"{program()}: {error}", file=sys.stderr)
         raise SystemExit(3) from None
+    except Error as error:  # many begin with the name of an argument
+        name, verb, rest = str(error).partition(" is ")
+        raise Error(f"{option(name)}{verb}{rest}" if name in vars(args) else str(error)) from None
     except KeyboardInterrupt as stop:
-        said = stop if isinstance(stop, Stopped) else "stopped; the same command goes on"
-        print(f"\n{parser.prog}: {said}", file=sys.stderr)
+        words = stop if isinstance(stop, Stopped) else "stopped; the same command goes on"
+        print(f"\n{program()}: {words}", file=sys.stderr)
         by_sigterm = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
         raise SystemExit(143 if by_sigterm else 130) from None
     finally:
@@ -195,8 +192,7 @@ def stoppable(parser: argparse.ArgumentParser) -> Iterator[None]:
 
 def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
     skipped = summary["skipped"]
-    reasons = ", ".join(f"{about['n_documents']:,} {reason}"
-                        for reason, about in skipped["reasons"].items())
+    reasons = reasons_of(skipped)
     print(f"{summary['n_documents']:,} documents, {summary['n_tokens']:,} tokens"
           + f"; skipped {skipped['n_documents']:,} ({reasons})" * bool(reasons))
     for name in ("nats_per_token", "perplexity", "bits_per_byte"):
@@ -209,15 +205,21 @@ def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
 
 
 def print_status(args, parser):
-    found = status(args.folder)
-    print(f"{progress_words(found.n_done, found.n_shards)}, with {found.n_documents:,} documents")
-    if found.at_work:
-        print(f"a run is at work on it: {found.at_work}")
-    if not found.is_complete:
-        if not found.at_work:
-            print(f"to go on: {found.command or 'call the same function of corpus again'}")
-        print(end="", flush=True)
-        raise SystemExit(3)
+    about = status(args.folder)
+    print(progress_words(about.n_done, about.n_shards))
+    if about.is_complete:
+        return
+    if about.at_work:
+        print(f"a run is at work on it: {about.at_work}")
+    elif about.summary and about.n_shards is None:
+        print("an input is damaged, as summary.json says: fetch it again and give another output "
+              "folder")
+    else:
+        if about.n_done == about.n_shards:
+            print("the summary is missing")
+        print(f"to go on: {about.command or 'call the same function of corpus again'}")
+    print(end="", flush=True)
+    raise SystemExit(3)
 
 
 if __name__ == "__main__":

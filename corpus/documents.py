@@ -21,27 +21,29 @@ from ..inference.options import check_count
 from .formats import (
     BOM,
     PIECE,
-    Lines,
+    Document,
+    LineReader,
+    ParquetReader,
     Piece,
-    Rows,
+    Span,
     Unpacked,
     check_columns,
-    document,
     is_gzip,
     json_document,
     lenient,
+    make_document,
     parquet_pieces,
     reader_of,
     text_document,
+    unreadable,
     whole_file,
 )
-from .formats import Document as Document
-from .formats import Span as Span
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text",
             ".parquet": "parquet"}
-MOST_SHARDS = 10_000  # unless shard_bytes is given; files in gzip can have more
-LEAST_SPAN = 256  # bytes that a span counts for, so that a shard has not a million of them
+# About as many, unless shard_bytes is given: files about as long as a shard can give twice as many.
+MOST_SHARDS = 10_000
+LEAST_SPAN = 256  # bytes that a span counts for, so that a shard does not get a million
 MOST_PRINTS = 1000  # entries of a fingerprint
 HEAD = 2**16  # bytes of each file in its fingerprint
 
@@ -65,18 +67,14 @@ def checked_name(path: Any) -> str:
     raise Error(f"{shown(path)} cannot be the name of an input: give a path in UTF-8")
 
 
-def unreadable(path: str, error: OSError) -> Error:
-    return Error(f"{path} cannot be read: {error.strerror or error}")
-
-
-def status(path: str) -> os.stat_result:
+def file_stat(path: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
         raise unreadable(path, error) from None
 
 
-def head(path: str) -> bytes:
+def read_head(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(HEAD)
@@ -85,19 +83,14 @@ def head(path: str) -> bytes:
 
 
 def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
-    size = mtime_ns = 0
-    heads = []
+    entries = []
     for path in paths:
-        about = status(path)
-        size, mtime_ns = size + about.st_size, max(mtime_ns, about.st_mtime_ns)
-        heads.append((path, about.st_size, about.st_mtime_ns,
-                      hashlib.sha256(head(path)).hexdigest()))
-    one = len(paths) == 1
-    return {
-        "path": paths[0] if one else f"{paths[0]} to {paths[-1]}",
-        "size": size,
-        "mtime_ns": mtime_ns,
-        "sha256": heads[0][-1] if one else hashlib.sha256(repr(heads).encode()).hexdigest(),
+        about = file_stat(path)
+        entries.append({"path": path, "size": about.st_size, "mtime_ns": about.st_mtime_ns,
+                        "sha256": hashlib.sha256(read_head(path)).hexdigest()})
+    return entries[0] if len(paths) == 1 else {
+        "path": f"{paths[0]} to {paths[-1]}",
+        "sha256": hashlib.sha256(repr(entries).encode()).hexdigest(),
     }
 
 
@@ -135,7 +128,7 @@ class Inputs:
                 check_count(name, getattr(self, name), most=2**40)
         if not self.paths:
             raise Error("there are no input files: name at least one")
-        files = np.empty((len(self.paths), 2), np.uint64)  # a dict of a million has 250 MB
+        files = np.empty((len(self.paths), 2), np.uint64)  # a dict would be large
         for row, path in zip(files, self.paths, strict=True):
             about = self.check(path)
             row[:] = about.st_dev, about.st_ino % 2**64
@@ -146,7 +139,7 @@ class Inputs:
 
     def check(self, path: str) -> os.stat_result:
         """Raise Error unless a path is a readable file whose format is known and fits."""
-        about = status(path)
+        about = file_stat(path)
         if stat.S_ISDIR(about.st_mode):
             raise Error(f"{path} is a folder: name the files in it")
         if not stat.S_ISREG(about.st_mode):
@@ -162,7 +155,7 @@ class Inputs:
         if kind != "text" and self.documents == "files":
             raise Error(f"{path} is {kind}, but only a file of plain text can be one document: "
                         "leave out documents=files")
-        if is_gzip(path) and about.st_size and head(path)[:2] != b"\x1f\x8b":
+        if is_gzip(path) and about.st_size and read_head(path)[:2] != b"\x1f\x8b":
             raise Error(f"{path} is not a gzip file, though its name says so: rename it")
         return about
 
@@ -184,8 +177,9 @@ class Inputs:
         """Yield the shards in the order of the input, as they become known.
 
         Only gzip files have to be unpacked for it. The text of one that is damaged ends where it
-        cannot be unpacked; a line that is cut there is left out. All other documents are in some
-        shard. Raises Error at the very end if a file was damaged: the run is not whole.
+        cannot be unpacked; a line that is cut there is left out, unless it is over the limit. All
+        other documents are in some shard. Raises Error at the very end if a file was damaged: the
+        run is not whole.
         """
         left = self.n_bytes()
         shard_bytes = self.shard_bytes or max(self.least_shard_bytes, -(-left // MOST_SHARDS))
@@ -218,7 +212,7 @@ class Inputs:
                 elif is_gzip(path):
                     yield from self.gzip_pieces(path, shard_bytes, damage)
                 else:
-                    size = status(path).st_size
+                    size = file_stat(path).st_size
                     step = size or 1 if self.documents == "files" else shard_bytes
                     for start in range(0, size or self.documents == "files", step):
                         end = min(start + step, size)
@@ -242,24 +236,27 @@ class Inputs:
                 rest = "it is left out" if is_one else "whole lines before were read, no others"
                 damage[path] = f"is damaged after {end:,} bytes of text ({raw.damage}): {rest}"
             if raw.damage is None if is_one else end > start:
-                size = status(path).st_size
+                size = file_stat(path).st_size
                 yield Piece(Span(path, start, int(min(end, most))), end - start, size - read)
 
     def n_shards(self) -> int | None:
-        """Return the number of shards, or None if only unpacking gzip files can tell."""
-        if any(map(is_gzip, self.paths)):
+        """Return the number of shards, or None if only reading the files can tell.
+
+        Files in gzip would have to be unpacked, and the row groups of Parquet to be read twice.
+        """
+        if any(is_gzip(path) or self.format(path) == "parquet" for path in self.paths):
             return None
         return sum(1 for _ in self.shards())
 
     def n_bytes(self) -> int:
         """Return the bytes of all files on the disk."""
-        return sum(status(path).st_size for path in self.paths)
+        return sum(file_stat(path).st_size for path in self.paths)
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Return path, size, time and hash of the first bytes of each file.
 
         Of more than a thousand files, an entry is of several: from the first path to the last one,
-        the sum of sizes, the latest time, and a hash of all that an entry of each would have.
+        and a hash of the entries that each would have.
         """
         step = -(-len(self.paths) // MOST_PRINTS)
         return [fingerprint(self.paths[start:start + step])
@@ -290,18 +287,21 @@ class Inputs:
         if self.documents == "files":
             yield whole_file(span, limit)
         elif kind == "parquet":
-            with reader_of(span, Rows, self.columns()) as rows:
+            with reader_of(span, ParquetReader, self.columns()) as rows:
                 for row, cells in rows.between(span.start, span.end):
-                    place = f"{span.path}:{row}"
-                    id = place if self.id is None else lenient(cells[-1])
-                    yield document(place, lenient(cells[0]), id, limit)
+                    default_id = f"{span.path}:{row}"
+                    id = default_id if self.id is None else lenient(cells[-1])
+                    found = make_document(default_id, lenient(cells[0]), id)
+                    if found.text is not None and len(cells[0]) > limit:
+                        found = Document(found.id, None, "over the limit")
+                    yield found
         else:
-            with reader_of(span, Lines) as lines:
+            with reader_of(span, LineReader) as lines:
                 for offset, line in lines.between(span.start, span.end, limit):
-                    place = f"{span.path}:{offset}"
+                    default_id = f"{span.path}:{offset}"
                     if line is None:
-                        yield Document(place, None, "over the limit")
+                        yield Document(default_id, None, "over the limit")
                     elif kind == "text":
-                        yield text_document(place, line, limit)
+                        yield text_document(default_id, line)
                     else:
-                        yield json_document(place, line, self.field, self.id, limit)
+                        yield json_document(default_id, line, self.field, self.id)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -13,17 +12,17 @@ import numpy as np
 
 from .. import backend
 from ..bpe import shown
-from ..gpt2_np import Error, Model
+from ..gpt2_np import Error, Model, namespace
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
 from .formats import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
 from .ray_actors import RayEngine
-from .runs import SUMMARY, Run, open_run, refuse_changes
+from .runs import Run, open_run, read_summary, refuse_changes
 from .scheduling import Engine, run_shards
 from .shard_files import FORMATS, Job
-from .summary import write_summary
+from .summary import MOST_LISTED, write_summary
 from .work import Generator, Scorer, Work
 
 ENGINES = ("processes", "ray")
@@ -80,7 +79,8 @@ def score(
         model: the name of a model, or a Model. Each worker loads a named one by itself.
         stride, bos, per_token: as in `Scorer`.
         device, dtype, tf32: as in `gpt2_np.load`. "auto" is a GPU if `gpus` are asked for, or if
-            this process finds one and the engine is processes.
+            this process finds one and the engine is processes. A Model has its own device and
+            dtype.
         field, id, documents, input_format, max_bytes, shard_bytes: as in `Inputs`.
         output_format: "jsonl" or "parquet".
         engine: "processes" of this machine, or "ray", with the `address` of a cluster.
@@ -95,13 +95,14 @@ def score(
 
     Raises:
         Incomplete: shards failed three times each. All others are done.
-        Error: an option or an input is wrong, the folder is in use, or is of a run with something
-            changed, or nothing can go on, as on a full disk.
+        Error: an option or an input is wrong, no document has a text, the folder is in use, or is
+            of a run with something changed, or nothing can go on, as on a full disk.
         Stopped: a KeyboardInterrupt that says how far the run came.
     """
-    rest: dict[str, Any] = {**options}
-    work = Scorer(model, stride=stride, bos=bos, per_token=per_token, **take_model(rest))
-    return run(work, take_inputs(paths, rest), output, **rest)
+    given: dict[str, Any] = {**options}
+    work = Scorer(model, stride=stride, bos=bos, per_token=per_token,
+                  **pop_model(given, model))
+    return run(work, pop_inputs(paths, given), output, **given)
 
 
 def generate(
@@ -117,26 +118,34 @@ def generate(
 
     All else, results and errors too, is as in `score`.
     """
-    rest: dict[str, Any] = {**options}
+    given: dict[str, Any] = {**options}
     work = Generator(model, n_tokens=n_tokens, stop=stop, seed=seed, batch=batch, bos=bos,
-                     per_token=per_token, **take(rest, *SamplingOptions.__annotations__),
-                     **take_model(rest))
-    return run(work, take_inputs(paths, rest, least_shard_bytes=2**16), output, **rest)
+                     per_token=per_token, **pop(given, *SamplingOptions.__annotations__),
+                     **pop_model(given, model))
+    return run(work, pop_inputs(paths, given, least_shard_bytes=2**16), output, **given)
 
 
 # --- options ---------------------------------------------------------------------------
 
 
-def take(options: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Take some options out of others, those that are given."""
+def pop(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take some options out of others, if they are given."""
     return {name: options.pop(name) for name in names if name in options}
 
 
-def take_model(options: dict[str, Any]) -> dict[str, Any]:
+def pop_model(
+    options: dict[str, Any], model: str | os.PathLike[str] | Model
+) -> dict[str, Any]:
     """Take the options of the model. The device is the one that workers use."""
     gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
     check_count("gpus", gpus, 0)
-    taken = {"device": "auto", **take(options, "device", "dtype", "tf32")}
+    taken = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
+    if isinstance(model, Model):
+        if gpus or taken["device"] != "auto" or "dtype" in taken:
+            raise Error("gpus, device or dtype is given beside a Model, which has its own: leave "
+                        "it out, or give the model's name")
+        on_gpu = namespace(model.params["wte"]) is not np
+        return taken | {"device": "cuda" if on_gpu else "cpu"}
     if gpus and taken["device"] == "cpu":
         raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
     if gpus or taken["device"] == "auto":
@@ -145,12 +154,10 @@ def take_model(options: dict[str, Any]) -> dict[str, Any]:
     return taken
 
 
-def take_inputs(
-    paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18
-) -> Inputs:
+def pop_inputs(paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
     """Take the options of the inputs."""
     several: Any = [paths] if isinstance(paths, str | os.PathLike) else paths
-    given = take(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
+    given = pop(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
     return Inputs(tuple(several), **given, least_shard_bytes=least_shard_bytes)
 
 
@@ -191,38 +198,66 @@ def run(
         raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
     if output_format == "parquet":
         import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
+    if not os.fspath(output):
+        raise Error("output is '': name a folder")
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
     options = {**asdict(inputs), "threads": threads, "output_format": output_format}
     del options["paths"]
     fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
     bar = Progress(quiet=not progress)
-
-    def on_done(done):
-        state.add(done)
-        bar.add(done)
-
     with open_run(folder, fingerprint, output_format, command) as state:
+
+        def on_done(done):
+            state.add(done)
+            bar.add(done)
+
         shards, lost = Missing(state, inputs, bar), []
-        if (first := next(shards.rest, None)) is not None:
+        if (first := next(shards.to_do, None)) is not None:
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.rest), on_done, bar.say)
-        if first is None and not shards.problem and (summary := complete_summary(folder)):
-            return summary
-        refuse_changes(folder, fingerprint, fingerprint | {"inputs": inputs.fingerprint()})
-        failures = {one.shard.number: one.reason for one in lost}
+                lost = run_shards(workers_at_work, chain([first], shards.to_do), on_done, bar.say)
+        elif not shards.problem and (summary := read_summary(folder)) and summary["complete"]:
+            return with_texts(summary, inputs)
+        failures = {shard.number: reason for shard, reason in lost}
         if shards.problem:  # what cannot be read counts as one more shard
             failures[shards.n] = shards.problem
+        try:
+            now = inputs.fingerprint()
+        except Error:
+            if not failures:
+                raise
+            now = fingerprint["inputs"]  # an input is gone, and its shards failed
+        refuse_changes(folder, fingerprint, fingerprint | {"inputs": now})
         summary = write_summary(job, shards.n + bool(shards.problem), failures)
-    if failures:
-        reasons = "; ".join(f"shard {one.shard.number}: {one.reason}" for one in lost[:3])
-        more = "; ..." * (len(lost) > 3)
+    if not summary["complete"]:
+        missing = summary["missing_shards"]
+        n = missing["n_shards"] - bool(shards.problem)
+        first = missing[f"first_{MOST_LISTED}"][: min(n, 3)]
+        reasons = "; ".join(f"shard {shard['shard']}: {shard['reason']}" for shard in first)
+        more = "; ..." * (n > 3)
         raise Incomplete(". ".join(
-            [f"{len(lost)} of {shards.n} shards are missing ({reasons}{more}): the same command "
-             "tries them again"] * bool(lost) + [shards.problem] * bool(shards.problem)))
-    return summary
+            [f"{n} of {shards.n} shards are missing ({reasons}{more}): the same command tries them "
+             "again"] * bool(n) + [shards.problem] * bool(shards.problem)))
+    return with_texts(summary, inputs)
+
+
+def with_texts(summary: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """Return a summary. Raises Error if all documents were skipped."""
+    skipped = summary["skipped"]
+    if skipped["n_documents"] < summary["n_documents"]:
+        return summary
+    remedy = (f"field is {shown(inputs.field)}, name that of the texts"
+              if "no such field" in skipped["reasons"] else "give other inputs")
+    raise Error(f"nothing could be done: {skipped['n_documents']:,} of {summary['n_documents']:,} "
+                f"documents were skipped ({reasons_of(skipped) or 'there are none'}): {remedy}")
+
+
+def reasons_of(skipped: dict[str, Any]) -> str:
+    """Return the reasons of a summary's skipped documents: "2 empty, 1 not JSON"."""
+    return ", ".join(f"{about['n_documents']:,} {reason}"
+                     for reason, about in skipped["reasons"].items())
 
 
 class Missing:
@@ -231,7 +266,7 @@ class Missing:
     def __init__(self, state: Run, inputs: Inputs, bar: Progress):
         self.n = state.n_shards or 0
         self.problem = ""  # why the inputs could not be read to their end
-        self.rest = iter(()) if state.is_complete else self.find(state, inputs, bar)
+        self.to_do = iter(()) if state.is_complete else self.find(state, inputs, bar)
 
     def find(self, state: Run, inputs: Inputs, bar: Progress) -> Iterator[Shard]:
         if (n_shards := inputs.n_shards()) is not None:
@@ -250,23 +285,16 @@ class Missing:
             state.note_shards(self.n)
 
 
-def complete_summary(folder: str) -> dict[str, Any] | None:
-    """Return the summary that is there, if it is of all shards."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, SUMMARY)) as file:
-        found = json.load(file)
-        return found if found["complete"] else None
-    return None
-
-
 @contextlib.contextmanager
 def stopping(state: Run) -> Iterator[None]:
     """Say how far a run came if it ends before its end."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped(f"stopped: {state}; the same command goes on") from stop
+        raise Stopped(f"stopped: {state.look_again()}; the same command goes on") from stop
     except Error as error:
-        how_far = str(state)
+        how_far = state.look_again()
         if not state.done:
+            state.forget()  # perhaps an option is wrong, and the next command has another
             raise
         raise Error(f"{error}. {how_far}: the same command goes on") from error

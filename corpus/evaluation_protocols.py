@@ -44,7 +44,7 @@ class Options(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a protocol found.
+    """The result of a protocol.
 
     `resampled` are the units of the intervals. `differs` says in what the run is not the published
     one.
@@ -68,8 +68,6 @@ LAMBADA_PROTOCOL = (
 
 
 def lambada(model: Model, path: str, options: Options) -> Measured:
-    if options.stride is not None:
-        raise Error("stride goes with long texts, and LAMBADA's passages are short: leave it out")
     every, encode = read_lambada(path, options.field), tokenizer_of(model).encode
     pieces = []
     for context, word in every[: options.limit]:
@@ -247,7 +245,7 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                found.append(last(scores, pieces[n].n_scored))
+                found.append(last(scores.checked(), pieces[n].n_scored))
             shown_progress.update(sum(map(len, chunk)))
     return found
 

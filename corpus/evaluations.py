@@ -12,16 +12,20 @@ from typing import Any, NamedTuple
 from .. import checkpoint
 from ..bpe import shown
 from ..circuits.bootstrapping import Estimate
-from ..circuits.inputs import check_count, tokenizer_of
+from ..circuits.inputs import tokenizer_of
 from ..circuits.short_reprs import WIDTH
 from ..command_line import add_model_options, print_json, text_model
 from ..gpt2_np import SIZES, Error, Model
+from ..inference.options import check_count
 from .ablations import ablated_model, ablation_name
+from .documents import SUFFIXES
 from .evaluation_data import FILES, data_file, is_published
 from .evaluation_protocols import Options, lambada, texts, wikitext
 from .published_figures import FIGURES, NOTES, Figure
 
 PROTOCOLS = {"lambada": lambada, "wikitext2": wikitext}
+UNUSED = {"lambada": ("stride", "documents", "input_format"),
+          "wikitext2": ("field", "documents", "input_format")}  # options
 MEASURES = {
     "last_token_accuracy": "accuracy, last token",
     "last_word_accuracy": "accuracy, whole last word",
@@ -67,19 +71,19 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def __getitem__(self, measure: str) -> Estimate:
-        found = {one.name: one.estimate for one in self.measures}
-        if measure not in found:
+        estimates = {measured.name: measured.estimate for measured in self.measures}
+        if measure not in estimates:
             raise Error(f"{self.name} has no measure {shown(measure)}: choose one of "
-                        f"{', '.join(found)}")
-        return found[measure]
+                        f"{', '.join(estimates)}")
+        return estimates[measure]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON can hold them. Numbers that do not exist are None."""
         measures = {
-            one.name: {name: value if math.isfinite(value) else None
-                       for name, value in one.estimate._asdict().items()}
-            | {"published": [figure._asdict() for figure in one.published]}
-            for one in self.measures
+            measure.name: {name: value if math.isfinite(value) else None
+                           for name, value in measure.estimate._asdict().items()}
+            | {"published": [figure._asdict() for figure in measure.published]}
+            for measure in self.measures
         }
         return {**vars(self), "measures": measures, "differs": list(self.differs),
                 "notes": list(self.notes)}
@@ -95,8 +99,9 @@ class Evaluation:
             if published:
                 of = f"unedited {published[0].size}" if edit else published[0].size
                 lines.append(f"      published for {of}: {'; '.join(map(str, published))}")
-        interval = ("a bootstrap needs more than one unit" if self.n_resampled == 1 else
-                    f"95%, bootstrap over the {self.n_resampled:,} {self.resampled}")
+        interval = f"95%, bootstrap over the {self.n_resampled:,} {self.resampled}"
+        if all(math.isnan(measure.estimate.low) for measure in self.measures):
+            interval = "a bootstrap needs more than one unit"
         words = [self.protocol, f"Intervals: {interval}.", *self.notes]
         if self.differs:
             words.insert(0, f"Not as in the published runs: {'; '.join(self.differs)}.")
@@ -132,18 +137,23 @@ def evaluate(
     """
     if limit is not None:
         check_count("limit", limit)
+    options = Options(stride, limit, field, documents, input_format, progress)
+    for option in UNUSED.get(name, ()):
+        if getattr(options, option) != Options._field_defaults[option]:
+            raise Error(f"{option} does not go with {name}: leave it out")
     path = data_file(name, data, progress)
     whole = model if isinstance(model, Model) else checkpoint.load(model)
     tokenizer_of(whole)
     if stride is not None:
         check_count("stride", stride, 1, whole.config.n_ctx)
     edited = whole if ablate is None else ablated_model(whole, ablate)
-    options = Options(stride, limit, field, documents, input_format, progress)
     found = PROTOCOLS.get(name, texts)(edited, path, options)
     ablated = None if ablate is None else ablation_name(whole, ablate)
     differs = [f"{ablated} set to zero"] if ablated else []
     if name in FILES and not is_published(name, path):
         differs.append("other data")
+    if (dtype := whole.params["wte"].dtype.name) != "float32":
+        differs.append(f"computed in {dtype}")
     size = next((size for size, config in SIZES.items() if config == whole.config), None)
     measures = [Measure(measure, estimate, tuple(figure for figure in FIGURES.get(measure, ())
                                                  if figure.size == size))
@@ -159,20 +169,26 @@ def evaluate(
 # --- the command -----------------------------------------------------------------------
 
 
+def add_text_options(add: Any) -> None:
+    """Add the options of a model, and of the texts that it reads."""
+    add_model_options(add)
+    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add("--field", default="text", metavar="NAME", help="of the texts (default text)")
+    add("--documents", default="lines", choices=("lines", "files"),
+        help="of plain text: each line, or each file (default lines)")
+    add("--input-format", choices=sorted(set(SUFFIXES.values())),
+        help="of files whose suffix does not tell")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command `evaluate`."""
     add = parser.add_argument
     add("name", metavar="EVALUATION", help="lambada, wikitext2, or a file of texts")
-    add_model_options(add)
-    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add_text_options(add)
     add("--ablate", metavar="NODES", help="heads, MLPs and neurons to set to zero: L5H1,MLP3,L2N17")
     add("--stride", type=int, metavar="N", help="tokens from one window to the next")
     add("--limit", type=int, metavar="N", help="read the first N passages, articles or texts")
     add("--data", metavar="PATH", help="a file to read in place of the published one")
-    add("--field", default="text", help="the field of the text in JSON lines (default text)")
-    add("--documents", default="lines", choices=("lines", "files"),
-        help="of plain text: a text a line, or the file as one text")
-    add("--input-format", choices=("jsonl", "text", "parquet"), help="default by the suffix")
     add("--json", action="store_true", help="machine-readable result")
     add("--quiet", action="store_true", help="no progress on stderr")
 
@@ -183,14 +199,14 @@ def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}: it must be at least 1")
-    data_file(args.name, args.data, not args.quiet)
-    found = evaluate(
+    path = data_file(args.name, args.data, not args.quiet)
+    evaluation = evaluate(
         args.name, text_model(args), ablate=args.ablate, stride=args.stride, limit=args.limit,
-        data=args.data, field=args.field, documents=args.documents,
+        data=path if args.name in FILES else None, field=args.field, documents=args.documents,
         input_format=args.input_format, progress=not args.quiet,
     )  # fmt: skip
-    found = replace(found, model=args.model)
+    evaluation = replace(evaluation, model=args.model)
     if args.json:
-        print_json(found.as_dict())
+        print_json(evaluation.as_dict())
     else:
-        print(found)
+        print(evaluation)

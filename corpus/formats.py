@@ -13,6 +13,7 @@ import json
 import os
 import re
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -49,6 +50,10 @@ class Piece(NamedTuple):
     n_bytes: int
 
 
+def unreadable(path: str, error: OSError) -> Error:
+    return Error(f"{path} cannot be read: {os.strerror(error.errno) if error.errno else error}")
+
+
 def is_gzip(path: str) -> bool:
     return path.lower().endswith(".gz")
 
@@ -58,52 +63,50 @@ def is_gzip(path: str) -> bool:
 MISSING = object()
 
 
-def document(place: str, text: Any, id: Any, limit: int) -> Document:
-    """Return a document, skipped if its text or id is no such thing. `place` stands in as id."""
-    bad_id = fault(id, str | int)
-    name = place if bad_id else id
-    reason = bad_id or fault(text, str, limit) or (None if text else "empty")
-    return Document(name, None, reason) if reason else Document(name, text)
+def make_document(default_id: str, text: Any, id: Any) -> Document:
+    """Return a document, skipped if its text or its id is not valid."""
+    if reason_to_skip(id, str | int):
+        return Document(default_id, None, "no id")
+    reason = reason_to_skip(text, str) or (None if text else "empty")
+    return Document(id, None, reason) if reason else Document(id, text)
 
 
-def fault(value: Any, kind: Any, limit: int | None = None) -> str | None:
+def reason_to_skip(value: Any, kind: Any) -> str | None:
     if value is MISSING:
         return "no such field"
     if isinstance(value, bool) or not isinstance(value, kind):
         return "not a text"
     if isinstance(value, str):
         try:
-            n_bytes = len(value.encode())
+            value.encode()
         except UnicodeEncodeError:  # a lone surrogate
             return "not UTF-8"
-        if limit is not None and n_bytes > limit:
-            return "over the limit"
     return None
 
 
 def lenient(data: Any) -> Any:
-    """Decode bytes. Those that are not UTF-8 become lone surrogates, which `fault` finds."""
+    """Decode bytes. Those that are not UTF-8 become lone surrogates, which are found later."""
     return data.decode(errors="surrogateescape") if isinstance(data, bytes) else data
 
 
-def text_document(place: str, line: bytes, limit: int) -> Document:
-    return document(place, lenient(line), place, limit)
+def text_document(default_id: str, line: bytes) -> Document:
+    return make_document(default_id, lenient(line), default_id)
 
 
-def json_document(place: str, line: bytes, field: str, id: str | None, limit: int) -> Document:
+def json_document(default_id: str, line: bytes, field: str, id: str | None) -> Document:
     """Return the document of a line of JSON: an object with the field, and that of the id."""
     if not line.strip(b" \t\r"):
-        return Document(place, None, "empty")
+        return Document(default_id, None, "empty")
     try:
         record = parse(line.decode())
     except UnicodeDecodeError:
-        return Document(place, None, "not UTF-8")
+        return Document(default_id, None, "not UTF-8")
     except (ValueError, RecursionError):  # ValueError also: an integer of thousands of digits
-        return Document(place, None, "not JSON")
+        return Document(default_id, None, "not JSON")
     if not isinstance(record, dict):
-        return Document(place, None, "no such field")
-    return document(place, record.get(field, MISSING),
-                    place if id is None else record.get(id, MISSING), limit)
+        return Document(default_id, None, "no such field")
+    return make_document(default_id, record.get(field, MISSING),
+                         default_id if id is None else record.get(id, MISSING))
 
 
 def refuse(constant: str) -> None:
@@ -115,7 +118,7 @@ STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
 
 def parse(text: str) -> Any:
-    """Return the value of JSON. Raises ValueError if it is none, has NaN, or is nested deeply.
+    """Return the value of JSON. Raises ValueError if it is not JSON, has NaN, or is nested deeply.
 
     Python's own limit of nesting depends on who calls, so that one worker would take a record
     that another refuses.
@@ -169,12 +172,13 @@ def open_text(path: str) -> io.BufferedReader:
     return io.BufferedReader(Unpacked(file) if is_gzip(path) else file, PIECE)
 
 
-class Lines:
+class LineReader:
     """The lines of a file, packed or not. A packed one can only be read forwards."""
 
     def __init__(self, path: str):
         self.path = path
         self.stream = open_text(path)
+        weakref.finalize(self, self.stream.close)  # also of a reader that is kept until the end
         self.offset = 0  # of the next byte
         self.begun = -1  # no line that has been read begins after this offset
         self.inside = False  # the next byte is not the first of a line
@@ -185,8 +189,8 @@ class Lines:
     def between(self, start: int, end: int, limit: int) -> Iterator[tuple[int, bytes | None]]:
         """Yield offset and content of each line that begins in [start, end).
 
-        The content is None if it has more bytes than the limit: such a line is never held. A line
-        that damage of the file cuts short is left out.
+        The content is None if it has more bytes than the limit: such a line is never held. Another
+        line that damage of the file cuts short is left out.
         """
         if self.offset < start:
             self.skip_to(start - 1)
@@ -238,13 +242,14 @@ def changed(path: str) -> Error:
 def whole_file(span: Span, limit: int) -> Document:
     """Return a file as one document. Its id is the path."""
     with open_text(span.path) as stream:
-        data = stream.read(min(span.end, limit + len(BOM) + 1))
-    if len(data) < span.end:
+        most = min(span.end, limit + len(BOM) + 1)
+        data = stream.read(most)
+    if len(data) < most:
         raise changed(span.path)
     data = data.removeprefix(BOM)
     if len(data) > limit:
         return Document(span.path, None, "over the limit")
-    return text_document(span.path, data, limit)
+    return text_document(span.path, data)
 
 
 # --- Parquet ---------------------------------------------------------------------------
@@ -262,7 +267,7 @@ def import_pyarrow(path: str) -> Any:
 
 
 def parquet_file(path: str) -> Any:
-    """Open a Parquet file. Raises Error if it is none."""
+    """Open a Parquet file. Raises Error if the file is not Parquet."""
     pyarrow = import_pyarrow(path)
     with parquet_errors(path):
         return pyarrow.parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False)
@@ -274,7 +279,11 @@ def parquet_errors(path: str) -> Iterator[None]:
 
     try:
         yield
+    except pyarrow.ArrowMemoryError as error:
+        raise MemoryError(str(error)) from None
     except (pyarrow.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # of the system, not of the file
+            raise unreadable(path, error) from None
         reason = str(error).partition("\n")[0].rstrip(".")
         raise Error(f"{path} is not a whole Parquet file: {reason}") from None
 
@@ -313,8 +322,8 @@ def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Ite
     row = read = 0
     for number in range(about.num_row_groups):
         group = about.row_group(number)
-        size = sum(column.total_uncompressed_size for column in map(group.column, range(
-            group.num_columns)) if column.path_in_schema.partition(".")[0] in columns)
+        size = sum(column.total_uncompressed_size for column in map(
+            group.column, range(group.num_columns)) if column.path_in_schema in columns)
         count = min(group.num_rows, -(-size // shard_bytes) or 1)
         for piece in range(count):
             start, end = (group.num_rows * edge // count for edge in (piece, piece + 1))
@@ -324,7 +333,7 @@ def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Ite
         row += group.num_rows
 
 
-class Rows:
+class ParquetReader:
     """The rows of a Parquet file, of some columns. It keeps its place in a row group."""
 
     def __init__(self, path: str, columns: tuple[str, ...]):

@@ -37,21 +37,20 @@ def card_variables(gpus: int, worker: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = [str(number) for number in range(gpus)] if visible is None else visible.split(",")
     if gpus > len(cards) or cards == [""]:
-        raise Error(f"--gpus is {gpus}, but CUDA_VISIBLE_DEVICES is {visible!r}: ask for as many "
+        raise Error(f"gpus is {gpus}, but CUDA_VISIBLE_DEVICES is {visible!r}: ask for as many "
                     "as it names")
     return {"CUDA_VISIBLE_DEVICES": cards[worker].strip()}
 
 
-class Worker:
+class WorkerProcess:
     """The driver's end of a process."""
 
     def __init__(self, context: Any, number: int, job: Job):
-        self.connection, there = context.Pipe()
+        self.connection, self.far_end = context.Pipe()
         self.shard: Shard | None = None
         self.is_ready = False
-        self.process = context.Process(target=work, args=(number, job, there), daemon=True,
-                                       name=f"gpt2_np worker {number}")
-        self.there = there
+        self.process = context.Process(target=run_worker, args=(number, job, self.far_end),
+                                       daemon=True, name=f"gpt2_np worker {number}")
         self.problem = ""
 
     def start(self) -> None:
@@ -60,7 +59,7 @@ class Worker:
         except OSError as error:
             self.problem = f"it cannot be started: {error}"
         finally:
-            self.there.close()  # then the pipe ends with the process
+            self.far_end.close()  # then the pipe ends with the process
 
     def end(self) -> None:
         if self.process.pid is not None:
@@ -89,64 +88,68 @@ class ProcessEngine:
     def __init__(self, job: Job, n_workers: int, threads: int = 1, gpus: int = 0):
         import multiprocessing
 
+        if getattr(sys.modules["__main__"], "__file__", None) == "<stdin>":
+            raise Error("workers import the main program, which standard input gives only once: "
+                        "save it as a file")
         self.job, self.n_workers = job, n_workers
         self.variables = [thread_variables(threads) | (card_variables(gpus, i) if gpus else {})
                           for i in range(n_workers)]
         self.context = multiprocessing.get_context("spawn")
-        self.workers: dict[int, Worker] = {}
+        self.workers: dict[int, WorkerProcess] = {}
 
     def start(self, worker: int) -> None:
-        one = self.workers[worker] = Worker(self.context, worker, self.job)
+        process = self.workers[worker] = WorkerProcess(self.context, worker, self.job)
         with inherited(self.variables[worker]):
-            one.start()
+            process.start()
 
     def submit(self, worker: int, shard: Shard) -> None:
-        one = self.workers[worker]
-        one.shard = shard
-        if one.is_ready:
-            self.hand_over(one)
+        process = self.workers[worker]
+        process.shard = shard
+        if process.is_ready:
+            self.hand_over(process)
 
-    def hand_over(self, one: Worker) -> None:
+    def hand_over(self, process: WorkerProcess) -> None:
         """Send a worker its shard. One that still loads its model might not read it for long."""
         with contextlib.suppress(OSError):  # it is dead: `wait` says so
-            one.connection.send(one.shard)
+            process.connection.send(process.shard)
 
     def wait(self, seconds: float) -> Sequence[Outcome]:
         from multiprocessing.connection import wait
 
-        waiting = {one.connection: number for number, one in self.workers.items()}
-        found = (self.receive(waiting[pipe]) for pipe in wait(list(waiting), seconds))  # type: ignore
-        return [outcome for outcome in found if outcome is not None]
+        numbers = {process.connection: number for number, process in self.workers.items()}
+        outcomes = (self.receive(numbers[pipe]) for pipe in wait(list(numbers), seconds))  # type: ignore
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def receive(self, number: int) -> Outcome | None:
-        one = self.workers[number]
+        process = self.workers[number]
         try:
-            outcome = one.connection.recv()
+            outcome = process.connection.recv()
         except (EOFError, OSError):
             outcome = self.death(number)
         if outcome is None:  # it has loaded its model
-            one.is_ready = True
-            if one.shard is not None:
-                self.hand_over(one)
+            process.is_ready = True
+            if process.shard is not None:
+                self.hand_over(process)
         elif outcome.died:
             self.workers.pop(number).end()
         else:
-            one.shard = None
+            process.shard = None
         return outcome
 
     def death(self, number: int) -> Outcome:
-        one = self.workers[number]
-        epitaph = one.epitaph()
-        if one.process.exitcode == UNGUARDED:
+        process = self.workers[number]
+        epitaph = process.epitaph()
+        if process.process.exitcode == UNGUARDED:
             return Outcome(number, died=True, ready=False, fatal=True, failure=(
                 "workers import the main program, and this one does its work when it is imported: "
                 'put that under if __name__ == "__main__":'))
-        what = f"worker {number} died" + " before it was ready" * (not one.is_ready)
-        return Outcome(number, failure=f"{what}: {epitaph}", died=True, ready=one.is_ready)
+        too_early = "" if process.is_ready else " before it was ready"
+        return Outcome(number, failure=f"worker {number} died{too_early}: {epitaph}", died=True,
+                       ready=process.is_ready)
 
     def close(self) -> None:
-        for one in self.workers.values():
-            one.end()
+        for process in self.workers.values():
+            process.end()
         self.workers.clear()
 
 
@@ -186,7 +189,7 @@ def inherited(variables: Mapping[str, str]) -> Iterator[None]:
 # --- in the worker ---------------------------------------------------------------------
 
 
-def work(number: int, job: Job, driver: Connection) -> None:
+def run_worker(number: int, job: Job, driver: Connection) -> None:
     """Load the model and do one shard after another, until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_driver, daemon=True).start()

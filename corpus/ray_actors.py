@@ -27,7 +27,7 @@ from .documents import Shard
 from .processes import thread_variables
 from .runs import RUN, read_run
 from .scheduling import Outcome, attempt, prepare
-from .shard_files import Job
+from .shard_files import Job, json_bytes
 
 PATIENCE = 30  # seconds, then a sentence says that workers wait for the cluster
 SHARED = "inputs and output must lie on a file system that every node sees under the same name"
@@ -36,8 +36,8 @@ SHARED = "inputs and output must lie on a file system that every node sees under
 # --- in the actor ----------------------------------------------------------------------
 
 
-class Worker:
-    """An actor: it looks round, loads its model and does one shard after another."""
+class Actor:
+    """A worker: it checks its node, loads its model and does one shard after another."""
 
     def __init__(self, job: Job, directory: str, fingerprint: dict[str, Any]):
         self.job, self.fingerprint = job, fingerprint
@@ -48,16 +48,16 @@ class Worker:
     def arrive(self) -> Outcome | None:
         """Return an outcome if this node cannot do the work that the driver has in mind."""
         try:
-            found = read_run(self.job.folder)["fingerprint"]
+            seen = read_run(self.job.folder)["fingerprint"]
         except Error:
-            found = None
-        if found != self.fingerprint:
+            seen = None
+        if seen != self.fingerprint:
             return self.refusal(f"does not see {os.path.join(self.job.folder, RUN)}: {SHARED}")
         try:
-            own = json.loads(json.dumps(self.job.work.fingerprint()))
+            own = json.loads(json_bytes(self.job.work.fingerprint()))
         except Error as error:
             return self.refusal(f"cannot work: {error}")
-        others = [name for name, value in own.items() if value != found.get(name)]
+        others = [name for name, value in own.items() if value != seen.get(name)]
         if others:
             return self.refusal(f"differs in {', '.join(others)}: every node needs the same "
                                 "packages and the same model")
@@ -72,7 +72,7 @@ class Worker:
     def attempt(self, shard: Shard) -> Outcome:
         missing = [span.path for span in shard.spans if not os.path.exists(span.path)]
         if missing:
-            return self.refusal(f"does not see {missing[0]}: {SHARED}")
+            return Outcome(0, failure=f"{self.node} does not see {missing[0]}: {SHARED}")
         return attempt(0, self.job, shard)
 
 
@@ -80,10 +80,10 @@ class Worker:
 
 
 class Call(NamedTuple):
-    """What an actor is doing."""
+    """A method of an actor that is running."""
 
     actor: Any
-    step: str  # a method of Worker
+    step: str  # the method's name
     since: float
     worker: int | None = None  # whose shard it does
 
@@ -122,10 +122,13 @@ class RayEngine:
             self.Actor = self.ray.remote(
                 num_cpus=threads, num_gpus=1 if gpus else None, max_restarts=0,
                 runtime_env={"env_vars": thread_variables(threads) | import_variables()},
-            )(Worker)
-            have = self.ray.cluster_resources().get("GPU", 0)
-            if have < gpus and self.is_ours and address in (None, "local"):
-                raise Error(f"--gpus is {gpus}, but Ray finds {have:g} on this machine")
+            )(Actor)
+            if self.is_ours and address in (None, "local"):
+                have = self.ray.cluster_resources()
+                for name, count, kind in (("gpus", gpus, "GPU"), ("threads", threads, "CPU")):
+                    if count > have.get(kind, 0):
+                        raise Error(f"{name} is {count}, but Ray finds {have.get(kind, 0):g} "
+                                    f"{kind}s on this machine")
         except BaseException:
             self.close()
             raise
@@ -160,10 +163,10 @@ class RayEngine:
 
     def wait(self, seconds: float) -> Sequence[Outcome]:
         wait = self.ray.wait
-        found, _ = wait(list(self.calls), timeout=seconds)
-        if found:  # and perhaps others beside the first
-            found, _ = wait(list(self.calls), num_returns=len(self.calls), timeout=0)
-        outcomes = [self.receive(reference) for reference in found]
+        ready, _ = wait(list(self.calls), timeout=seconds)
+        if ready:  # and perhaps others beside the first
+            ready, _ = wait(list(self.calls), num_returns=len(self.calls), timeout=0)
+        outcomes = [self.receive(reference) for reference in ready]
         self.hand_over()
         self.warn_of_waiting()
         return [outcome for outcome in outcomes if outcome is not None]
@@ -246,7 +249,7 @@ def import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise Error('--engine ray needs the package ray, which is not installed: pip install '
+        raise Error('engine ray needs the package ray, which is not installed: pip install '
                     '"gpt2_np[ray]"') from None
     finally:
         if before == ".":
@@ -279,13 +282,13 @@ def check_address(address: str) -> None:
         return
     host, colon, port = address.rpartition(":")
     if not colon or "/" in host or not port.isdecimal():
-        raise Error(f"--address is {shown(address)}: give auto, local, or HOST:PORT as "
+        raise Error(f"address is {shown(address)}: give auto, local, or HOST:PORT as "
                     "`ray start --head` prints it, on a machine of the cluster")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise Error(f"no Ray cluster answers at {address} ({error}): start one with `ray start "
-                    "--head`, or leave --address out") from None
+                    "--head`, or leave address out") from None
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """The output folder: what a run is of, which shards are done, and who is at work on them.
 
-    run.json          the fingerprint: everything that the results depend on
-    part-00000.jsonl  a shard's results, whole as soon as it has this name
-    summary.json      written when no shard is missing
-    run.lock          held by the run at work; the lock ends with its process, even a killed one
+    run.json            the fingerprint: everything that the results depend on
+    part-0000000.jsonl  a shard's results, whole as soon as it has this name
+    summary.json        written at the end; if shards are missing, it says which and why
+    run.lock            held by the run at work; the lock ends with its process, even a killed one
 """
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
 from ..bpe import shown
-from ..checkpoint.cache import try_lock
+from ..checkpoint.cache import PART, try_lock
 from ..gpt2_np import Error
-from .shard_files import PART, Done, committed, count_documents, json_bytes, shard_file
+from .shard_files import Done, json_bytes, shard_file, write_json
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
 PROGRAM = "gpt2_np.corpus"  # whose run.json it is
@@ -28,14 +28,14 @@ class Status(NamedTuple):
     """The state of an output folder."""
 
     n_done: int  # shards
-    n_shards: int | None  # None: unknown until the compressed inputs have been read once
-    n_documents: int  # in the shards that are done
+    n_shards: int | None  # None: unknown until gzip and Parquet have been read once
+    summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
     command: str | None  # that started the run, if a command did
 
     @property
     def is_complete(self) -> bool:
-        return self.n_done == self.n_shards
+        return self.n_done == self.n_shards and bool(self.summary and self.summary["complete"])
 
 
 class Run:
@@ -62,9 +62,17 @@ class Run:
             self.about["n_shards"] = n_shards
             write_json(os.path.join(self.folder, RUN), self.about)
 
-    def __str__(self) -> str:
-        self.done = done_shards(self.folder, self.about)  # also those of which nobody was told
+    def look_again(self) -> str:
+        """Find also the done shards of which nobody was told. Returns words about all of them."""
+        with contextlib.suppress(OSError):  # the folder may be gone
+            self.done = done_shards(self.folder, self.about)
         return progress_words(len(self.done), self.n_shards)
+
+    def forget(self) -> None:
+        """Leave the folder as a new one. For a run that has done nothing."""
+        for name in (SUMMARY, RUN):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, name))
 
 
 def progress_words(n_done: int, n_shards: int | None) -> str:
@@ -82,16 +90,12 @@ def open_run(
     Raises Error if the folder is in use, is not a run's, or is that of another fingerprint.
     """
     about = {"program": PROGRAM, "format": format, "n_shards": None, "command": command,
-             "fingerprint": json.loads(json.dumps(fingerprint))}
+             "fingerprint": json.loads(json_bytes(fingerprint))}
+    path = os.path.join(folder, RUN)
     try:
         check_folder(folder)
         os.makedirs(folder, exist_ok=True)
-        lock = hold_lock(folder)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    with lock:
-        path = os.path.join(folder, RUN)
-        try:
+        with take_lock(folder):
             remove_unfinished(folder)
             if os.path.exists(path):
                 known = read_run(folder)
@@ -99,18 +103,16 @@ def open_run(
                 about["n_shards"] = known["n_shards"]
             else:
                 write_json(path, about)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
-        try:
-            yield Run(folder, about)
-        finally:
-            with contextlib.suppress(OSError):
-                remove_unfinished(folder)
-
-
-def cannot_write(folder: str, error: OSError) -> Error:
-    return Error(f"{folder} cannot be written to: {error.strerror}; choose another output folder, "
-                 "or make room or rights for this one")
+            try:
+                yield Run(folder, about)
+            finally:
+                with contextlib.suppress(OSError):
+                    remove_unfinished(folder)
+    except BrokenPipeError:  # standard error is closed
+        raise
+    except OSError as error:
+        raise Error(f"{folder} cannot be written to: {error.strerror or error}; choose another "
+                    "output folder, or make room or rights for this one") from None
 
 
 def check_folder(folder: str) -> None:
@@ -134,16 +136,12 @@ def remove_unfinished(folder: str) -> None:
 
 
 def done_shards(folder: str, about: Mapping[str, Any]) -> set[int]:
-    """Return the numbers of the shards that have a file."""
-    numbers = {int(found[1]) for name in os.listdir(folder)
-               if (found := re.match(r"part-(\d+)\.", name)) and not name.endswith(PART)}
-    return {number for number in numbers
-            if os.path.exists(shard_file(folder, number, about["format"]))}
-
-
-def write_json(path: str, value: Any) -> None:
-    with committed(path) as file:
-        file.write(json_bytes(value, indent=1))
+    """Return the numbers of the shards of a run that have a file."""
+    numbers = {int(match[1]) for name in os.listdir(folder)
+               if (match := re.match(r"part-(\d+)\.", name)) and not name.endswith(PART)}
+    n_shards = about["n_shards"]
+    return {number for number in numbers if (n_shards is None or number < n_shards)
+            and os.path.exists(shard_file(folder, number, about["format"]))}
 
 
 def read_run(folder: str) -> dict[str, Any]:
@@ -164,10 +162,20 @@ def read_run(folder: str) -> dict[str, Any]:
     raise Error(f"{path} is damaged, or of another program: choose a new folder for the output")
 
 
+def read_summary(folder: str) -> dict[str, Any] | None:
+    """Return summary.json, or None if there is none that is whole."""
+    with contextlib.suppress(OSError, ValueError), open(
+            os.path.join(folder, SUMMARY), encoding="utf-8") as file:
+        summary = json.load(file)
+        whole = isinstance(summary, dict) and {"complete", "n_documents", "skipped"} <= set(summary)
+        return summary if whole else None
+    return None
+
+
 # --- the lock --------------------------------------------------------------------------
 
 
-def hold_lock(folder: str) -> TextIO:
+def take_lock(folder: str) -> TextIO:
     """Return the open file that holds the lock. Raises Error if another process has it."""
     import socket
 
@@ -192,12 +200,11 @@ def holder(folder: str) -> str:
 
 
 def at_work(folder: str) -> str | None:
-    """Return the process that holds the lock of a folder, or None."""
-    try:
-        with open(os.path.join(folder, LOCK), encoding="utf-8") as file:
-            return None if try_lock(file.fileno()) else holder(folder)
-    except FileNotFoundError:
-        return None
+    """Return the process that holds the lock of a folder, or None if there is none to be seen."""
+    with contextlib.suppress(OSError), open(
+            os.path.join(folder, LOCK), "r+", encoding="utf-8") as file:  # as NFS wants it to lock
+        return None if try_lock(file.fileno()) else holder(folder)
+    return None
 
 
 # --- status ----------------------------------------------------------------------------
@@ -210,17 +217,16 @@ def status(folder: str) -> Status:
         folder: the output folder of `score` or `generate`.
 
     Returns:
-        A Status: `n_done` of `n_shards` shards with `n_documents` documents; `at_work`, the process
-        that is at work on it now, or None; `command`, which goes on with it.
+        A Status: `n_done` of `n_shards` shards; `summary`, the content of summary.json, or None;
+        `at_work`, the process that is at work on it now, or None; `command`, which goes on with it.
 
     Raises:
         Error: the folder is not the output of a run.
     """
     about = read_run(folder)
-    done = done_shards(folder, about)
-    format = about["format"]
-    n_documents = sum(count_documents(shard_file(folder, n, format), format) for n in done)
-    return Status(len(done), about["n_shards"], n_documents, at_work(folder), about["command"])
+    n_done = len(done_shards(folder, about))
+    return Status(n_done, about["n_shards"], read_summary(folder), at_work(folder),
+                  about["command"])
 
 
 # --- what has changed ------------------------------------------------------------------
@@ -228,11 +234,14 @@ def status(folder: str) -> Status:
 
 def refuse_changes(folder: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise Error that says what has changed since a run was started, if anything has."""
-    found = list(changes(first, now))
-    if found:
-        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        raise Error(f"{folder} is of a run in which {'; '.join(found[:3])}{more}. Start it as it "
-                    "was, or choose another output folder")
+    if first.get("work") != now.get("work"):
+        raise Error(f"{folder} is the output of {first.get('work')}, and this is "
+                    f"{now.get('work')}: choose another output folder")
+    differences = list(changes(first, now))
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise Error(f"{folder} is of a run in which {'; '.join(differences[:3])}{more}. Start "
+                    "it as it was, or choose another output folder")
 
 
 def changes(first: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
@@ -256,7 +265,7 @@ def changed_files(before: list[Any], after: list[Any]) -> Iterator[str]:
             yield f"{shown(path)} was an input, which it is not now"
         elif path not in old:
             yield f"{shown(path)} was no input, which it is now"
-        else:
-            yield from changes(old[path], new[path], f"the input {shown(path)} was another: ")
+        elif old[path] != new[path]:
+            yield f"the input {shown(path)} has changed"
     if old == new:
         yield "the inputs were in another order"

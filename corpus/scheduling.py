@@ -90,8 +90,9 @@ def failed(worker: int, job: Job, error: Exception) -> Outcome:
     if isinstance(error, MemoryError):
         return Outcome(worker, failure=backend.memory_advice(error))
     if isinstance(error, OSError):
-        return Outcome(worker, failure=f"reading or writing failed: {error}",
-                       fatal=output_is_lost(error, job.folder))
+        is_lost = output_is_lost(error, job.folder)
+        place = f"writing to {job.folder}" if is_lost else "reading or writing"
+        return Outcome(worker, failure=f"{place} failed: {error}", fatal=is_lost)
     if backend.is_cuda_error(error):  # after some of them every call fails in this process
         return Outcome(worker, failure=str(error), died=True)
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -163,7 +164,7 @@ class Loop:
                 return self.lost
             looking = len(self.ahead) < self.engine.n_workers and self.look_ahead()
             for outcome in self.engine.wait(0 if looking else 1):
-                self.take(outcome)
+                self.handle(outcome)
 
     def next_shard(self, worker: int) -> Shard | None:
         for i, (shard, failed_on) in enumerate(self.again):
@@ -178,7 +179,7 @@ class Loop:
             self.ahead.append(shard)
         return shard is not None
 
-    def take(self, outcome: Outcome) -> None:
+    def handle(self, outcome: Outcome) -> None:
         worker, reason = outcome.worker, outcome.failure
         shard = self.busy.pop(worker, None)
         if outcome.died:
@@ -188,7 +189,7 @@ class Loop:
             self.most_starts = MOST_STARTS[1]
             self.on_done(outcome.done)
         elif not outcome.ready:
-            self.take_false_start(outcome, shard)
+            self.handle_false_start(outcome, shard)
         elif outcome.fatal:
             raise Error(reason)
         elif shard is not None:
@@ -203,7 +204,7 @@ class Loop:
                 self.lost.append(Lost(shard, reason))
                 self.say(f"shard {shard.number} failed {MOST_TRIES} times and is missing: {reason}")
 
-    def take_false_start(self, outcome: Outcome, shard: Shard | None) -> None:
+    def handle_false_start(self, outcome: Outcome, shard: Shard | None) -> None:
         worker, reason = outcome.worker, outcome.failure
         if shard is not None:
             self.again.insert(0, (shard, worker))

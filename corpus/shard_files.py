@@ -5,7 +5,6 @@ So a file with a shard's name is whole, whatever was killed and when.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,15 +12,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..checkpoint.cache import PART
+from ..checkpoint.saving import sync_folder
 from ..gpt2_np import Error
-from .documents import Document, Inputs, Shard
-from .formats import import_pyarrow
+from .documents import Inputs, Shard
+from .formats import Document, import_pyarrow
 from .work import Record, Work
 
-# A worker holds this many characters, or documents, at a time; or one document that is longer.
+# A worker holds this many characters of texts and ids, or documents, at a time; or one document
+# that is longer.
 MOST_CHARACTERS, MOST_DOCUMENTS = 1 << 18, 1 << 12
 FORMATS = ("jsonl", "parquet")
-PART = ".part"  # the ending of an unfinished file
 
 
 class Job(NamedTuple):
@@ -44,8 +45,8 @@ class Done(NamedTuple):
 
 
 def shard_file(folder: str, number: int, format: str) -> str:
-    """Return the path of a shard's results: part-00000.jsonl."""
-    return os.path.join(folder, f"part-{number:05d}.{format}")
+    """Return the path of a shard's results: part-0000000.jsonl."""
+    return os.path.join(folder, f"part-{number:07d}.{format}")
 
 
 def write_shard(job: Job, shard: Shard) -> Done:
@@ -66,7 +67,7 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     """Yield documents in lists that are small enough to hold."""
     batch, n_characters = [], 0
     for document in documents:
-        length = len(document.text or "")
+        length = len(document.text or "") + len(str(document.id))
         if batch and (n_characters + length > MOST_CHARACTERS or len(batch) == MOST_DOCUMENTS):
             yield batch
             batch, n_characters = [], 0
@@ -93,21 +94,7 @@ def committed(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    sync_folder(os.path.dirname(path))
-
-
-def sync_folder(folder: str) -> None:
-    """Put the names of a folder's files on the disk, too."""
-    if os.name == "nt":  # folders cannot be opened
-        return
-    number = os.open(folder or ".", os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot
-            raise
-    finally:
-        os.close(number)
+    sync_folder(os.path.dirname(path) or ".")
 
 
 # --- formats ---------------------------------------------------------------------------
@@ -126,17 +113,21 @@ def writer(file: BinaryIO, work: Work, format: str) -> Iterator[Any]:
         yield lambda records: parquet.write_table(table(pyarrow, records, schema))
 
 
+def write_json(path: str, value: Any) -> None:
+    with committed(path) as file:
+        file.write(json_bytes(value, indent=1))
+
+
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
     """Return JSON in UTF-8 with the end of a line. float32 has the fewest digits that tell it."""
-    text = json.dumps(value, indent=indent, default=plain_list, ensure_ascii=False,
+    text = json.dumps(value, indent=indent, default=plain_values, ensure_ascii=False,
                       allow_nan=False)
     return text.encode(errors="backslashreplace") + b"\n"  # JSON's own escape of a lone surrogate
 
 
-def plain_list(array: np.ndarray) -> list[Any]:
-    if array.dtype == np.float32:
-        return [float(digits) for digits in array.astype(str)]
-    return array.tolist()
+def plain_values(array: np.ndarray | np.generic) -> Any:
+    """Return the values of an array, or of a number of NumPy's, as Python's own."""
+    return (array.astype(str).astype(float) if array.dtype == np.float32 else array).tolist()
 
 
 def table(pyarrow: Any, records: Sequence[Record], schema: Any) -> Any:
@@ -153,14 +144,6 @@ def arrow_type(pyarrow: Any, type: str) -> Any:
 
 
 # --- reading the results ---------------------------------------------------------------
-
-
-def count_documents(path: str, format: str) -> int:
-    """Return the number of records in a shard's file, without reading their values."""
-    if format == "parquet":
-        return import_pyarrow(path).parquet.ParquetFile(path).metadata.num_rows
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 @contextlib.contextmanager

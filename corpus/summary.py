@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .shard_files import Job, committed, json_bytes, naming_damage, read_records, shard_file
+from .shard_files import Job, naming_damage, read_records, shard_file, write_json
 from .work import Record
 
 RESAMPLES = 1000
@@ -52,8 +52,7 @@ def write_summary(
         "missing_shards": {"n_shards": len(missing), "of": n_shards,
                            f"first_{MOST_LISTED}": missing[:MOST_LISTED]},
     }
-    with committed(os.path.join(job.folder, "summary.json")) as file:
-        file.write(json_bytes(found, indent=2))
+    write_json(os.path.join(job.folder, "summary.json"), found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 `Scorer` and `Generator` are plain callables. The engines of this package call `records`; Ray Data,
 Spark and datasets call the object itself. A record depends on its document, the options and the
-model. Texts that are computed together change it by no more than rounding.
+model. Texts that are computed together change scores by no more than rounding.
 """
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from ..inference.generation import Generation
 from ..inference.options import Stop, check_count, start_of_text
 from ..inference.scoring import score_windows
 from ..inference.text_stream import cut_at_stop, stop_list, stop_strings
-from .documents import Document
 from .fingerprints import checkpoint_fingerprint, model_fingerprint
-from .formats import fault
+from .formats import Document, reason_to_skip
 
 Record = dict[str, Any]  # a line of the output; it begins with the document's id
 Row = list[int]  # token ids
 
 
 class Work(Protocol):
-    """What a worker does with documents. It can be pickled: each worker loads its own model."""
+    """The work on documents. It can be pickled: each worker loads its own model."""
 
     columns: dict[str, str]  # the names of a record's values, and their types
 
@@ -47,7 +46,7 @@ class Work(Protocol):
 
 
 class ModelWork:
-    """What `Scorer` and `Generator` share: a model that is loaded on first use, and columns."""
+    """The base of `Scorer` and `Generator`: a model that is loaded on first use, and columns."""
 
     columns: dict[str, str]
     renamed: Mapping[str, str] = {}  # values whose column has another name
@@ -100,7 +99,7 @@ class ModelWork:
         return {"work": type(self).__name__, "model": about,
                 "device": device, "dtype": dtype, "tf32": self.tf32,
                 **self.options(about["config"]["n_ctx"]),
-                "gpt2_np": __version__, "numpy": np.__version__}
+                "gpt2_np": __version__, "numpy": np.__version__, "regex": regex_version()}
 
     def options(self, n_ctx: int) -> dict[str, Any]:
         raise NotImplementedError
@@ -127,10 +126,13 @@ class ModelWork:
         """
         columns = columns_of(batch)
         new = {self.renamed.get(name, name): name for name in [*self.columns, "skipped"]}
-        for name in (self.field, self.id):
-            if name is not None and name not in columns:
+        for name in (self.field, self.id or self.field):
+            if name not in columns:
                 raise Error(f"there is no column {shown(name)} among {shown(list(columns))}: name "
                             f"it by {'field' if name == self.field else 'id'}=")
+            if not hasattr(columns[name], "__len__") or isinstance(columns[name], str | bytes):
+                raise Error(f"the column {shown(name)} is {shown(columns[name])}: give a list or "
+                            "an array, with a value for each row")
         if taken := [name for name in new if name in columns]:
             raise Error(f"the batch has a column {shown(taken[0])} already: rename or drop it")
         texts, ids = columns[self.field], columns[self.id or self.field]
@@ -149,12 +151,14 @@ class Scorer(ModelWork):
 
     `model` is a name for `gpt2_np.load`, which each copy of a pickled scorer loads on first use, or
     a Model. With `bos`, <|endoftext|> stands before each text, so that its first token is scored
-    too. Without it, or if the vocabulary has none, the first token and its bytes do not count.
+    too. Without it, or if the vocabulary has none, the first token and its bytes do not count. A
+    space that a tokenizer puts before every text is part of its first token, but of no n_bytes.
     Texts longer than n_ctx are read in windows `stride` tokens apart, as in `gpt2_np.score`.
 
     A call takes a mapping of columns, of which `field` has the texts, and returns all of them with
     n_tokens, n_bytes, log_probability, nats_per_token, bits_per_byte and skipped, the reason why a
-    text has no score, or "". With `per_token` come tokens and log_probabilities.
+    text has no score, such as "not finite" for a result that is no number, or "". With `per_token`
+    come tokens and log_probabilities.
     """
 
     def __init__(self, model: str | os.PathLike[str] | Model = "124M", *,
@@ -173,10 +177,14 @@ class Scorer(ModelWork):
             self.columns |= {"tokens": "list int32", "log_probabilities": "list float32"}
 
     def check(self, model: Model) -> None:
+        self.check_stride(model.config.n_ctx)
+
+    def check_stride(self, n_ctx: int) -> None:
         if self.stride is not None:
-            check_count("stride", self.stride, 1, model.config.n_ctx)
+            check_count("stride", self.stride, 1, n_ctx)
 
     def options(self, n_ctx: int) -> dict[str, Any]:
+        self.check_stride(n_ctx)
         return {"stride": self.stride or n_ctx // 2, "bos": self.bos, "per_token": self.per_token}
 
     def results(self, documents: Sequence[Document]) -> list[Record]:
@@ -184,14 +192,17 @@ class Scorer(ModelWork):
         tokenizer: Any = model.tokenizer
         start, rows = start_and_rows(model, self.bos and tokenizer.end_of_text is not None,
                                      documents)
-        n_unscored = 0 if start else 1
         scores = score_windows(model, [[*start, *row] for row in rows], self.stride)
-        return [self.record(tokenizer, row[n_unscored:], score.log_probabilities)
-                for row, score in zip(rows, scores, strict=True)]
+        texts: Any = [document.text for document in documents]
+        return [self.record(row, len(text.encode()), score.log_probabilities) if start else
+                self.record(row[1:], len(tokenizer.decode_bytes(row[1:])), score.log_probabilities)
+                for text, row, score in zip(texts, rows, scores, strict=True)]
 
-    def record(self, tokenizer: Any, tokens: Row, log_p: np.ndarray) -> Record:
+    def record(self, tokens: Row, n_bytes: int, log_p: np.ndarray) -> Record:
         log_p = log_p[len(log_p) - len(tokens) :]
-        n_bytes, total = len(tokenizer.decode_bytes(tokens)), float(log_p.sum(dtype=np.float64))
+        total = float(log_p.sum(dtype=np.float64))
+        if not math.isfinite(total):
+            return {"skipped": "not finite"}
         numbers = (total, -total / len(tokens), -total / math.log(2) / n_bytes) if tokens else [
             None] * 3  # nothing was scored
         record: Record = dict(zip(self.columns, (len(tokens), n_bytes, *numbers), strict=False))
@@ -213,7 +224,8 @@ class Generator(ModelWork):
     A call takes a mapping of columns, of which `field` has the texts and `id` the ids. Without `id`
     the text is its own id, and equal texts have equal continuations. It returns all of them with
     n_prompt_tokens, n_tokens, continuation, reason ("length", "stop" or "context") and skipped, the
-    reason why a text has no continuation, or "". With `per_token` comes tokens.
+    reason why a text has no continuation, such as "not finite", or "". With `per_token` comes
+    tokens.
     """
 
     renamed: Mapping[str, str] = {"text": "continuation"}
@@ -241,9 +253,8 @@ class Generator(ModelWork):
         start_of_text(model, self.bos)
 
     def options(self, n_ctx: int) -> dict[str, Any]:
-        return {"n_tokens": int(self.n_tokens), **vars(self.sampling),
-                "stop": [item if isinstance(item, str) else int(item) for item in self.stop],
-                "seed": int(self.seed), "batch": int(self.batch), "bos": self.bos,
+        return {"n_tokens": self.n_tokens, **vars(self.sampling), "stop": list(self.stop),
+                "seed": self.seed, "batch": self.batch, "bos": self.bos,
                 "per_token": self.per_token}
 
     def results(self, documents: Sequence[Document]) -> list[Record]:
@@ -254,23 +265,43 @@ class Generator(ModelWork):
                        key=lambda i: len(rows[i]))
         for first in range(0, len(order), self.batch):
             here = order[first : first + self.batch]
-            # A draft's length would depend on the time of a pass, and so would its rounding.
-            generation = Generation(
-                model, [rows[i] for i in here], self.n_tokens, self.stop,
-                [document_seed(self.seed, documents[i].id) for i in here], self.sampling,
-                draft=False)
+            found = self.continued(model, [rows[i] for i in here], [documents[i] for i in here])
+            for i, record in zip(here, found, strict=True):
+                records[i] = record
+        return records
+
+    def continued(self, model: Model, prompts: list[Row], documents: list[Document]
+                  ) -> list[Record]:
+        # A draft's length would depend on the time of a pass, and so would its rounding.
+        generation = Generation(
+            model, prompts, self.n_tokens, self.stop,
+            [document_seed(self.seed, document.id) for document in documents], self.sampling,
+            draft=False)
+        try:
             for _ in generation:
                 pass
-            for i, text in zip(here, generation.texts, strict=True):
-                records[i] = self.record(model.tokenizer, len(rows[i]), text.continuation,
-                                         text.ended_by)
-        return records
+        except Error:  # of a number that is not finite: the prompts have been checked
+            if len(prompts) == 1:
+                return [{"skipped": "not finite"}]
+            return [record for prompt, document in zip(prompts, documents, strict=True)
+                    for record in self.continued(model, [prompt], [document])]
+        return [self.record(model.tokenizer, len(prompt), text.continuation, text.ended_by)
+                for prompt, text in zip(prompts, generation.texts, strict=True)]
 
     def record(self, tokenizer: Any, n_prompt: int, tokens: Row, reason: str) -> Record:
         text = cut_at_stop(tokenizer.decode(tokens), stop_strings(self.stop))
         record: Record = {"n_prompt_tokens": n_prompt, "n_tokens": len(tokens), "text": text,
                   "reason": reason}
         return record | ({"tokens": np.array(tokens, np.int32)} if self.per_token else {})
+
+
+def regex_version() -> str | None:
+    """Return the version of the package that splits text, which changes with Unicode's tables."""
+    try:
+        import regex
+    except ImportError:  # ASCII needs none
+        return None
+    return regex.__version__
 
 
 def document_seed(seed: int, id: str | int) -> np.random.SeedSequence:
@@ -301,11 +332,14 @@ def start_and_rows(
 
 def why_not(text: Any) -> str | None:
     """Return the reason why this is no text to work on, or None."""
-    return fault(text, str) or (None if text else "empty")
+    return reason_to_skip(text, str) or (None if text else "empty")
 
 
 def columns_of(batch: Any) -> dict[str, Any]:
     """Return the columns of a mapping, a DataFrame or a table of pyarrow as lists or arrays."""
+    if not (hasattr(batch, "keys") or hasattr(batch, "column_names")):
+        raise Error(f"the batch is {shown(batch)}: give a mapping of columns, such as "
+                    '{"text": ["To be", "or not"]}')
     names = list(batch.keys()) if hasattr(batch, "keys") else batch.column_names
     return {name: as_list_or_array(batch[name]) for name in names}
 

@@ -1,6 +1,6 @@
 """Scores of several continuations of one context, whose keys and values are computed once.
 
-So it is with the choices of a question: a prompt of hundreds of tokens, four answers of a few.
+An example: the choices of a question, a prompt of hundreds of tokens and four answers of a few.
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..gpt2_np import KVCache, check_finite, namespace, transformer
+from ..gpt2_np import KVCache, namespace, transformer
 from .packing import Packed
 from .scoring import Query, Scores, query_scores, target_scores
 from .turns import turn
@@ -43,7 +43,7 @@ def branch_scores(model, groups, tap=None) -> Iterator[tuple[int, int, Scores]]:
                 queries.append(Query(number, inputs, np.arange(len(context) - 1, len(inputs)), ids))
                 asked.append((number, branch))
     for query, found in query_scores(model, queries, tap, len(groups)):
-        yield *asked[query], found
+        yield *asked[query], found.checked()
     rest = [] if has_tap else [i for i, one in enumerate(groups) if len(one.continuations) > 1]
     rest.sort(key=lambda number: -groups[number].n_new)
     for numbers in batches(model, groups, rest):
@@ -101,8 +101,7 @@ def shared_scores(model, groups) -> Iterator[Scores]:
             stream[:, 1:] = transformer(params, config, inputs, cache)
         scored = np.arange(n_new + 1) < np.array([[len(ids)] for ids in branches])
         stream = stream.reshape(-1, config.n_embd)[xp.asarray(np.flatnonzero(scored))]
-        found = target_scores(stream[None], np.concatenate(branches), wte)
-    check_finite(found.log_probabilities.sum())
+        found = target_scores(stream[None], np.concatenate(branches), wte).checked()
     end = 0
     for ids in branches:
         start, end = end, end + len(ids)

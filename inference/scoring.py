@@ -51,7 +51,7 @@ def score(
     Nothing is put before the tokens, unlike in `circuits.run` of a text. `bos=True` scores them
     behind <|endoftext|>, as the beginning of a text: float32 [position], the first token's too.
     """
-    return score_windows(model, [tokens], stride, checked_tap(tap), bos)[0].log_probabilities
+    return score_batch(model, [tokens], stride, tap, bos)[0]
 
 
 def score_batch(
@@ -65,19 +65,27 @@ def score_batch(
 
     With a tap they are computed one after another, as `score` would: it sees [1, ...].
     """
-    return [one.log_probabilities for one in
+    return [one.checked().log_probabilities for one in
             score_windows(model, texts, stride, checked_tap(tap), bos)]
 
 
 class Scores(NamedTuple):
-    """The log-probability of each token of a text but the first, True if none has a higher one."""
+    """The log-probability of each target in nats, and True if no token has a higher one."""
 
     log_probabilities: npt.NDArray[np.float32]
     is_greedy: npt.NDArray[np.bool_]
 
+    def checked(self) -> Scores:
+        """Return the scores. Raises Error if one is not finite."""
+        check_finite(self.log_probabilities.sum())
+        return self
+
 
 def score_windows(model, texts, stride=None, tap=None, bos=False) -> list[Scores]:
-    """Return the scores of texts: `score_batch`, and which tokens greedy decoding would choose."""
+    """Return the scores of texts: `score_batch`, and which tokens greedy decoding would choose.
+
+    They are not checked: one text's may be not finite, which does not change another's.
+    """
     config = model.config
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
@@ -132,7 +140,6 @@ def query_scores(model, queries, tap=None, n_texts=1) -> Iterator[tuple[int, Sco
         with turn(model, has_tap=has_tap):
             x = transformer(params, config, inputs[None], Packed(lengths), tap)
             found = target_scores(x[:, namespace(x).asarray(at)], targets, wte)
-        check_finite(found.log_probabilities.sum())
         end = 0
         for w, query in zip(row, asked, strict=True):
             start, end = end, end + len(query.targets)

@@ -70,6 +70,14 @@ def test_scores_are_those_of_the_library(model, scored):
         assert record["log_probability"] == pytest.approx(sum(record["log_probabilities"]))
 
 
+def test_a_model_has_its_own_device_and_type(model, texts, tmp_path):
+    loaded = gpt2_np.load(model, "cpu")
+    for options in {"gpus": 1}, {"device": "cpu"}, {"dtype": "float16"}:
+        with pytest.raises(gpt2_np.Error, match="is given beside a Model, which has its own"):
+            corpus.score(texts, tmp_path / "out", loaded, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
     corpus.score(texts, tmp_path, str(model), workers=2, shard_bytes=400, id="n", per_token=True)
     assert files(tmp_path) == files(scored) and len(files(scored)) > 4
@@ -127,11 +135,11 @@ def test_a_command_ends_with_a_summary_and_its_status_is_0(
     assert [row[:14].rstrip() for row in rows] == ["nats a token", "perplexity", "bits a byte"]
     assert last == f"results and summary.json are in {tmp_path / 'out'}" and err == ""
     assert main(["status", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out == "1 of 1 shards are done, with 40 documents\n"
-    (tmp_path / "out" / "part-00000.jsonl").unlink()
+    assert capsys.readouterr().out == "1 of 1 shards are done\n"
+    (tmp_path / "out" / "part-0000000.jsonl").unlink()
     assert main(["status", str(tmp_path / "out")]) == 3
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "0 of 1 shards are done, with 0 documents"
+    assert out[0] == "0 of 1 shards are done"
     assert out[1].startswith("to go on: ") and out[1].endswith(" ".join(command))
 
 
@@ -144,7 +152,7 @@ USAGE = [
     (["score", "a", "-o", "out", "--address", "auto"], "add --engine ray"),
     (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
     (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
-    (["generate", "a", "-o", "out", "-n", "0"], "--tokens is 0"),
+    (["generate", "a", "-o", "out", "-n", "-3"], "--tokens is -3: it must be at least 1"),
     (["generate", "a", "-o", "out", "--top-k", "4"], "needs --temperature above 0"),
     (["generate", "a", "-o", "out", "--temperature", "-1"], "--temperature is -1.0"),
     (["generate", "a", "-o", "out", "--seed", "-1"], "--seed is -1"),
@@ -177,6 +185,23 @@ def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, m
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_inputs_of_which_every_document_is_skipped_are_an_error_each_time(
+        model, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    for _ in range(2):
+        assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
+                     "nope", "--quiet"]) == 1
+        assert capsys.readouterr() == ("", (
+            "python -m gpt2_np.corpus: nothing could be done: 40 of 40 documents were skipped "
+            "(40 no such field): field is 'nope', name that of the texts\n"))
+
+
+def test_a_sentence_about_an_option_names_it_as_it_is_typed(model, texts, tmp_path, capsys):
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main([*command, "--max-bytes", str(2**41)]) == 1
+    assert "corpus: --max-bytes is 2199023255552: it must be" in capsys.readouterr().err
+
+
 def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     path = tmp_path / "a.txt.gz"
@@ -186,6 +211,7 @@ def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert "a.txt.gz is damaged" in err and "same command" not in err and err.count("\n") == 1
     assert out.startswith("shards done: 1, of a number that is not known yet")
+    assert "an input is damaged" in out and "to go on" not in out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
@@ -203,7 +229,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     err = capsys.readouterr().err
     assert status == 1 and err.count("\n") == 1 and "File too large" in err
-    assert sorted(os.listdir(tmp_path)) == ["run.json", "run.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["run.lock"]
 
 
 # --- the command as a process ----------------------------------------------------------
@@ -224,7 +250,7 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
             said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
-            f"python -m gpt2_np.corpus score: stopped: {n_done} of {len(files(scored)) - 1} shards "
+            "", f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
         assert not list(tmp_path.glob("*.part"))
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)

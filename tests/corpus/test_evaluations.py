@@ -1,4 +1,5 @@
 """Evaluations equal a float64 calculation by the definition of each protocol."""
+import dataclasses
 import functools
 import itertools
 import json
@@ -315,10 +316,17 @@ def test_limits_read_the_first_ones_only(passages, wikitext):
     assert found["word_perplexity"].value == pytest.approx(
         math.exp(of_articles(EXACT, first) / evaluation_data.n_words(first)), rel=1e-6)
     assert found.differs[1:] == ("the first 1 of 2 articles",)
+    assert "95%" in str(found) and "needs more than one unit" not in str(found)  # of windows
     found = evaluate(passages, MODEL, limit=2)
     same(values(found), by_text(EXACT, PASSAGES[:2], 8))
     assert found.notes == ("Read: the first 2 texts.",)
     assert evaluate("lambada", MODEL, data=passages, limit=6).differs == ("other data",)
+
+
+def test_another_type_than_float32_is_told(passages):
+    params = map_params(lambda array: array.astype("float64"), MODEL.params)
+    found = evaluate("lambada", dataclasses.replace(MODEL, params=params), data=passages, limit=1)
+    assert found.differs[:2] == ("other data", "computed in float64")
 
 
 def test_texts_that_are_skipped_are_counted(tmp_path):
@@ -351,11 +359,13 @@ def test_every_published_figure_belongs_to_a_measure(of_lambada, of_wikitext):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"stride": 3}, "stride goes with long texts, and LAMBADA's passages are short: leave it out"),
+    ({"stride": 3}, "stride does not go with lambada: leave it out"),
     ({"limit": 0}, "limit is 0: it must be an integer from 1 up"),
     ({"ablate": "L9H0"}, "layer 9 does not exist: there are 2"),
     ({"ablate": "MLP0,café"}, r"'caf\\xe9' is not a head or MLP"),
     ({"model": random_model()}, "has no vocabulary files"),
+    ({"name": "wikitext2", "field": "page"}, "field does not go with wikitext2: leave it out"),
+    ({"input_format": "jsonl"}, "input_format does not go with lambada: leave it out"),
     ({"name": "wikitext2", "stride": 17}, "stride is 17: it must be at most 16"),
     ({"name": "wikitext3"}, "data goes with lambada and wikitext2"),
     ({"name": "wikitext3", "data": None}, "'wikitext3' is neither an evaluation"),
@@ -414,3 +424,9 @@ def test_the_data_are_asked_for_before_the_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("GPT2_NP_CACHE", str(tmp_path))
     assert main(["evaluate", "wikitext2", "-m", "1558M"]) == 1
     assert "wikitext-2-raw-v1.zip is not in the cache" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_an_error(passages):
+    params = {**MODEL.params, "wpe": np.full_like(MODEL.params["wpe"], np.nan)}
+    with pytest.raises(Error, match="not all finite"):
+        evaluate("lambada", Model(MODEL.config, params, TOKENIZER), data=passages)

@@ -146,3 +146,9 @@ def test_a_program_without_its_guard_gets_one_sentence(tmp_path):
                           timeout=60, check=False)
     assert done.stderr.count("Traceback") == 1, done.stderr
     assert 'put that under if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+def test_a_program_on_standard_input_gets_a_sentence_instead_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
+    with pytest.raises(Error, match="save it as a file"):
+        ProcessEngine(job(tmp_path, "a")[0], 1)

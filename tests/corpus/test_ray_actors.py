@@ -7,15 +7,16 @@ import pytest
 from fake_works import CountLetters
 
 from gpt2_np import Error
-from gpt2_np.corpus.documents import Inputs, Shard, Span
-from gpt2_np.corpus.ray_actors import Worker, check_address, import_ray, import_variables
+from gpt2_np.corpus.documents import Inputs, Shard
+from gpt2_np.corpus.formats import Span
+from gpt2_np.corpus.ray_actors import Actor, check_address, import_ray, import_variables
 from gpt2_np.corpus.runs import open_run
 from gpt2_np.corpus.shard_files import Job
 
 
 def test_without_ray_a_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Error, match=r'^--engine ray needs the package ray.*"gpt2_np\[ray\]"$'):
+    with pytest.raises(Error, match=r'^engine ray needs the package ray.*"gpt2_np\[ray\]"$'):
         import_ray()
 
 
@@ -46,7 +47,7 @@ def test_actors_import_from_the_folders_that_the_user_has_added(monkeypatch, tmp
 # --- what an actor checks first --------------------------------------------------------
 
 
-def worker(tmp_path, work=None, **changes):
+def actor_of(tmp_path, work=None, **changes):
     """Return an actor's object, and the folder of the run that it is to work on."""
     (tmp_path / "a.txt").write_text("one\ntwo")
     work, folder = work or CountLetters(), str(tmp_path / "out")
@@ -54,29 +55,29 @@ def worker(tmp_path, work=None, **changes):
     with open_run(folder, fingerprint, "jsonl"):
         pass
     inputs = Inputs(str(tmp_path / "a.txt")).for_worker()
-    return Worker(Job(inputs, work, folder), str(tmp_path), fingerprint | changes)
+    return Actor(Job(inputs, work, folder), str(tmp_path), fingerprint | changes)
 
 
 def test_a_worker_that_sees_the_run_works(tmp_path):
-    one = worker(tmp_path)
-    assert one.arrive() is None and one.prepare() is None
-    outcome = one.attempt(Shard(0, (Span(str(tmp_path / "a.txt"), 0, 7),), 7))
+    actor = actor_of(tmp_path)
+    assert actor.arrive() is None and actor.prepare() is None
+    outcome = actor.attempt(Shard(0, (Span(str(tmp_path / "a.txt"), 0, 7),), 7))
     assert outcome.done.n_documents == 2
 
 
 def test_a_worker_that_does_not_see_the_run_says_so(tmp_path):
-    one = worker(tmp_path, inputs=["of another run in a folder of this name"])
+    actor = actor_of(tmp_path, inputs=["of another run in a folder of this name"])
     for _ in range(2):
-        outcome = one.arrive()
+        outcome = actor.arrive()
         assert outcome.died and outcome.fatal and not outcome.ready
         assert outcome.failure.startswith(f"{socket.gethostname()} does not see {tmp_path}")
         (tmp_path / "out" / "run.json").unlink(missing_ok=True)
 
 
 def test_a_worker_with_another_model_or_version_says_so(tmp_path):
-    one = worker(tmp_path)
-    one.job = one.job._replace(work=SimpleNamespace(fingerprint=lambda: {"numpy": "9.9"}))
-    outcome = one.arrive()
+    actor = actor_of(tmp_path)
+    actor.job = actor.job._replace(work=SimpleNamespace(fingerprint=lambda: {"numpy": "9.9"}))
+    outcome = actor.arrive()
     assert outcome.fatal and not outcome.ready and "differs in numpy" in outcome.failure
 
 
@@ -84,14 +85,14 @@ def test_a_worker_that_cannot_find_the_model_says_so(tmp_path):
     def fingerprint():
         raise Error("there is no such model")
 
-    one = worker(tmp_path)
-    one.job = one.job._replace(work=SimpleNamespace(fingerprint=fingerprint))
-    outcome = one.arrive()
+    actor = actor_of(tmp_path)
+    actor.job = actor.job._replace(work=SimpleNamespace(fingerprint=fingerprint))
+    outcome = actor.arrive()
     assert outcome.fatal and not outcome.ready and "no such model" in outcome.failure
 
 
-def test_a_worker_that_does_not_see_an_input_gives_its_shard_back(tmp_path):
-    one = worker(tmp_path)
-    outcome = one.attempt(Shard(0, (Span("/no such/a.txt", 0, 7),), 7))
-    assert outcome.died and outcome.fatal and not outcome.ready
+def test_an_input_that_is_gone_fails_its_shard_and_no_worker(tmp_path):
+    actor = actor_of(tmp_path)
+    outcome = actor.attempt(Shard(0, (Span("/no such/a.txt", 0, 7),), 7))
+    assert outcome.ready and not outcome.died and not outcome.fatal
     assert "does not see /no such/a.txt" in outcome.failure

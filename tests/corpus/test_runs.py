@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 from fake_works import CountLetters
 from own_process import OwnProcess
@@ -68,22 +69,23 @@ def test_a_new_run_is_written_down_at_once(tmp_path):
     assert about["fingerprint"] == FINGERPRINT and about["command"] == "the command"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"program": "another"}', "\\xff"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"program": "another"}', b"\xff"])
 def test_a_damaged_run_json_is_refused(tmp_path, damage):
     start(tmp_path)
-    (tmp_path / "run.json").write_text(damage)
+    (tmp_path / "run.json").write_bytes(damage)
     for function in start, lambda folder: status(str(folder)):
         with pytest.raises(Error, match="is damaged, or of another program"):
             function(tmp_path)
-    assert (tmp_path / "run.json").read_text() == damage
+    assert (tmp_path / "run.json").read_bytes() == damage
 
 
 def test_unfinished_files_of_dead_runs_are_removed_and_no_others(tmp_path):
     start(tmp_path)
-    for name in "part-00001.jsonl.77-ab.part", "run.json.77-cd.part", "part-00002.jsonl", "a.part":
+    for name in ("part-0000001.jsonl.77-ab.part", "run.json.77-cd.part", "part-0000002.jsonl",
+                 "a.part"):
         (tmp_path / name).touch()
     assert start(tmp_path).done == {2}
-    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-00002.jsonl", "run.json", "run.lock"]
+    assert sorted(os.listdir(tmp_path)) == ["a.part", "part-0000002.jsonl", "run.json", "run.lock"]
 
 
 # --- the lock --------------------------------------------------------------------------
@@ -105,6 +107,11 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
 A, B = FINGERPRINT["inputs"]
 
 
+def test_numbers_of_numpy_in_a_fingerprint_are_those_of_python(tmp_path):
+    start(tmp_path, {"options": {"stride": np.int64(8)}})
+    start(tmp_path, {"options": {"stride": 8}})
+
+
 @pytest.mark.parametrize("change, words", [
     ({"options": {"stride": 8, "threads": 1}}, "stride was None, and now it is 8"),
     ({"options": {"stride": None}}, "threads was 1, and now it is None"),
@@ -113,7 +120,7 @@ A, B = FINGERPRINT["inputs"]
     ({"inputs": [A]}, "'b.jsonl' was an input, which it is not now"),
     ({"inputs": [A, B, {"path": "c"}]}, "'c' was no input, which it is now"),
     ({"inputs": [A | {"size": 4}, B]},
-     "the input 'a.jsonl' was another: size was 5, and now it is 4"),
+     "the input 'a.jsonl' has changed"),
     ({"inputs": [B, A]}, "the inputs were in another order"),
     ({"new": 1}, "new was None, and now it is 1"),
 ])
@@ -125,6 +132,12 @@ def test_a_run_with_something_changed_says_what(tmp_path, change, words):
         start(tmp_path, FINGERPRINT | change)
     assert contents(tmp_path) == before
     assert not list(changes(FINGERPRINT, FINGERPRINT))
+
+
+def test_of_another_kind_of_work_no_more_is_told(tmp_path):
+    start(tmp_path, FINGERPRINT | {"work": "Scorer"})
+    with pytest.raises(Error, match="is the output of Scorer, and this is Generator: choose"):
+        start(tmp_path, {"work": "Generator"})
 
 
 def test_of_many_changes_three_are_told(tmp_path):
@@ -158,10 +171,10 @@ def test_a_run_that_is_started_again_does_what_is_missing_and_no_more(tmp_path, 
     out = tmp_path / "out"
     first = run("a", "bb", "ccc")
     before = contents(out)
-    assert first["n_tokens"] == 6 and status(str(out))[:3] == (3, 3, 3)
-    (out / "part-00001.jsonl").unlink()
+    assert first["n_tokens"] == 6 and status(str(out))[:3] == (3, 3, first)
+    (out / "part-0000001.jsonl").unlink()
     times = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
-    assert status(str(out))[:3] == (2, 3, 2)
+    assert status(str(out))[:2] == (2, 3) and not status(str(out)).is_complete
     assert run("a", "bb", "ccc") == first and contents(out) == before
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.json*")}
@@ -179,7 +192,7 @@ def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
     run("aaa", "bb", "c", progress=True)
     assert "100%" in terminal.getvalue() and "6.00/6.00" in terminal.getvalue()
     assert "3 documents, " in terminal.getvalue()
-    (tmp_path / "out" / "part-00002.jsonl").unlink()
+    (tmp_path / "out" / "part-0000002.jsonl").unlink()
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     run("aaa", "bb", "c", progress=True)
     assert "83%" in terminal.getvalue().split("\r")[1] and "6.00/6.00" in terminal.getvalue()
@@ -191,15 +204,69 @@ def test_a_log_gets_a_line_a_minute(run, monkeypatch, capsys, seconds, lines):
     monkeypatch.setattr(progress, "SECONDS", seconds)
     run("aaa", "bb", "c", progress=True)
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == lines
+    assert len(err) == 1 + lines and err[0] == "0% of 0.0 MB are done"
     if lines:
-        assert err[1].startswith("83% of 0.0 MB, 2 documents, ")
+        assert err[2].startswith("83% of 0.0 MB, 2 documents, ")
 
 
-def test_a_summary_that_is_missing_is_made_again(tmp_path, run):
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"\xff", b'{"complete": false}'])
+def test_a_summary_that_is_not_whole_is_missing_and_made_again(tmp_path, run, content):
+    first, path = run("a", "bb"), tmp_path / "out" / "summary.json"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    found = status(str(tmp_path / "out"))
+    assert found[:2] == (2, 2) and not found.is_complete
+    assert run("a", "bb") == first and json.loads(path.read_text()) == first
+    assert status(str(tmp_path / "out")).is_complete
+
+
+def test_a_file_that_is_no_shard_of_the_run_does_not_count(tmp_path, run):
     first = run("a", "bb")
-    (tmp_path / "out" / "summary.json").unlink()
-    assert run("a", "bb") == first and (tmp_path / "out" / "summary.json").exists()
+    (tmp_path / "out" / "part-0000000.jsonl").rename(tmp_path / "out" / "part-0000009.jsonl")
+    assert status(str(tmp_path / "out")).n_done == 1
+    assert run("a", "bb") == first
+
+
+def test_a_shard_that_is_removed_under_way_is_missing(tmp_path, run, monkeypatch):
+    def remove(job, shard):
+        (tmp_path / "out" / "part-0000000.jsonl").unlink(missing_ok=True)
+        return write(job, shard)
+
+    write = driver.run_shards.__globals__["write_shard"]
+    monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", remove)
+    with pytest.raises(driver.Incomplete, match=r"1 of 2 shards are missing \(shard 0: not done"):
+        run("a", "bb")
+
+
+def test_an_input_that_vanishes_costs_its_shard_alone(tmp_path, run, monkeypatch):
+    def vanish(job, shard):
+        (tmp_path / "in" / "1.txt").unlink(missing_ok=True)
+        return write(job, shard)
+
+    write = driver.run_shards.__globals__["write_shard"]
+    monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", vanish)
+    with pytest.raises(driver.Incomplete, match=r"1 of 3 .* \(shard 1: .*1.txt cannot be read"):
+        run("a", "bb", "ccc")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["n_tokens"] == 4
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_the_folder_to_another(
+        tmp_path, run, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Error, match="no card"):
+        patch.setattr(OwnProcess, "__init__", lambda *_: raise_error("no card"))
+        run("a", threads=1)
+    assert os.listdir(tmp_path / "out") == ["run.lock"]
+    assert run("a", threads=2)["complete"]
+
+
+def raise_error(sentence):
+    raise Error(sentence)
+
+
+def test_an_output_without_a_name_is_refused():
+    with pytest.raises(Error, match="output is ''"):
+        driver.run(CountLetters(), Inputs((__file__,), input_format="text"), "")
 
 
 def test_shards_that_fail_are_named_and_tried_again_the_next_time(tmp_path, run):
@@ -234,7 +301,7 @@ def test_an_input_that_changes_under_way_is_noticed(tmp_path, run, monkeypatch):
 
     write = driver.run_shards.__globals__["write_shard"]
     monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", change)
-    with pytest.raises(Error, match=r"was another: size was 1, and now it is 6"):
+    with pytest.raises(Error, match=r"0\.txt' has changed"):
         run("a", "bb")
     assert not (tmp_path / "out" / "summary.json").exists()
 

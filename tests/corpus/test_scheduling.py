@@ -187,7 +187,7 @@ def test_a_failure_is_one_sentence_and_costs_a_shard_or_the_run(
 def test_an_output_folder_that_is_gone_costs_the_run(tmp_path):
     folder = str(tmp_path / "gone")
     outcome = scheduling.attempt(0, Job(NoDocuments(), None, folder), Shard(0, (), 1))
-    assert outcome.fatal and os.path.join(folder, "part-00000.jsonl") in outcome.failure
+    assert outcome.fatal and os.path.join(folder, "part-0000000.jsonl") in outcome.failure
 
 
 class NoDocuments:

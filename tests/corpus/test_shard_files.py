@@ -21,23 +21,23 @@ SCORES = {"a": (3, 4, -1.5), "é🦙": (1, 2, -0.25), 7: (0, 0, None)}
 def test_a_file_has_a_line_for_each_document_in_order(tmp_path):
     done = write_shard(job(tmp_path, [["a", "no", 7, "é🦙"]], SCORES), shard())
     assert done == Done(number=0, n_bytes=100, n_documents=4, n_tokens=4, n_skipped=1)
-    assert os.listdir(tmp_path) == ["part-00000.jsonl"]
-    assert (tmp_path / "part-00000.jsonl").read_text("utf-8") == (
+    assert os.listdir(tmp_path) == ["part-0000000.jsonl"]
+    assert (tmp_path / "part-0000000.jsonl").read_text("utf-8") == (
         '{"id": "a", "n_tokens": 3, "n_bytes": 4, "log_probability": -1.5}\n'
         '{"id": "no", "skipped": "empty"}\n'
         '{"id": 7, "n_tokens": 0, "n_bytes": 0, "log_probability": null}\n'
         '{"id": "é🦙", "n_tokens": 1, "n_bytes": 2, "log_probability": -0.25}\n')
-    assert shard_files.count_documents(str(tmp_path / "part-00000.jsonl"), "jsonl") == 4
 
 
 def test_a_shard_without_documents_has_an_empty_file(tmp_path):
     assert write_shard(job(tmp_path, [[]], {}), shard()).n_documents == 0
-    assert (tmp_path / "part-00000.jsonl").read_bytes() == b""
+    assert (tmp_path / "part-0000000.jsonl").read_bytes() == b""
 
 
 def test_names_sort_as_the_shards_do():
-    names = [shard_files.shard_file("", number, "parquet") for number in (0, 9, 10, 99_999)]
-    assert names == sorted(names) and names[0] == "part-00000.parquet"
+    names = [shard_files.shard_file("", number, "parquet")
+             for number in (0, 9, 10, 99_999, 100_000, 9_999_999)]
+    assert names == sorted(names) and names[0] == "part-0000000.parquet"
 
 
 def test_the_digits_of_float32_are_the_fewest_that_tell_it():
@@ -47,6 +47,11 @@ def test_the_digits_of_float32_are_the_fewest_that_tell_it():
     random = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     back = np.array(json.loads(json_bytes(random)), np.float32)
     np.testing.assert_array_equal(back, random)
+
+
+def test_numbers_of_numpy_are_written_as_those_of_python():
+    value = {"a": np.int64(7), "b": np.float32(0.1), "c": np.float64(0.1), "d": np.bool_(True)}
+    assert json_bytes(value) == b'{"a": 7, "b": 0.1, "c": 0.1, "d": true}\n'
 
 
 def test_a_number_that_json_lacks_is_refused_and_half_a_pair_is_spelled():
@@ -59,10 +64,11 @@ def test_a_worker_holds_a_bounded_part_of_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_files, "MOST_CHARACTERS", 10)
     monkeypatch.setattr(shard_files, "MOST_DOCUMENTS", 3)
     lengths = [4, 6, 1, 30, 0, 0, 0, 0, 9, 2]
-    texts = [Document(n, "x" * length or None) for n, length in enumerate(lengths)]
-    work = Scores(dict.fromkeys(range(10), (1, 1, -1.0)))
+    ids = [*range(7), "seven", "eighth", 9]  # of 1, 5 and 6 characters
+    texts = [Document(id, "x" * length or None) for id, length in zip(ids, lengths, strict=True)]
+    work = Scores(dict.fromkeys(ids, (1, 1, -1.0)))
     write_shard(Job(Documents(texts), work, str(tmp_path)), shard())
-    assert work.seen == [[0, 1], [2], [3], [4, 5, 6], [7, 8], [9]]
+    assert work.seen == [[0], [1, 2], [3], [4, 5, 6], ["seven"], ["eighth"], [9]]
 
 
 # --- committing ------------------------------------------------------------------------
@@ -86,24 +92,10 @@ def test_a_file_is_synced_then_renamed_and_then_its_folder_is_synced(tmp_path, m
     assert steps[:2] == ["3 bytes", "rename"] and (steps[2:] == folder or not folder)
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
-def test_a_file_system_that_cannot_sync_folders_is_no_failure_and_a_broken_one_is(
-        tmp_path, monkeypatch, number):
-    def fail(_):
-        raise OSError(number, "no")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    if number == errno.EINVAL:
-        shard_files.sync_folder(str(tmp_path))
-    elif os.name != "nt":
-        with pytest.raises(OSError):
-            shard_files.sync_folder(str(tmp_path))
-
-
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"),
                                      KeyboardInterrupt(), gpt2_np.Error("bad")])
 def test_after_a_failure_the_old_file_is_there_and_nothing_else(tmp_path, failure):
-    (tmp_path / "part-00000.jsonl").write_text("old")
+    (tmp_path / "part-0000000.jsonl").write_text("old")
     given = job(tmp_path, [["a"]], SCORES)
 
     def fail(documents):
@@ -120,7 +112,7 @@ def test_a_killed_writer_leaves_a_part_that_hurts_nobody(tmp_path):
     program = f"""
 import os, signal
 from gpt2_np.corpus.shard_files import committed
-with committed({str(tmp_path / "part-00000.jsonl")!r}) as file:
+with committed({str(tmp_path / "part-0000000.jsonl")!r}) as file:
     file.write(b"half a li")
     file.flush()
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -130,8 +122,8 @@ with committed({str(tmp_path / "part-00000.jsonl")!r}) as file:
     [left] = os.listdir(tmp_path)
     assert left.endswith(".part")
     write_shard(job(tmp_path, [["a"]], SCORES), shard())
-    assert sorted(os.listdir(tmp_path)) == ["part-00000.jsonl", left]
-    assert (tmp_path / "part-00000.jsonl").read_text().count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["part-0000000.jsonl", left]
+    assert (tmp_path / "part-0000000.jsonl").read_text().count("\n") == 1
 
 
 def test_an_output_folder_that_is_gone_is_an_error_of_the_system(tmp_path):
@@ -159,12 +151,13 @@ def read(path, format="jsonl", names=()):
 def test_what_is_read_lacks_only_the_values_of_tokens(tmp_path):
     scores = {**SCORES, ', "tokens": [': (2, 2, -1.0), "tokens": (1, 1, -1.0)}
     write_shard(job(tmp_path, [[*scores, "no"]], scores, per_token=True), shard())
-    lines = [json.loads(line) for line in (tmp_path / "part-00000.jsonl").read_bytes().splitlines()]
+    path = tmp_path / "part-0000000.jsonl"
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert len(lines[3]["tokens"]) == len(lines[3]["log_probabilities"]) == 2
     for line in lines:
         line.pop("tokens", None)
         line.pop("log_probabilities", None)
-    assert read(tmp_path / "part-00000.jsonl") == lines
+    assert read(path) == lines
 
 
 @pytest.mark.parametrize("content", [
@@ -172,7 +165,12 @@ def test_what_is_read_lacks_only_the_values_of_tokens(tmp_path):
     b"\0" * 20 + b"\n",
 ])
 def test_a_damaged_file_is_named_with_a_remedy(tmp_path, content):
-    path = tmp_path / "part-00003.jsonl"
+    path = tmp_path / "part-0000003.jsonl"
     path.write_bytes(b'{"id": 0}\n' + content)
-    with pytest.raises(gpt2_np.Error, match=r"part-00003\.jsonl is damaged .*: remove it and"):
+    with pytest.raises(gpt2_np.Error, match=r"part-0000003\.jsonl is damaged .*: remove it and"):
         read(path)
+
+
+def test_a_disk_that_fails_is_not_called_a_damaged_file(tmp_path):
+    with pytest.raises(OSError, match="Input/output error"), shard_files.naming_damage("a.jsonl"):
+        raise OSError(errno.EIO, "Input/output error", "a.jsonl")

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import regex
 import strict_arrays
 from random_model import map_params
 from small_model import TEXT, save_small_model
@@ -12,7 +13,9 @@ import gpt2_np
 from gpt2_np import Model, backend, bpe, checkpoint, corpus
 from gpt2_np.corpus import fingerprints, work
 from gpt2_np.corpus.formats import Document
+from gpt2_np.corpus.shard_files import json_bytes
 from gpt2_np.cuda import products
+from gpt2_np.inference import generation
 
 # The fourth and the fifth are longer than the context.
 TEXTS = ["The café", "", "T", TEXT, "🦙 naïve " * 30, TEXT[5:90], "remember", "\0\n"]
@@ -101,10 +104,41 @@ def test_the_ids_that_a_tokenizer_puts_before_a_text_are_not_scored(model, bos, 
     np.testing.assert_allclose(record["log_probabilities"], log_p, rtol=1e-5)
 
 
-def test_the_same_documents_have_the_same_records_to_the_last_bit(model):
-    scorer = corpus.Scorer(model, per_token=True)
-    first, second = (pickle.dumps(scorer.records(documents())) for _ in range(2))
-    assert first == second
+@pytest.mark.parametrize("kind", [corpus.Scorer, corpus.Generator])
+def test_documents_have_the_same_records_to_the_last_bit_whatever_came_before(model, kind):
+    fresh, used = kind(model, per_token=True), kind(model, per_token=True)
+    used.records(documents([TEXT, "other documents", "é" * 40]))
+    assert pickle.dumps(used.records(documents())) == pickle.dumps(fresh.records(documents()))
+
+
+def test_a_space_that_the_tokenizer_adds_is_no_byte_of_the_text(model):
+    plain = model.tokenizer
+    own = bpe.Tokenizer.from_parts(plain.merges_text().splitlines()[1:], None, plain.added_tokens,
+                                   add_prefix_space=True)
+    assert own.encode("The café") == plain.encode(" The café")
+    for bos, n_bytes in (True, 9), (False, 9 + 1 - len(plain.token_bytes(own.encode("The")[0]))):
+        [record] = corpus.Scorer(with_tokenizer(model, own), bos=bos).records(
+            documents(["The café"]))
+        assert record["n_bytes"] == n_bytes
+        assert record["bits_per_byte"] == pytest.approx(
+            -record["log_probability"] / math.log(2) / n_bytes)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind, options", [
+    (corpus.Scorer, {"per_token": True}), (corpus.Scorer, {"bos": False}),
+    (corpus.Generator, {"n_tokens": 4}), (corpus.Generator, {"n_tokens": 4, "temperature": 1.0})])
+def test_a_result_that_is_not_finite_costs_its_document_alone(model, kind, options):
+    wpe = model.params["wpe"].copy()
+    wpe[20] = np.nan
+    broken = Model(model.config, {**model.params, "wpe": wpe}, model.tokenizer)
+    texts = ["The café", "\0" * 28, "remember", "", "\0" * 32]  # a token each
+    found, whole = (kind(one, **options).records(documents(texts)) for one in (broken, model))
+    for number in 1, 4:
+        assert found[number] == {"id": f"id {number}", "skipped": "not finite"}
+        assert "skipped" not in whole[number]
+        found[number] = whole[number]
+    assert pickle.dumps(found) == pickle.dumps(whole)
 
 
 def test_a_document_with_a_reason_or_without_a_text_is_skipped(model):
@@ -159,6 +193,29 @@ def test_a_document_has_the_tokens_that_the_library_gives_it_alone(model, option
                           "tokens": record["tokens"]}
         reasons.add(record["reason"])
     assert ("stop" in reasons) == ("stop" in options)
+
+
+def test_no_draft_is_made_since_its_length_depends_on_time(model, monkeypatch):
+    monkeypatch.setattr(generation, "DraftingDecoder", lambda *_: pytest.fail("a draft"))
+    text = "remember " * 5
+    [record] = corpus.Generator(model, n_tokens=9, batch=1).records(documents([text]))
+    assert record["n_tokens"] == 9
+    with pytest.raises(pytest.fail.Exception):  # the library itself would make one
+        gpt2_np.complete(model, text, 9)
+
+
+def test_prompts_of_like_lengths_are_continued_together(model, monkeypatch):
+    lengths = []
+
+    class Spy(work.Generation):
+        def __init__(self, model, prompts, *rest, **options):
+            lengths.append([len(prompt) for prompt in prompts])
+            super().__init__(model, prompts, *rest, **options)
+
+    monkeypatch.setattr(work, "Generation", Spy)
+    texts = ["\0" * n for n in (9, 2, 5, 1, 7)]  # a token each
+    corpus.Generator(model, n_tokens=1, batch=2).records(documents(texts))
+    assert lengths == [[1, 2], [5, 7], [9]]
 
 
 def test_a_draw_depends_on_the_seed_and_the_id_and_on_nothing_else(model):
@@ -229,6 +286,11 @@ def test_preparing_refuses_what_does_not_fit_the_model(model):
             made.prepare()
 
 
+def test_the_driver_refuses_a_stride_longer_than_the_context(folder):
+    with pytest.raises(gpt2_np.Error, match="stride is 65: it must be at most 64"):
+        corpus.Scorer(folder, device="cpu", stride=65).fingerprint()
+
+
 def test_the_driver_refuses_a_type_that_no_worker_could_load(folder):
     with pytest.raises(gpt2_np.Error, match="float16"):
         corpus.Scorer(folder, device="cpu", dtype="float16").fingerprint()
@@ -273,6 +335,7 @@ def test_a_fingerprint_of_a_name_loads_nothing(folder, monkeypatch):
     about = corpus.Scorer(folder, device="cpu").fingerprint()
     assert (about["device"], about["dtype"], about["stride"]) == ("cpu", "float32", 32)
     assert (about["gpt2_np"], about["numpy"]) == (gpt2_np.__version__, np.__version__)
+    assert about["regex"] == regex.__version__
 
 
 @pytest.mark.parametrize("kind, changes", [
@@ -310,6 +373,42 @@ def test_other_files_change_the_fingerprint(folder, tmp_path):
     assert {key for key in other if other[key] != changed[key]} == {"vocabulary"}
     (tmp_path / "README.md").write_text("no part of the model")
     assert corpus.Scorer(tmp_path).fingerprint()["model"] == changed
+
+
+def test_what_a_tokenizer_adds_to_a_text_changes_the_fingerprint(model):
+    plain = model.tokenizer
+    own = [bpe.Tokenizer.from_parts(plain.merges_text().splitlines()[1:], None, plain.added_tokens,
+                                    **options)
+           for options in ({}, {"start_ids": (7,)}, {"add_prefix_space": True})]
+    found = [corpus.Scorer(with_tokenizer(model, one)).fingerprint()["model"] for one in own]
+    assert len({about["vocabulary"] for about in found}) == 3
+    assert len({about["weights"] for about in found}) == 1
+
+
+def test_a_file_that_appears_beside_an_official_size_does_not_change_its_fingerprint(
+        tmp_path, monkeypatch):
+    folder = save_small_model(tmp_path)
+    monkeypatch.setattr(checkpoint, "official_size", lambda name: "124M")
+    first = fingerprints.checkpoint_fingerprint(folder)
+    bpe.train(TEXT, 300).save(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert fingerprints.checkpoint_fingerprint(folder) == first
+    monkeypatch.undo()
+    assert fingerprints.checkpoint_fingerprint(folder)["vocabulary"] != first["vocabulary"]
+
+
+def test_numbers_of_numpy_are_options_as_those_of_python_are(folder):
+    for kind, given in (
+        (corpus.Scorer, {"stride": np.int64(7)}),
+        (corpus.Generator, {"top_k": np.int64(7), "n_tokens": np.int32(3), "seed": np.uint8(4),
+                            "batch": np.int64(2), "stop": [np.int64(9), "x"],
+                            "top_p": np.float32(0.7)}),
+    ):
+        plain = {name: 0.7 if name == "top_p" else [9, "x"] if name == "stop" else int(value)
+                 for name, value in given.items()}
+        found, expected = (json_bytes(kind(folder, device="cpu", **options).fingerprint())
+                           for options in (given, plain))
+        assert found == expected
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, 65_536, 65_537, 10**9 + 3])
@@ -366,6 +465,18 @@ def test_without_ids_a_text_is_its_own_id(model):
     generator = corpus.Generator(model, n_tokens=9, temperature=1.0)
     first, second, other = generator({"text": ["The", "The", "T"]})["continuation"]
     assert first == second == generator.records([Document("The", "The")])[0]["text"] != other
+
+
+@pytest.mark.parametrize("batch, sentence", [
+    ("text", "the batch is 'text': give a mapping of columns, such as "),
+    (["To be"], r"the batch is \['To be'\]: give a mapping"),
+    (None, "the batch is None: give a mapping"),
+    ({"text": "To be"}, "the column 'text' is 'To be': give a list or an array"),
+    ({"text": 3}, "the column 'text' is 3: give a list"),
+])
+def test_a_batch_that_is_no_columns_is_one_sentence(model, batch, sentence):
+    with pytest.raises(gpt2_np.Error, match=sentence):
+        corpus.Scorer(model)(batch)
 
 
 def test_a_missing_column_and_one_that_would_be_lost_are_refused(model):

@@ -147,11 +147,11 @@ def test_parquet_has_the_records_with_the_same_types_in_every_shard(folder, tmp_
     given = shard_files.Job(Inputs(), doer, str(tmp_path), "parquet")
     for number in range(3):
         done = shard_files.write_shard(given, documents.Shard(number, (), 9))
-        path = str(tmp_path / f"part-{number:05d}.parquet")
+        path = str(tmp_path / f"part-{number:07d}.parquet")
         schemas.add(pyarrow.parquet.read_schema(path).to_string())
-        assert shard_files.count_documents(path, "parquet") == done.n_documents
+        assert pyarrow.parquet.ParquetFile(path).metadata.num_rows == done.n_documents
     assert len(schemas) == 1
-    rows = pyarrow.parquet.read_table(tmp_path / "part-00000.parquet").to_pylist()
+    rows = pyarrow.parquet.read_table(tmp_path / "part-0000000.parquet").to_pylist()
     for row, record in zip(rows, doer.records(list(map(Document, IDS, TEXTS))), strict=True):
         assert set(row) == {"id", *doer.columns, "skipped"}
         for name, value in row.items():
@@ -159,9 +159,9 @@ def test_parquet_has_the_records_with_the_same_types_in_every_shard(folder, tmp_
                 assert record.get(name) is None
             else:
                 np.testing.assert_array_equal(value, record[name])
-    [skipped] = pyarrow.parquet.read_table(tmp_path / "part-00001.parquet").to_pylist()
+    [skipped] = pyarrow.parquet.read_table(tmp_path / "part-0000001.parquet").to_pylist()
     assert (skipped["id"], skipped["skipped"]) == ("7", "not JSON")
-    assert sorted(os.listdir(tmp_path)) == [f"part-0000{n}.parquet" for n in range(3)]
+    assert sorted(os.listdir(tmp_path)) == [f"part-000000{n}.parquet" for n in range(3)]
 
 
 def test_the_summary_of_parquet_is_that_of_json_lines(tmp_path):
@@ -183,7 +183,7 @@ def test_the_bytes_of_parquet_are_the_same_each_time(tmp_path):
         (tmp_path / name).mkdir()
         shard_files.write_shard(job(tmp_path / name, [["x", "y"]], {"x": (3, 4, -1.5)}, "parquet"),
                                 shard())
-        contents.add((tmp_path / name / "part-00000.parquet").read_bytes())
+        contents.add((tmp_path / name / "part-0000000.parquet").read_bytes())
     assert len(contents) == 1
 
 
@@ -191,7 +191,7 @@ def test_the_bytes_of_parquet_are_the_same_each_time(tmp_path):
 def test_damaged_parquet_is_named(tmp_path, damage):
     given = job(tmp_path, [["x"] * 5000], {"x": (3, 4, -1.5)}, "parquet")
     shard_files.write_shard(given, shard())
-    path = tmp_path / "part-00000.parquet"
+    path = tmp_path / "part-0000000.parquet"
     content = path.read_bytes()
     if damage == "cut":
         path.write_bytes(content[:-20])
@@ -199,7 +199,7 @@ def test_damaged_parquet_is_named(tmp_path, damage):
         path.write_bytes(content[:4] + b"\0" * 200 + content[204:])
     else:
         pyarrow.parquet.write_table(pyarrow.table({"id": ["x"]}), path)
-    with pytest.raises(gpt2_np.Error, match=r"part-00000\.parquet is damaged"):
+    with pytest.raises(gpt2_np.Error, match=r"part-0000000\.parquet is damaged"):
         summary.write_summary(given, 1)
 
 

@@ -310,6 +310,7 @@ def test_a_run_that_is_cut_off_goes_on_from_the_cache(ours, tasks, expected, tmp
     ({"max_length": 65}, "max_length is 65: it must be at most 64"),
     ({"batch_size": "many"}, "batch_size is 'many'"),
     ({"ablate": "L7H0"}, "layer 7 does not exist"),
+    ({"ablate": 1.1}, "name a head as in 'L1H1'"),
     ({"edits": {}, "tap": print}, "edits and tap are both given"),
 ])
 def test_bad_model_args_are_a_sentence(ours, options, words):

@@ -1,4 +1,5 @@
 """Parquet as pyarrow writes it: any cut gives the same rows, and bad columns one clear sentence."""
+import errno
 import random
 import sys
 
@@ -8,7 +9,8 @@ from pyarrow import parquet
 
 from gpt2_np import Error
 from gpt2_np.corpus import formats
-from gpt2_np.corpus.documents import Document, Inputs
+from gpt2_np.corpus.documents import Inputs
+from gpt2_np.corpus.formats import Document
 
 pytestmark = pytest.mark.parity
 TEXTS = ["one", None, "", "é" * 9, "x" * 41, *(f"row {i}" for i in range(95))]
@@ -39,7 +41,8 @@ def expected(path, ids=None):
     for row, text in enumerate(TEXTS):
         place = f"{path}:{row}"
         id = place if ids is None or ids[row] is None else ids[row]
-        reason = ("not a text" if text is None or (ids is not None and ids[row] is None) else
+        reason = ("no id" if ids is not None and ids[row] is None else
+                  "not a text" if text is None else
                   "empty" if not text else "over the limit" if len(text.encode()) > 40 else None)
         yield Document(id, None if reason else text, reason)
 
@@ -60,7 +63,7 @@ def test_text_that_is_not_utf_8_is_skipped(tmp_path):
     path = write(tmp_path / "a.parquet", text=bad, id=bad)
     assert [document.skipped for document in read_shuffled(Inputs(path))] == [None, "not UTF-8"]
     assert read_shuffled(Inputs(path, id="id")) == [
-        Document("a", "a"), Document(f"{path}:1", None, "not UTF-8")]
+        Document("a", "a"), Document(f"{path}:1", None, "no id")]
 
 
 def test_the_same_column_can_be_text_and_id(tmp_path):
@@ -71,8 +74,8 @@ def test_the_same_column_can_be_text_and_id(tmp_path):
 
 def test_small_row_groups_share_a_shard(tmp_path):
     path = write(tmp_path / "a.parquet", group=10, text=["x" * 100] * 50)
-    assert Inputs(path, shard_bytes=700).n_shards() == 5
-    assert Inputs(path).n_shards() == 1
+    assert len(list(Inputs(path, shard_bytes=700).shards())) == 5
+    assert len(list(Inputs(path).shards())) == 1 and Inputs(path).n_shards() is None
     empty = write(tmp_path / "b.parquet", text=pyarrow.array([], pyarrow.string()))
     assert read_shuffled(Inputs((path, empty, write(tmp_path / "c.parquet", text=["c"]))))[50:] == [
         Document(f"{tmp_path}/c.parquet:0", "c")]
@@ -115,13 +118,35 @@ def test_damage_inside_and_a_change_name_the_file(tmp_path):
         list(inputs.read(shards[-1]))
 
 
+def test_errors_of_the_system_are_not_called_damage():
+    with pytest.raises(MemoryError), formats.parquet_errors("a.parquet"):
+        pyarrow.allocate_buffer(2**60)
+    for error, sentence in (
+        (OSError(errno.EIO, "a long story"), "a.parquet cannot be read: Input/output error"),
+        (OSError("Unexpected end of stream"), "a.parquet is not a whole Parquet file: Unexpected"),
+    ):
+        with pytest.raises(Error, match=sentence), formats.parquet_errors("a.parquet"):
+            raise error
+    with pytest.raises(Error, match=r"a\.parquet cannot be read: No such file or directory$"):
+        formats.parquet_file("no/a.parquet")
+
+
+def test_the_rows_of_a_column_are_cut_whatever_its_name(tmp_path):
+    counts = []
+    for name in "text", "a.b", "a":
+        path = write(tmp_path / f"{name}.parquet", group=3000,
+                     **{name: [f"{i} " + "x" * 100 for i in range(3000)]})
+        counts.append(len(list(Inputs(path, field=name, shard_bytes=10_000).shards())))
+    assert counts[0] == counts[1] == counts[2] > 20
+
+
 def test_a_row_group_is_read_once_by_a_worker(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", group=100)
     inputs, opened = Inputs(path, shard_bytes=100), []
     shards = list(inputs.shards())
     assert len(shards) > 5
-    open_group = formats.Rows.open_group
-    monkeypatch.setattr(formats.Rows, "open_group",
+    open_group = formats.ParquetReader.open_group
+    monkeypatch.setattr(formats.ParquetReader, "open_group",
                         lambda self, row: (opened.append(row), open_group(self, row))[1])
     for shard in shards:
         list(inputs.read(shard))

@@ -121,7 +121,7 @@ def actors(cluster):
     raylets = {each.process.pid for node in cluster.list_all_nodes()
                for each in node.all_processes.get("raylet", ())}
     return [pid for pid, parent, name in processes()
-            if parent in raylets and name.startswith("ray::Worker")]
+            if parent in raylets and name.startswith("ray::Actor")]
 
 
 def processes():
@@ -186,7 +186,7 @@ def test_without_an_address_a_cluster_of_this_machine_comes_and_goes(corpus, tmp
     wait_for(lambda: n_done(output) or driver.poll() is not None)
     ours = descendants(driver.pid)
     assert end(driver) == (0, "")
-    assert any(name.startswith("ray::Worker") for name in ours.values())
+    assert any(name.startswith("ray::Actor") for name in ours.values())
     assert results(output) == corpus.expected
     wait_for(lambda: not {pid for pid, _, _ in processes()} & ours.keys())
 
@@ -240,6 +240,19 @@ def test_a_shard_whose_worker_was_killed_is_tried_again(cluster, tmp_path):
         finished, lost, said = run(workers, shards)
     assert (finished, lost) == ([0, 1, 2], [])
     assert "shard 1" in said[0] and "its process was killed" in said[0] and len(said) == 1
+
+
+def test_an_input_that_is_gone_costs_its_shard_alone(cluster, tmp_path):
+    with engine(cluster, tmp_path) as (workers, shards):
+        shards = list(shards)
+        (tmp_path / "1.txt").unlink()
+        assert run(workers, shards)[:2] == ([0, 2], [1])
+
+
+def test_a_worker_that_this_machine_has_no_cores_for_is_an_error(tmp_path):
+    with pytest.raises(Error, match=r"threads is 1000, but Ray finds \d+ CPUs on this machine"), \
+            engine(SimpleNamespace(address=None), tmp_path, threads=1000):
+        pass
 
 
 def test_a_wait_for_a_cluster_without_room_is_not_silent(cluster, tmp_path, monkeypatch):
