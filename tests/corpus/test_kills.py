@@ -18,7 +18,7 @@ from gpt2_np import corpus
 from gpt2_np.corpus import driver
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's /proc")
-SHARD_BYTES = 3000
+SHARD_BYTES = 2000
 
 
 def start(model, texts, output, workers):
@@ -105,7 +105,7 @@ def write_texts(folder, n):
 
 def test_a_killed_worker_and_a_killed_driver_change_no_byte(model, tmp_path):
     """Both are killed at work. Another worker goes on, and then another run, in this process."""
-    texts, output = write_texts(tmp_path, 600), tmp_path / "b"
+    texts, output = write_texts(tmp_path, 400), tmp_path / "b"
     with start(model, texts, output, 1) as run:
         for kill_the_driver in False, True:
             before = set(output.glob("part-*.jsonl"))
