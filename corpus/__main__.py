@@ -24,10 +24,10 @@ from ..command_line import (
     run_command,
     sampling_options,
 )
-from ..gpt2_np import __version__
+from ..gpt2_np import Error, __version__
 from . import evaluations, lm_eval_adapter
 from .documents import SUFFIXES
-from .driver import ENGINES, Incomplete, Stopped, generate, score
+from .driver import ENGINES, Incomplete, Stopped, generate, reasons_of, score
 from .runs import progress_words, status
 from .shard_files import FORMATS
 
@@ -142,19 +142,20 @@ def run_options(args, parser) -> dict[str, Any]:
 
 
 def run_score(args, parser):
-    with stoppable():
+    with stoppable(args):
         print_summary(args, score(args.inputs, args.output, args.model, stride=args.stride,
                                   bos=not args.no_bos, per_token=args.per_token,
                                   **run_options(args, parser)))
 
 
 def run_generate(args, parser):
+    options = run_options(args, parser)
     check_drawing(args, parser)
-    with stoppable():
+    with stoppable(args):
         print_summary(args, generate(
             args.inputs, args.output, args.model, n_tokens=args.tokens, stop=args.stop,
             seed=args.seed, batch=args.batch, bos=args.bos, per_token=args.per_token,
-            **sampling_options(args), **run_options(args, parser)))
+            **sampling_options(args), **options))
 
 
 class Terminated(KeyboardInterrupt):
@@ -162,7 +163,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(args: argparse.Namespace) -> Iterator[None]:
     """End the program with a sentence and the right status if a run is stopped or incomplete."""
 
     def terminate(*_):
@@ -176,6 +177,9 @@ def stoppable() -> Iterator[None]:
     except Incomplete as error:
         print(f"{program()}: {error}", file=sys.stderr)
         raise SystemExit(3) from None
+    except Error as error:  # many begin with the name of an argument
+        name, verb, rest = str(error).partition(" is ")
+        raise Error(f"{option(name)}{verb}{rest}" if name in vars(args) else str(error)) from None
     except KeyboardInterrupt as stop:
         words = stop if isinstance(stop, Stopped) else "stopped; the same command goes on"
         print(f"\n{program()}: {words}", file=sys.stderr)
@@ -188,8 +192,7 @@ def stoppable() -> Iterator[None]:
 
 def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
     skipped = summary["skipped"]
-    reasons = ", ".join(f"{about['n_documents']:,} {reason}"
-                        for reason, about in skipped["reasons"].items())
+    reasons = reasons_of(skipped)
     print(f"{summary['n_documents']:,} documents, {summary['n_tokens']:,} tokens"
           + f"; skipped {skipped['n_documents']:,} ({reasons})" * bool(reasons))
     for name in ("nats_per_token", "perplexity", "bits_per_byte"):
@@ -199,26 +202,22 @@ def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
             print(f"{name.replace('_per_', ' a ').replace('_', ' '):14s}"
                   f"{about['value']:.4f}{interval}")
     print(f"results and summary.json are in {args.output}")
-    if skipped["n_documents"] == summary["n_documents"]:
-        print(f"{program()}: the inputs have no text that could be read: check --field and --id",
-              file=sys.stderr)
-        raise SystemExit(3)
 
 
 def print_status(args, parser):
-    found = status(args.folder)
-    print(progress_words(found.n_done, found.n_shards))
-    if found.is_complete:
+    about = status(args.folder)
+    print(progress_words(about.n_done, about.n_shards))
+    if about.is_complete:
         return
-    if found.at_work:
-        print(f"a run is at work on it: {found.at_work}")
-    elif found.summary and found.n_shards is None:
+    if about.at_work:
+        print(f"a run is at work on it: {about.at_work}")
+    elif about.summary and about.n_shards is None:
         print("an input is damaged, as summary.json says: fetch it again and give another output "
               "folder")
     else:
-        if found.n_done == found.n_shards:
+        if about.n_done == about.n_shards:
             print("the summary is missing")
-        print(f"to go on: {found.command or 'call the same function of corpus again'}")
+        print(f"to go on: {about.command or 'call the same function of corpus again'}")
     print(end="", flush=True)
     raise SystemExit(3)
 

@@ -95,8 +95,8 @@ def score(
 
     Raises:
         Incomplete: shards failed three times each. All others are done.
-        Error: an option or an input is wrong, the folder is in use, or is of a run with something
-            changed, or nothing can go on, as on a full disk.
+        Error: an option or an input is wrong, no document has a text, the folder is in use, or is
+            of a run with something changed, or nothing can go on, as on a full disk.
         Stopped: a KeyboardInterrupt that says how far the run came.
     """
     given: dict[str, Any] = {**options}
@@ -139,19 +139,19 @@ def pop_model(
     """Take the options of the model. The device is the one that workers use."""
     gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
     check_count("gpus", gpus, 0)
-    found = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
+    taken = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
     if isinstance(model, Model):
-        if gpus or found["device"] != "auto" or "dtype" in found:
+        if gpus or taken["device"] != "auto" or "dtype" in taken:
             raise Error("gpus, device or dtype is given beside a Model, which has its own: leave "
                         "it out, or give the model's name")
         on_gpu = namespace(model.params["wte"]) is not np
-        return found | {"device": "cuda" if on_gpu else "cpu"}
-    if gpus and found["device"] == "cpu":
+        return taken | {"device": "cuda" if on_gpu else "cpu"}
+    if gpus and taken["device"] == "cpu":
         raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
-    if gpus or found["device"] == "auto":
+    if gpus or taken["device"] == "auto":
         on_gpu = gpus or not (by_ray or backend.pick("auto") is np)
-        found["device"] = "cuda" if on_gpu else "cpu"
-    return found
+        taken["device"] = "cuda" if on_gpu else "cpu"
+    return taken
 
 
 def pop_inputs(paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
@@ -219,7 +219,7 @@ def run(
                     make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
                 lost = run_shards(workers_at_work, chain([first], shards.to_do), on_done, bar.say)
         elif not shards.problem and (summary := read_summary(folder)) and summary["complete"]:
-            return summary
+            return with_texts(summary, inputs)
         failures = {shard.number: reason for shard, reason in lost}
         if shards.problem:  # what cannot be read counts as one more shard
             failures[shards.n] = shards.problem
@@ -240,7 +240,26 @@ def run(
         raise Incomplete(". ".join(
             [f"{n} of {shards.n} shards are missing ({reasons}{more}): the same command tries them "
              "again"] * bool(n) + [shards.problem] * bool(shards.problem)))
-    return summary
+    return with_texts(summary, inputs)
+
+
+def with_texts(summary: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+    """Return a summary. Raises Error if all documents were skipped."""
+    skipped = summary["skipped"]
+    if skipped["n_documents"] < summary["n_documents"]:
+        return summary
+    wrong = [f"{name} is {shown(getattr(inputs, name))}, name another"
+             for name, reason in (("field", "no such field"), ("id", "no id"))
+             if reason in skipped["reasons"]]
+    raise Error(f"nothing could be done: {skipped['n_documents']:,} of {summary['n_documents']:,} "
+                f"documents were skipped ({reasons_of(skipped) or 'there are none'}): "
+                + (" and ".join(wrong) or "give other inputs"))
+
+
+def reasons_of(skipped: dict[str, Any]) -> str:
+    """Return the reasons of a summary's skipped documents: "2 empty, 1 not JSON"."""
+    return ", ".join(f"{about['n_documents']:,} {reason}"
+                     for reason, about in skipped["reasons"].items())
 
 
 class Missing:

@@ -115,13 +115,13 @@ def read_lambada(path: str, field: str = "text") -> list[Passage]:
     inputs, passages = Inputs((path,), field=field, input_format="jsonl"), []
     expected = f"expected JSON with a passage in {shown(field)}, of two words at least"
     for shard in inputs.shards():
-        for place, text, skipped in inputs.read(shard):
+        for id, text, skipped in inputs.read(shard):
             if text is None:
-                raise Error(f"{place}: {skipped}, {expected}")
+                raise Error(f"{id}: {skipped}, {expected}")
             context = text.rpartition(" ")[0].rstrip()  # more spaces belong to the word
             word = text[len(context) :]
             if not context or not word.strip():
-                raise Error(f"{place} is {shown(text)}, {expected}")
+                raise Error(f"{id} is {shown(text)}, {expected}")
             passages.append(Passage(context, word))
     if not passages:
         raise Error(f"{path} is empty, {expected}")
@@ -178,14 +178,14 @@ def pages(text: str) -> list[str]:
     An article begins at a heading " = Title = ", not " = = Section = = ". Blank lines before the
     first one are left out.
     """
-    found, lines = [], []
+    articles, lines = [], []
     for line in text.split("\n"):
         heading = line.replace("= = =", "===").replace("= =", "==").strip()
         if heading.startswith("= ") and heading.endswith(" ="):
-            found.append("\n".join(lines))
+            articles.append("\n".join(lines))
             lines = []
         lines.append(line)
-    return [page for page in [*found, "\n".join(lines)] if page.strip()]
+    return [page for page in [*articles, "\n".join(lines)] if page.strip()]
 
 
 FIRST = [("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."),

@@ -71,19 +71,19 @@ class Evaluation:
     notes: tuple[str, ...]
 
     def __getitem__(self, measure: str) -> Estimate:
-        found = {one.name: one.estimate for one in self.measures}
-        if measure not in found:
+        estimates = {measured.name: measured.estimate for measured in self.measures}
+        if measure not in estimates:
             raise Error(f"{self.name} has no measure {shown(measure)}: choose one of "
-                        f"{', '.join(found)}")
-        return found[measure]
+                        f"{', '.join(estimates)}")
+        return estimates[measure]
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON can hold them. Numbers that do not exist are None."""
         measures = {
-            one.name: {name: value if math.isfinite(value) else None
-                       for name, value in one.estimate._asdict().items()}
-            | {"published": [figure._asdict() for figure in one.published]}
-            for one in self.measures
+            measure.name: {name: value if math.isfinite(value) else None
+                           for name, value in measure.estimate._asdict().items()}
+            | {"published": [figure._asdict() for figure in measure.published]}
+            for measure in self.measures
         }
         return {**vars(self), "measures": measures, "differs": list(self.differs),
                 "notes": list(self.notes)}
@@ -100,7 +100,7 @@ class Evaluation:
                 of = f"unedited {published[0].size}" if edit else published[0].size
                 lines.append(f"      published for {of}: {'; '.join(map(str, published))}")
         interval = f"95%, bootstrap over the {self.n_resampled:,} {self.resampled}"
-        if all(math.isnan(one.estimate.low) for one in self.measures):
+        if all(math.isnan(measure.estimate.low) for measure in self.measures):
             interval = "a bootstrap needs more than one unit"
         words = [self.protocol, f"Intervals: {interval}.", *self.notes]
         if self.differs:
@@ -138,9 +138,7 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit)
     options = Options(stride, limit, field, documents, input_format, progress)
-    for option in UNUSED.get(name, ()):
-        if getattr(options, option) != Options._field_defaults[option]:
-            raise Error(f"{option} does not go with {name}: leave it out")
+    refuse_unused(name, options)
     path = data_file(name, data, progress)
     whole = model if isinstance(model, Model) else checkpoint.load(model)
     tokenizer_of(whole)
@@ -164,6 +162,12 @@ def evaluate(
         found.n_tokens, found.n_resampled, found.resampled, tuple(measures), found.protocol,
         (*differs, *found.differs) if name in FILES else (), (*notes, *found.notes),
     )  # fmt: skip
+
+
+def refuse_unused(name: str, options: Options) -> None:
+    for option in UNUSED.get(name, ()):
+        if getattr(options, option) != Options._field_defaults[option]:
+            raise Error(f"{option} does not go with {name}: leave it out")
 
 
 # --- the command -----------------------------------------------------------------------
@@ -199,14 +203,14 @@ def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) 
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}: it must be at least 1")
-    path = data_file(args.name, args.data, not args.quiet)
-    found = evaluate(
-        args.name, text_model(args), ablate=args.ablate, stride=args.stride, limit=args.limit,
-        data=path if args.name in FILES else None, field=args.field, documents=args.documents,
-        input_format=args.input_format, progress=not args.quiet,
-    )  # fmt: skip
-    found = replace(found, model=args.model)
+    options = Options(args.stride, args.limit, args.field, args.documents, args.input_format,
+                      not args.quiet)
+    refuse_unused(args.name, options)
+    path = data_file(args.name, args.data, options.progress)
+    evaluation = evaluate(args.name, text_model(args), ablate=args.ablate,
+                          data=path if args.name in FILES else None, **options._asdict())
+    evaluation = replace(evaluation, model=args.model)
     if args.json:
-        print_json(found.as_dict())
+        print_json(evaluation.as_dict())
     else:
-        print(found)
+        print(evaluation)

@@ -68,11 +68,11 @@ def log_likelihoods(
         part = [(context, list(groups[context])) for context in order[start : start + AT_ONCE]]
         arrays = [Branches(np.array(context), [np.array(ids) for ids in continuations])
                   for context, continuations in part]
-        for group, branch, found in branch_scores(model, arrays, checked_tap(tap)):
+        for group, branch, scores in branch_scores(model, arrays, checked_tap(tap)):
             context, continuations = part[group]
-            log_p = float(found.log_probabilities.sum(dtype=np.float64))
+            log_p = float(scores.log_probabilities.sum(dtype=np.float64))
             for number in groups[context][continuations[branch]]:
-                yield number, log_p, bool(found.is_greedy.all())
+                yield number, log_p, bool(scores.is_greedy.all())
 
 
 def continuations(
@@ -248,15 +248,15 @@ def model_class() -> Any:
                     contexts = [requests[number].args[0] for number in numbers]
                     prompts = [self.tok_encode(text)[n_tokens - self.max_length :]
                                or [self.prefix_token_id] for text in contexts]
-                    for found, ids in continuations(
+                    for batch, ids in continuations(
                             self.model, prompts, n_tokens, [*stop, self.eot_token_id],
                             sampling_options(options), self.batch_size, seed, self.tap):
                         text = postprocess_generated_text(self.plain_text(ids), stop, None)
-                        for place in found:
-                            results[numbers[place]] = text
+                        for index in batch:
+                            results[numbers[index]] = text
                             self.cache_hook.add_partial(
-                                "generate_until", (contexts[place], given), text)
-                        bar.update(len(found))
+                                "generate_until", (contexts[index], given), text)
+                        bar.update(len(batch))
             return results
 
         def plain_text(self, ids):

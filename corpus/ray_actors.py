@@ -48,16 +48,16 @@ class Actor:
     def arrive(self) -> Outcome | None:
         """Return an outcome if this node cannot do the work that the driver has in mind."""
         try:
-            found = read_run(self.job.folder)["fingerprint"]
+            seen = read_run(self.job.folder)["fingerprint"]
         except Error:
-            found = None
-        if found != self.fingerprint:
+            seen = None
+        if seen != self.fingerprint:
             return self.refusal(f"does not see {os.path.join(self.job.folder, RUN)}: {SHARED}")
         try:
             own = json.loads(json_bytes(self.job.work.fingerprint()))
         except Error as error:
             return self.refusal(f"cannot work: {error}")
-        others = [name for name, value in own.items() if value != found.get(name)]
+        others = [name for name, value in own.items() if value != seen.get(name)]
         if others:
             return self.refusal(f"differs in {', '.join(others)}: every node needs the same "
                                 "packages and the same model")
@@ -163,10 +163,10 @@ class RayEngine:
 
     def wait(self, seconds: float) -> Sequence[Outcome]:
         wait = self.ray.wait
-        found, _ = wait(list(self.calls), timeout=seconds)
-        if found:  # and perhaps others beside the first
-            found, _ = wait(list(self.calls), num_returns=len(self.calls), timeout=0)
-        outcomes = [self.receive(reference) for reference in found]
+        ready, _ = wait(list(self.calls), timeout=seconds)
+        if ready:  # and perhaps others beside the first
+            ready, _ = wait(list(self.calls), num_returns=len(self.calls), timeout=0)
+        outcomes = [self.receive(reference) for reference in ready]
         self.hand_over()
         self.warn_of_waiting()
         return [outcome for outcome in outcomes if outcome is not None]

@@ -137,8 +137,8 @@ def remove_unfinished(folder: str) -> None:
 
 def done_shards(folder: str, about: Mapping[str, Any]) -> set[int]:
     """Return the numbers of the shards of a run that have a file."""
-    numbers = {int(found[1]) for name in os.listdir(folder)
-               if (found := re.match(r"part-(\d+)\.", name)) and not name.endswith(PART)}
+    numbers = {int(match[1]) for name in os.listdir(folder)
+               if (match := re.match(r"part-(\d+)\.", name)) and not name.endswith(PART)}
     n_shards = about["n_shards"]
     return {number for number in numbers if (n_shards is None or number < n_shards)
             and os.path.exists(shard_file(folder, number, about["format"]))}
@@ -167,7 +167,8 @@ def read_summary(folder: str) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError), open(
             os.path.join(folder, SUMMARY), encoding="utf-8") as file:
         summary = json.load(file)
-        return summary if isinstance(summary, dict) and "complete" in summary else None
+        whole = isinstance(summary, dict) and {"complete", "n_documents", "skipped"} <= set(summary)
+        return summary if whole else None
     return None
 
 
@@ -233,13 +234,14 @@ def status(folder: str) -> Status:
 
 def refuse_changes(folder: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise Error that says what has changed since a run was started, if anything has."""
-    if first.get("work") != now.get("work"):  # then most others differ, too
-        first, now = ({"work": fingerprint.get("work")} for fingerprint in (first, now))
-    found = list(changes(first, now))
-    if found:
-        more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-        raise Error(f"{folder} is of a run in which {'; '.join(found[:3])}{more}. Start it as it "
-                    "was, or choose another output folder")
+    if first.get("work") != now.get("work"):
+        work = {"Scorer": "score", "Generator": "generate"}.get(first.get("work", ""), "other work")
+        raise Error(f"{folder} is the output of {work}: choose another output folder")
+    differences = list(changes(first, now))
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise Error(f"{folder} is of a run in which {'; '.join(differences[:3])}{more}. Start "
+                    "it as it was, or choose another output folder")
 
 
 def changes(first: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:

@@ -16,9 +16,12 @@ def product_files() -> list[Path]:
 
 
 def copy_repository(folder):
-    """Copy the repository as a subtree or submodule brings it, but for the tests."""
+    """Copy the repository as a subtree or submodule brings it, but for the tests.
+
+    What is compiled comes along, since the files keep their times.
+    """
     left_out = shutil.ignore_patterns(
-        ".*", "__pycache__", "build", "dist", "*.egg-info", "work", "tests"
+        ".*", "*.pyc.*", "build", "dist", "*.egg-info", "work", "tests"
     )
     shutil.copytree(ROOT, folder, ignore=left_out)
     return folder

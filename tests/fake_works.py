@@ -1,30 +1,25 @@
-"""Runs without a model or without processes. Some texts do to a worker what real ones do."""
+"""Work without a model, and without the package: some texts do to a worker what real ones do."""
 import os
 import signal
 import time
 from pathlib import Path
 
-from gpt2_np import Error
-from gpt2_np.corpus.scheduling import attempt, prepare
-
 
 class CountLetters:
     """The number of letters of each text, and whatever the text says that should happen."""
 
-    def __init__(self, note=None, at_start=""):
+    def __init__(self, note=None, at_start=None):
         self.columns = {"n_prompt_tokens": "int64", "n_tokens": "int64", "reason": "string"}
         self.note = note  # a folder, where each worker leaves a file about itself
-        self.at_start = at_start  # "raise" or "die"
+        self.at_start = at_start  # an exception, or "die"
 
     def prepare(self):
         if self.note:
-            names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-            values = ",".join(os.environ.get(name, "-") for name in names)
-            (Path(self.note) / str(os.getpid())).write_text(values)
-        if self.at_start == "raise":
-            raise Error("there is no such model")
+            note_environment(self.note)
         if self.at_start == "die":
             os._exit(5)
+        if self.at_start:
+            raise self.at_start
 
     def fingerprint(self):
         return {"work": "count letters"}
@@ -46,25 +41,14 @@ class CountLetters:
             case ["raises"]:
                 raise ZeroDivisionError("a bug")
             case ["sleeps"]:
+                leave_note(self.note, "asleep")
                 time.sleep(600)
 
 
-class OwnProcess:
-    """An engine with one worker: this process."""
+def note_environment(folder):
+    names = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
+    leave_note(folder, ",".join(os.environ.get(name, "-") for name in names))
 
-    n_workers = 1
 
-    def __init__(self, job, *_):
-        self.job = job
-
-    def start(self, worker):
-        prepare(worker, self.job)
-
-    def submit(self, worker, shard):
-        self.shard = shard
-
-    def wait(self, seconds):
-        return [attempt(0, self.job, self.shard)]
-
-    def close(self):
-        pass
+def leave_note(folder, text):
+    (Path(folder) / str(os.getpid())).write_text(text)

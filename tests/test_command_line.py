@@ -143,9 +143,10 @@ def test_no_echo_prints_the_continuation_alone(run, folder, model):
 )
 def test_sampling_options_reach_the_generator(run, folder, model, arguments, options):
     def text(**options):
-        return PROMPT + gpt2_np.complete(model, PROMPT, temperature=2.0, seed=5, **options) + "\n"
+        continuation = gpt2_np.complete(model, PROMPT, 15, temperature=2.0, seed=5, **options)
+        return PROMPT + continuation + "\n"
 
-    assert run(PROMPT, "-m", folder, "--seed", 5, *arguments) == (0, text(**options), "")
+    assert run(PROMPT, "-m", folder, "-n", 15, "--seed", 5, *arguments) == (0, text(**options), "")
     assert not options or text(**options) != text()
 
 
@@ -635,13 +636,18 @@ def test_closed_standard_input_is_reported_in_one_sentence(run, monkeypatch, fol
 
 @posix
 def test_closed_standard_output_is_reported_in_one_sentence(folder):
-    def close_stdout():
-        os.close(1)
+    status, _, err = run_to_end(PROMPT, "-m", folder, stdout=None, preexec_fn=lambda: os.close(1))
+    assert (status, err.count(b"\n")) == (1, 1)
+    assert b"standard output is closed" in err
 
-    for arguments in [PROMPT], ["--score", PROMPT], ["--info"]:
-        status, _, err = run_to_end(*arguments, "-m", folder, stdout=None, preexec_fn=close_stdout)
-        assert (status, err.count(b"\n")) == (1, 1)
-        assert b"standard output is closed" in err
+
+@pytest.mark.parametrize("job", [[PROMPT], ["--score", PROMPT], ["--info"]])
+def test_any_job_reports_that_there_is_no_standard_output(folder, monkeypatch, capsys, job):
+    """Python has none if it starts with a closed one."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert gpt2_np.main([*job, "-m", folder]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "standard output is closed" in err
 
 
 def test_an_unknown_model_is_reported_in_one_sentence_with_the_choices(run):
@@ -853,12 +859,10 @@ def test_a_full_disk_behind_stdout_is_reported_in_one_sentence(folder):
     assert b"No space left on device" in err
 
 
-@pytest.mark.parametrize(
-    "variables", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0"}]
-)
-def test_output_is_utf_8_in_any_locale(folder, variables):
+def test_output_is_utf_8_in_any_locale(folder):
+    """Python's own encoding is ASCII here: that of the C locale, from which nothing saves it."""
     text = "naïve “🦙” 你好".encode()
-    environment = {**os.environ, **variables}
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     arguments = ["-", "-m", folder, "-n", "0"]
     result = run_to_end(*arguments, data=text, stdin=subprocess.PIPE, env=environment)
     assert result == (0, text + b"\n", b"")
@@ -866,16 +870,11 @@ def test_output_is_utf_8_in_any_locale(folder, variables):
 
 @posix
 def test_a_prompt_that_is_not_utf_8_is_reported_in_one_sentence(folder):
+    """An error when the file is the program, the module __main__ without an Error of its own."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     status, out, err = run_to_end(b"The caf\xe9", "-m", folder, env=environment)
     assert (status, out) == (1, b"")
     assert err == b"gpt2_np: the prompt is not UTF-8 text, byte 7 is 0xe9: convert it to UTF-8\n"
-
-
-def test_errors_are_caught_when_the_file_is_the_program():
-    """That file is then the module __main__, which must not have an Error of its own."""
-    status, out, err = run_to_end("Hello", "-m", "nowhere")
-    assert (status, out, err.count(b"\n")) == (1, b"", 1)
 
 
 def test_version_prints_the_version_of_the_library(run):
@@ -898,9 +897,9 @@ def surroundings():
             signal.getsignal(signal.SIGINT), products._tf32.get())
 
 
-def use_latin_streams(monkeypatch):
+def use_streams_of(encoding, monkeypatch):
     for name in "stdout", "stderr":
-        stream = io.TextIOWrapper(io.BytesIO(), "latin-1", errors="backslashreplace")
+        stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="backslashreplace")
         monkeypatch.setattr(sys, name, stream)
 
 
@@ -912,7 +911,7 @@ def use_latin_streams(monkeypatch):
 def test_main_returns_its_status_and_leaves_everything_as_it_was(
     arguments, expected, handler, folder, monkeypatch
 ):
-    use_latin_streams(monkeypatch)
+    use_streams_of("latin-1", monkeypatch)
     before = signal.signal(signal.SIGINT, handler)
     try:
         found = surroundings()
@@ -922,9 +921,15 @@ def test_main_returns_its_status_and_leaves_everything_as_it_was(
         signal.signal(signal.SIGINT, before)
 
 
-def test_main_prints_utf_8_whatever_the_encoding_was(folder, monkeypatch):
-    use_latin_streams(monkeypatch)
-    assert gpt2_np.main(["naïve “🦙”", "-m", folder, "-n", "0"]) == 0
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-16"])
+@pytest.mark.parametrize("prompt", ["-", "naïve “🦙”"])
+def test_main_reads_and_prints_utf_8_whatever_the_encoding_was(
+    folder, monkeypatch, encoding, prompt
+):
+    use_streams_of(encoding, monkeypatch)
+    stdin = io.TextIOWrapper(io.BytesIO("naïve “🦙”".encode()), encoding)
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert gpt2_np.main([prompt, "-m", folder, "-n", "0"]) == 0
     assert sys.stdout.buffer.getvalue() == "naïve “🦙”\n".encode()
 
 

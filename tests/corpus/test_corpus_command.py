@@ -1,17 +1,18 @@
 """The commands score, generate and status: what they print and write, and how they end."""
+import functools
 import gzip
 import json
 import os
 import signal
-import subprocess
 import sys
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from copies import ROOT
-from fake_works import OwnProcess
+from own_process import NotingScorer, OwnProcess
 from small_model import TEXT, save_small_model
-from waiting import wait_for
+from waiting import started, wait_for
 
 import gpt2_np
 from gpt2_np import corpus
@@ -49,9 +50,11 @@ def records(folder):
 
 @pytest.fixture(scope="module")
 def scored(model, texts, tmp_path_factory):
-    """The output of one worker."""
+    """The output of one worker, which is this process."""
     output = tmp_path_factory.mktemp("scored") / "scores"
-    corpus.score(texts, output, str(model), workers=1, shard_bytes=400, id="n", per_token=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "ProcessEngine", OwnProcess)
+        corpus.score(texts, output, str(model), shard_bytes=400, id="n", per_token=True)
     return output
 
 
@@ -67,19 +70,39 @@ def test_scores_are_those_of_the_library(model, scored):
         assert record["log_probability"] == pytest.approx(sum(record["log_probabilities"]))
 
 
+def test_a_model_has_its_own_device_and_type(model, texts, tmp_path):
+    loaded = gpt2_np.load(model, "cpu")
+    for options in {"gpus": 1}, {"device": "cpu"}, {"dtype": "float16"}:
+        with pytest.raises(gpt2_np.Error, match="is given beside a Model, which has its own"):
+            corpus.score(texts, tmp_path / "out", loaded, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_number_of_workers_changes_no_byte(model, texts, scored, tmp_path):
-    corpus.score(texts, tmp_path, str(model), workers=3, shard_bytes=400, id="n", per_token=True)
+    corpus.score(texts, tmp_path, str(model), workers=2, shard_bytes=400, id="n", per_token=True)
     assert files(tmp_path) == files(scored) and len(files(scored)) > 4
 
 
 def test_the_number_of_cards_changes_no_byte(model, texts, tmp_path, monkeypatch):
-    """The stand-in for CuPy computes what a GPU does. Each worker has a card of its own."""
+    """The stand-in for CuPy computes what a GPU does. Each worker has a card of its own.
+
+    A worker has its threads and its card from the start. The driver's environment stays as it was.
+    """
     monkeypatch.syspath_prepend(ROOT / "tests" / "stand_in")  # of the workers, too
-    for gpus in 1, 2:
-        corpus.score(texts, tmp_path / str(gpus), str(model), gpus=gpus, shard_bytes=1000)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7, GPU-5")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "64")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    for gpus, expected in (1, ["3,3,7"]), (2, ["3,3,7", "3,3,GPU-5"]):
+        notes = tmp_path / f"notes {gpus}"
+        notes.mkdir()
+        monkeypatch.setattr(driver, "Scorer", functools.partial(NotingScorer, str(notes)))
+        corpus.score(texts, tmp_path / str(gpus), str(model), gpus=gpus, threads=3, shard_bytes=400)
+        assert sorted(note.read_text() for note in notes.iterdir()) == expected
     assert files(tmp_path / "1") == files(tmp_path / "2")
     about = json.loads((tmp_path / "1" / "run.json").read_text())
     assert about["fingerprint"]["device"] == "cuda" and "cupy" not in sys.modules
+    assert dict(os.environ) == before
 
 
 def test_drawn_texts_depend_on_the_seed_and_the_id_alone(model, texts, tmp_path, monkeypatch):
@@ -98,7 +121,9 @@ def test_drawn_texts_depend_on_the_seed_and_the_id_alone(model, texts, tmp_path,
 # --- the command -----------------------------------------------------------------------
 
 
-def test_a_command_ends_with_a_summary_and_its_status_is_0(model, texts, tmp_path, capsys):
+def test_a_command_ends_with_a_summary_and_its_status_is_0(
+        model, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet",
                "--workers", "1"]
     assert main(command) == 0
@@ -127,7 +152,7 @@ USAGE = [
     (["score", "a", "-o", "out", "--address", "auto"], "add --engine ray"),
     (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
     (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
-    (["generate", "a", "-o", "out", "-n", "0"], "--tokens is 0"),
+    (["generate", "a", "-o", "out", "-n", "-3"], "--tokens is -3: it must be at least 1"),
     (["generate", "a", "-o", "out", "--top-k", "4"], "needs --temperature above 0"),
     (["generate", "a", "-o", "out", "--temperature", "-1"], "--temperature is -1.0"),
     (["generate", "a", "-o", "out", "--seed", "-1"], "--seed is -1"),
@@ -160,12 +185,21 @@ def test_an_error_is_status_1_and_one_line(arguments, words, capsys, tmp_path, m
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_inputs_without_a_readable_text_are_status_3(model, texts, tmp_path, capsys, monkeypatch):
+def test_inputs_of_which_every_document_is_skipped_are_an_error_each_time(
+        model, texts, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
-    assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
-                 "nope"]) == 3
-    out, err = capsys.readouterr()
-    assert "skipped 40 (40 no such field)" in out and "check --field and --id" in err
+    for _ in range(2):
+        assert main(["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--field",
+                     "nope", "--quiet"]) == 1
+        assert capsys.readouterr() == ("", (
+            "python -m gpt2_np.corpus: nothing could be done: 40 of 40 documents were skipped "
+            "(40 no such field): field is 'nope', name another\n"))
+
+
+def test_a_sentence_about_an_option_names_it_as_it_is_typed(model, texts, tmp_path, capsys):
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main([*command, "--max-bytes", str(2**41)]) == 1
+    assert "corpus: --max-bytes is 2199023255552: it must be" in capsys.readouterr().err
 
 
 def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
@@ -180,13 +214,25 @@ def test_something_missing_is_status_3(model, tmp_path, capsys, monkeypatch):
     assert "an input is damaged" in out and "to go on" not in out
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(
+        model, texts, tmp_path, capsys, monkeypatch):
+    """A limit on the size of files stands in for the disk: one shard's file is too large."""
+    import resource
+
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        status = main(["score", str(texts), "-o", str(tmp_path), "-m", str(model), "--quiet"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    err = capsys.readouterr().err
+    assert status == 1 and err.count("\n") == 1 and "File too large" in err
+    assert sorted(os.listdir(tmp_path)) == ["run.lock"]
+
+
 # --- the command as a process ----------------------------------------------------------
-
-
-def start(arguments, **options):
-    return subprocess.Popen([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)],
-                            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            **options)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -197,27 +243,16 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
                  "400", "--id", "n", "--per-token"]
     n_done = 0
     for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143):
-        run = start(arguments, start_new_session=True)
-        wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
-        os.killpg(run.pid, number)
-        said = run.communicate(timeout=60)[1].splitlines()
+        with started([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)], cwd=ROOT,
+                     text=True, stdout=PIPE, stderr=PIPE, start_new_session=True) as run:
+            wait_for(lambda n=n_done: len(list(tmp_path.glob("part-*.jsonl"))) > n)
+            os.killpg(run.pid, number)
+            said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
         assert run.returncode == status and said[1:] == [
-            f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
+            "", f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
         assert not list(tmp_path.glob("*.part"))
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     assert main(list(map(str, arguments))) == 0
     assert files(tmp_path) == files(scored)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_disk_that_fills_up_ends_the_run_with_a_sentence(model, texts, tmp_path):
-    """A limit on the size of files stands in for the disk: one shard's file is too large."""
-    import resource
-
-    run = start(["score", texts, "-o", tmp_path, "-m", model, "--workers", "1", "--quiet"],
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)))
-    said = run.communicate(timeout=60)[1]
-    assert run.returncode == 1 and said.count("\n") == 1 and "File too large" in said
-    assert sorted(os.listdir(tmp_path)) == ["run.lock"]

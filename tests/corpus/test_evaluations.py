@@ -1,5 +1,6 @@
 """Evaluations equal a float64 calculation by the definition of each protocol."""
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ from random_model import map_params, random_model
 
 import gpt2_np
 from gpt2_np import SIZES, Config, Error, Model, backend, bpe, circuits
-from gpt2_np.corpus import evaluation_data
+from gpt2_np.corpus import evaluation_data, evaluation_protocols
 from gpt2_np.corpus.__main__ import main
 from gpt2_np.corpus.evaluations import evaluate
 from gpt2_np.corpus.published_figures import FIGURES
@@ -22,7 +23,7 @@ WIKITEXT = """ \n = The café = \n \n The café , at the corner , is " the " caf
  \n = = Street = = \n \n They remember the street 's corner @-@ café . \n = The street = \n
  \n The street is the street that they remember . It is naïve . \n"""
 PASSAGES = ["the café at the corner", "they remember naïve", "at  the café  that", "a b",
-            " ".join([TEXT] * 3), "remember the naïve street is the corner of the café"]
+            f"{TEXT} café", "remember the naïve street is the corner of the café"]
 TOKENIZER = bpe.train(TEXT * 4, 275)
 N_CTX = 16
 MODEL = random_model(Config(TOKENIZER.n_vocab, N_CTX, n_embd=16, n_head=2, n_layer=2),
@@ -53,16 +54,33 @@ class Exact:
 EXACT = Exact()
 
 
-@pytest.fixture
-def passages(tmp_path):
-    return lines(tmp_path / "passages.jsonl", PASSAGES)
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals have tests of their own, which undo this: they cost more than the model."""
+    monkeypatch.setattr(evaluation_protocols, "bootstrap",
+                        functools.partial(circuits.bootstrap, resamples=20))
 
 
-@pytest.fixture
-def wikitext(tmp_path):
-    file = tmp_path / "wiki.test.raw"
+@pytest.fixture(scope="module")
+def passages(tmp_path_factory):
+    return lines(tmp_path_factory.mktemp("texts") / "passages.jsonl", PASSAGES)
+
+
+@pytest.fixture(scope="module")
+def wikitext(tmp_path_factory):
+    file = tmp_path_factory.mktemp("texts") / "wiki.test.raw"
     file.write_text(WIKITEXT, encoding="utf-8")
     return str(file)
+
+
+@pytest.fixture(scope="module")
+def of_lambada(passages):
+    return evaluate("lambada", MODEL, data=passages)
+
+
+@pytest.fixture(scope="module")
+def of_wikitext(wikitext):
+    return evaluate("wikitext2", MODEL, data=wikitext)
 
 
 def lines(file, texts):
@@ -158,11 +176,10 @@ def by_text(exact, texts, stride):
             "bits_per_byte": sum(losses) / math.log(2) / n_bytes}
 
 
-def test_lambada_equals_its_definition(passages):
+def test_lambada_equals_its_definition(of_lambada):
     """One passage is longer than n_ctx, and last words have one token or several."""
-    found = evaluate("lambada", MODEL, data=passages)
-    same(values(found), by_lambada(EXACT))
-    assert found.n_resampled == len(PASSAGES) and found.n_tokens > len(PASSAGES)
+    same(values(of_lambada), by_lambada(EXACT))
+    assert of_lambada.n_resampled == len(PASSAGES) and of_lambada.n_tokens > len(PASSAGES)
 
 
 def test_last_token_and_last_word_are_told_apart(tmp_path):
@@ -232,7 +249,8 @@ def test_a_model_on_a_gpu_gives_the_same_figures(passages, wikitext, device):
 # --- intervals -------------------------------------------------------------------------
 
 
-def test_intervals_are_those_of_a_bootstrap_over_passages(passages):
+def test_intervals_are_those_of_a_bootstrap_over_passages(passages, monkeypatch):
+    monkeypatch.undo()
     found = evaluate("lambada", MODEL, data=passages)
     one_by_one = [by_lambada(EXACT, [passage])["last_word_perplexity"] for passage in PASSAGES]
     expected = circuits.bootstrap(lambda rows: np.exp(np.log(one_by_one)[rows].mean(axis=-1)),
@@ -284,9 +302,8 @@ def test_figures_of_an_edited_model_are_not_passed_off_as_published(small_124m, 
     assert "Not as in the published runs: L0H1, L0N3 set to zero; other data; the first" in text
 
 
-def test_a_model_of_no_official_size_has_no_published_figures(passages, wikitext):
-    for found in (evaluate("lambada", MODEL, data=passages),
-                  evaluate("wikitext2", MODEL, data=wikitext)):
+def test_a_model_of_no_official_size_has_no_published_figures(of_lambada, of_wikitext):
+    for found in of_lambada, of_wikitext:
         assert "published for" not in str(found) and "Radford" not in str(found)
         assert not found.notes and not any(measure.published for measure in found.measures)
 
@@ -330,9 +347,8 @@ def test_the_result_as_a_dict_is_json(small_124m, passages):
     assert read["model"] == "124M" and read["ablated"] is None
 
 
-def test_every_published_figure_belongs_to_a_measure(passages, wikitext):
-    names = {measure.name for found in (evaluate("lambada", MODEL, data=passages),
-                                        evaluate("wikitext2", MODEL, data=wikitext))
+def test_every_published_figure_belongs_to_a_measure(of_lambada, of_wikitext):
+    names = {measure.name for found in (of_lambada, of_wikitext)
              for measure in found.measures}
     assert FIGURES.keys() <= names
     sizes = [figure.size for figures in FIGURES.values() for figure in figures]
@@ -368,9 +384,9 @@ def test_a_file_without_a_text_to_score(tmp_path):
             evaluate(str(file), MODEL)
 
 
-def test_a_measure_that_was_not_made_is_named(passages):
+def test_a_measure_that_was_not_made_is_named(of_lambada):
     with pytest.raises(Error, match="lambada has no measure 'loss': choose one of last_token_ac"):
-        evaluate("lambada", MODEL, data=passages)["loss"]
+        of_lambada["loss"]
 
 
 # --- the command -----------------------------------------------------------------------

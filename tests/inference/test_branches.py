@@ -1,12 +1,11 @@
 """Continuations that share a context, beside each of them in a text of its own."""
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_model import TINY, random_model
 
 import gpt2_np
-from gpt2_np import score
 from gpt2_np.gpt2_np import Tap
 from gpt2_np.inference import branches
 from gpt2_np.inference.branches import Branches, branch_scores
@@ -26,21 +25,24 @@ def check(groups, tap=None):
              in branch_scores(MODEL, groups, Tap(tap))}
     names = [(i, j) for i, group in enumerate(groups) for j in range(len(group.continuations))]
     assert sorted(found) == names
-    for i, j in names:
-        context, ids = groups[i].context, groups[i].continuations[j]
-        whole = np.append(context, ids)
-        logits = gpt2_np.forward(MODEL.params, TINY, whole[:-1])[len(context) - 1 :]
-        np.testing.assert_allclose(
-            found[i, j].log_probabilities, score(MODEL, whole)[len(context) - 1 :], atol=1e-5)
-        np.testing.assert_array_equal(found[i, j].is_greedy, logits.argmax(axis=-1) == ids)
+    for i, (context, continuations) in enumerate(groups):
+        rows = np.zeros((len(continuations), TINY.n_ctx + 1), int)  # what follows changes nothing
+        for row, ids in zip(rows, continuations, strict=True):
+            row[: len(context) + len(ids)] = [*context, *ids]
+        logits = gpt2_np.forward(MODEL.params, TINY, rows[:, :-1]).astype(float)
+        log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        for j, ids in enumerate(continuations):
+            own = log_p[j, len(context) - 1 :][: len(ids)]
+            np.testing.assert_allclose(found[i, j].log_probabilities,
+                                       own[np.arange(len(ids)), ids], atol=1e-5)
+            np.testing.assert_array_equal(found[i, j].is_greedy, own.argmax(axis=-1) == ids)
 
 
 GROUP = st.integers(1, 23).flatmap(lambda n: st.tuples(
     st.just(n), st.lists(st.integers(1, 25 - n), min_size=1, max_size=5)))
 
 
-@settings(max_examples=15)
-@given(st.lists(GROUP, min_size=1, max_size=8), st.integers(0, 99))
+@given(st.lists(GROUP, min_size=1, max_size=5), st.integers(0, 99))
 def test_branches_score_as_texts_of_their_own(sizes, seed):
     check(random_groups(sizes, seed))
 

@@ -77,11 +77,23 @@ def corpus(tmp_path_factory):
 
 def command(corpus, output, *options):
     """Start the command that scores the texts."""
-    return subprocess.Popen(
+    STARTED.append(subprocess.Popen(
         [sys.executable, "-m", "gpt2_np.corpus", "score", "a.txt", "-o", str(output), "-m",
          str(corpus.model), "--shard-bytes", "5000", "--per-token", "--quiet", *options],
         cwd=corpus.folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    return STARTED[-1]
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_test():
+    yield
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def end(process):
@@ -228,6 +240,19 @@ def test_a_shard_whose_worker_was_killed_is_tried_again(cluster, tmp_path):
         finished, lost, said = run(workers, shards)
     assert (finished, lost) == ([0, 1, 2], [])
     assert "shard 1" in said[0] and "its process was killed" in said[0] and len(said) == 1
+
+
+def test_an_input_that_is_gone_costs_its_shard_alone(cluster, tmp_path):
+    with engine(cluster, tmp_path) as (workers, shards):
+        shards = list(shards)
+        (tmp_path / "1.txt").unlink()
+        assert run(workers, shards)[:2] == ([0, 2], [1])
+
+
+def test_a_worker_that_this_machine_has_no_cores_for_is_an_error(tmp_path):
+    with pytest.raises(Error, match=r"threads is 1000, but Ray finds \d+ CPUs on this machine"), \
+            engine(SimpleNamespace(address=None), tmp_path, threads=1000):
+        pass
 
 
 def test_a_wait_for_a_cluster_without_room_is_not_silent(cluster, tmp_path, monkeypatch):
