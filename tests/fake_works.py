@@ -15,7 +15,7 @@ class CountLetters:
 
     def prepare(self):
         if self.note:
-            leave_note(self.note, "ready")
+            note_environment(self.note)
         if self.at_start == "die":
             os._exit(5)
         if self.at_start:
@@ -43,6 +43,11 @@ class CountLetters:
             case ["sleeps"]:
                 leave_note(self.note, "asleep")
                 time.sleep(600)
+
+
+def note_environment(folder):
+    names = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
+    leave_note(folder, ",".join(os.environ.get(name, "-") for name in names))
 
 
 def leave_note(folder, text):

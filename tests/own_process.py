@@ -1,7 +1,5 @@
 """An engine without processes, and workers that tell what environment they have."""
-import os
-
-from fake_works import leave_note
+from fake_works import note_environment
 
 from gpt2_np.corpus import Scorer
 from gpt2_np.corpus.scheduling import attempt, prepare
@@ -36,6 +34,5 @@ class NotingScorer(Scorer):
         self.note = folder
 
     def prepare(self):
-        names = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"
-        leave_note(self.note, ",".join(os.environ.get(name, "-") for name in names))
+        note_environment(self.note)
         super().prepare()
