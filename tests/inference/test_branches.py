@@ -1,7 +1,7 @@
 """Continuations that share a context, beside each of them in a text of its own."""
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_model import TINY, random_model
 
@@ -42,6 +42,7 @@ GROUP = st.integers(1, 23).flatmap(lambda n: st.tuples(
     st.just(n), st.lists(st.integers(1, 25 - n), min_size=1, max_size=5)))
 
 
+@settings(max_examples=30)
 @given(st.lists(GROUP, min_size=1, max_size=5), st.integers(0, 99))
 def test_branches_score_as_texts_of_their_own(sizes, seed):
     check(random_groups(sizes, seed))
