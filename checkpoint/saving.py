@@ -7,7 +7,6 @@ block of rows at a time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -304,6 +303,8 @@ def whole_folder(target: Path, n_bytes: int) -> Iterator[Path]:
 
 def sync_folder(folder: str | Path) -> None:
     """Make the names in a folder durable, on systems that can."""
+    import errno
+
     if os.name == "nt":  # folders cannot be opened
         return
     opened = os.open(folder, os.O_RDONLY)
