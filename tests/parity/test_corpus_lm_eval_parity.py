@@ -6,12 +6,9 @@ differently into context and continuation (lm-eval 0.4.13).
 """
 import functools
 import json
-import os
 import random
 import shutil
 from importlib.resources import files
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import lm_eval
 import numpy as np
@@ -34,6 +31,14 @@ WORDS = ["the", "king,", "and", "queen's", "12", "nights;", "naïve", "🦙", "(
 def text(n, seed):
     draw = random.Random(seed)
     return " ".join(draw.choice(WORDS) for _ in range(n))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline():
+    """Keep libraries from asking the hub, here and in processes, and no longer than these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
