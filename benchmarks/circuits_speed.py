@@ -12,8 +12,7 @@ Every round runs, one after the other: our sweep of all cells for either corrupt
 passes (all prompts at once, logits of the last position only); TransformerLens's patching function.
 The last two are timed on one head of each layer, because they cost the same for every cell and
 either corruption. The multiply-adds of each are printed beside the times: the ratio that arithmetic
-alone allows. At the end every neuron is attributed to an answer, with the memory that this takes,
-and a circuit is searched for 8 prompts, each with three other names as its source.
+alone allows. At the end every neuron is attributed to an answer, with the memory that this takes.
 """
 import argparse
 import os
@@ -167,12 +166,3 @@ n_neurons = sum("N" in label for label in all_neurons().labels)
 peak = tracemalloc.get_traced_memory()[1] / 2**20
 print(f"\nattribution of all {n_neurons} neurons: {summary(elapsed)}, {peak:.0f} MiB at most "
       "beside the weights")
-
-base = np.random.default_rng(1).integers(0, config.n_vocab, (8, LENGTH))
-changed = base.copy()
-changed[:, [2, 4, 10]] = (base[:, [2, 4, 10]] + 1) % config.n_vocab
-before = time.process_time()
-elapsed, found = seconds(lambda: circuits.find(model, 0.8, base=base, source=changed,
-                                               metric=metric))
-print(f"circuits.find, 8 prompts, keep=0.8: {elapsed:.0f} s ({time.process_time() - before:.0f} s "
-      f"of CPU time), {len(found.kept)} of {found.n_all} parts, share {found.share}")

@@ -142,10 +142,10 @@ def run_options(args, parser) -> dict[str, Any]:
 
 
 def run_score(args, parser):
+    options = run_options(args, parser)
     with stoppable(args):
         print_summary(args, score(args.inputs, args.output, args.model, stride=args.stride,
-                                  bos=not args.no_bos, per_token=args.per_token,
-                                  **run_options(args, parser)))
+                                  bos=not args.no_bos, per_token=args.per_token, **options))
 
 
 def run_generate(args, parser):

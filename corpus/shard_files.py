@@ -41,7 +41,6 @@ class Done(NamedTuple):
     n_bytes: int  # of the shard, as `Shard.n_bytes`
     n_documents: int
     n_tokens: int
-    n_skipped: int
 
 
 def shard_file(folder: str, number: int, format: str) -> str:
@@ -51,7 +50,7 @@ def shard_file(folder: str, number: int, format: str) -> str:
 
 def write_shard(job: Job, shard: Shard) -> Done:
     """Read a shard, do the work and commit the results, a record for each document in order."""
-    n_documents = n_tokens = n_skipped = 0
+    n_documents = n_tokens = 0
     with committed(shard_file(job.folder, shard.number, job.format)) as file, \
             writer(file, job.work, job.format) as write:
         for documents in batches(job.inputs.read(shard)):
@@ -59,8 +58,7 @@ def write_shard(job: Job, shard: Shard) -> Done:
             write(records)
             n_documents += len(records)
             n_tokens += sum(record.get("n_tokens", 0) for record in records)
-            n_skipped += sum("skipped" in record for record in records)
-    return Done(shard.number, shard.n_bytes, n_documents, n_tokens, n_skipped)
+    return Done(shard.number, shard.n_bytes, n_documents, n_tokens)
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

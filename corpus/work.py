@@ -177,14 +177,11 @@ class Scorer(ModelWork):
             self.columns |= {"tokens": "list int32", "log_probabilities": "list float32"}
 
     def check(self, model: Model) -> None:
-        self.check_stride(model.config.n_ctx)
-
-    def check_stride(self, n_ctx: int) -> None:
-        if self.stride is not None:
-            check_count("stride", self.stride, 1, n_ctx)
+        self.options(model.config.n_ctx)
 
     def options(self, n_ctx: int) -> dict[str, Any]:
-        self.check_stride(n_ctx)
+        if self.stride is not None:
+            check_count("stride", self.stride, 1, n_ctx)
         return {"stride": self.stride or n_ctx // 2, "bos": self.bos, "per_token": self.per_token}
 
     def results(self, documents: Sequence[Document]) -> list[Record]:

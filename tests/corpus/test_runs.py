@@ -228,24 +228,24 @@ def test_a_file_that_is_no_shard_of_the_run_does_not_count(tmp_path, run):
     assert run("a", "bb") == first
 
 
-def test_a_shard_that_is_removed_under_way_is_missing(tmp_path, run, monkeypatch):
+def remove_before_shards(path, monkeypatch):
+    """Remove a file whenever a shard is about to be done."""
     def remove(job, shard):
-        (tmp_path / "out" / "part-0000000.jsonl").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return write(job, shard)
 
     write = driver.run_shards.__globals__["write_shard"]
     monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", remove)
+
+
+def test_a_shard_that_is_removed_under_way_is_missing(tmp_path, run, monkeypatch):
+    remove_before_shards(tmp_path / "out" / "part-0000000.jsonl", monkeypatch)
     with pytest.raises(driver.Incomplete, match=r"1 of 2 shards are missing \(shard 0: not done"):
         run("a", "bb")
 
 
 def test_an_input_that_vanishes_costs_its_shard_alone(tmp_path, run, monkeypatch):
-    def vanish(job, shard):
-        (tmp_path / "in" / "1.txt").unlink(missing_ok=True)
-        return write(job, shard)
-
-    write = driver.run_shards.__globals__["write_shard"]
-    monkeypatch.setitem(driver.run_shards.__globals__, "write_shard", vanish)
+    remove_before_shards(tmp_path / "in" / "1.txt", monkeypatch)
     with pytest.raises(driver.Incomplete, match=r"1 of 3 .* \(shard 1: .*1.txt cannot be read"):
         run("a", "bb", "ccc")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["n_tokens"] == 4

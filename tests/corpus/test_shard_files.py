@@ -20,7 +20,7 @@ SCORES = {"a": (3, 4, -1.5), "é🦙": (1, 2, -0.25), 7: (0, 0, None)}
 
 def test_a_file_has_a_line_for_each_document_in_order(tmp_path):
     done = write_shard(job(tmp_path, [["a", "no", 7, "é🦙"]], SCORES), shard())
-    assert done == Done(number=0, n_bytes=100, n_documents=4, n_tokens=4, n_skipped=1)
+    assert done == Done(number=0, n_bytes=100, n_documents=4, n_tokens=4)
     assert os.listdir(tmp_path) == ["part-0000000.jsonl"]
     assert (tmp_path / "part-0000000.jsonl").read_text("utf-8") == (
         '{"id": "a", "n_tokens": 3, "n_bytes": 4, "log_probability": -1.5}\n'
