@@ -38,14 +38,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(gpt2_np.checkpoint.official.ROOT),
-                                                os.environ.get("PYTHONPATH", "")])
-    ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False,
-             log_to_driver=False)
-    yield
-    ray.shutdown()
+def cluster(ray_settings):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.setenv("PYTHONPATH", str(gpt2_np.checkpoint.official.ROOT), prepend=os.pathsep)
+        ray.init("local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False,
+                 log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def made(kind, folder, **options):

@@ -26,31 +26,26 @@ from gpt2_np.corpus.scheduling import run_shards
 from gpt2_np.corpus.shard_files import Job
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]  # Ray's own warnings
-QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 MEMORY = 80 * 2**20  # for objects, in each node
 SOON = {"health_check_period_ms": 1000, "health_check_failure_threshold": 3}  # for lost nodes
 WORDS = ("the", "café", "at", "corner", "of", "street", "is", "naïve", "llama", "🦙", "remember")
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(ray_settings):
     """Two nodes: the head with two CPUs and GPUs (that nobody opens), the other with one CPU."""
-    names = [*QUIET, "RAY_ADDRESS", "OPENBLAS_NUM_THREADS"]  # the last is the engine's to set
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ.update(QUIET)
-    found = Cluster(initialize_head=True, head_node_args={
-        "num_cpus": 2, "num_gpus": 2, "object_store_memory": MEMORY, "include_dashboard": False,
-        "_system_config": SOON})
-    try:
-        found.other = found.add_node(num_cpus=1, object_store_memory=MEMORY)
-        yield found
-    finally:
-        ray.shutdown()
-        found.shutdown()
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.delenv("OPENBLAS_NUM_THREADS", raising=False)  # the engine's to set
+        found = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 2, "num_gpus": 2, "object_store_memory": MEMORY,
+            "include_dashboard": False, "_system_config": SOON})
+        try:
+            found.other = found.add_node(num_cpus=1, object_store_memory=MEMORY)
+            yield found
+        finally:
+            ray.shutdown()
+            found.shutdown()
 
 
 # --- runs by the command line ----------------------------------------------------------
