@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
-from ..bpe import shown
-from ..checkpoint.cache import PART, try_lock
+from ..bpe import PART, shown
+from ..checkpoint.cache import try_lock
 from ..gpt2_np import Error
 from .shard_files import Done, json_bytes, shard_file, write_json
 
