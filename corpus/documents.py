@@ -34,13 +34,13 @@ from .formats import (
     make_document,
     parquet_pieces,
     reader_of,
-    text_document,
-    unreadable,
+    reading,
     whole_file,
 )
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text",
             ".parquet": "parquet"}
+INPUT_FORMATS = sorted(set(SUFFIXES.values()))
 # About as many, unless shard_bytes is given: files about as long as a shard can give twice as many.
 MOST_SHARDS = 10_000
 LEAST_SPAN = 256  # bytes that a span counts for, so that a shard does not get a million
@@ -68,18 +68,13 @@ def checked_name(path: Any) -> str:
 
 
 def file_stat(path: str) -> os.stat_result:
-    try:
+    with reading(path):
         return os.stat(path)
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def read_head(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-    except OSError as error:
-        raise unreadable(path, error) from None
+    with reading(path), open(path, "rb") as file:
+        return file.read(HEAD)
 
 
 def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
     """The input files, and how documents are found in them.
 
@@ -116,16 +111,15 @@ class Inputs:
 
     def __post_init__(self) -> None:
         paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
-        object.__setattr__(self, "paths", tuple(map(checked_name, paths)))
-        formats = sorted(set(SUFFIXES.values()))
-        if self.input_format not in (None, *formats):
+        self.paths = tuple(map(checked_name, paths))
+        if self.input_format not in (None, *INPUT_FORMATS):
             raise Error(f"input_format is {shown(self.input_format)}, expected one of "
-                        f"{', '.join(formats)}")
+                        f"{', '.join(INPUT_FORMATS)}")
         if self.documents not in ("lines", "files"):
             raise Error(f"documents is {shown(self.documents)}, expected lines or files")
-        for name in ("max_bytes", "shard_bytes", "least_shard_bytes"):
-            if name != "shard_bytes" or self.shard_bytes is not None:
-                check_count(name, getattr(self, name), most=2**40)
+        check_count("max_bytes", self.max_bytes, most=2**40)
+        if self.shard_bytes is not None:
+            check_count("shard_bytes", self.shard_bytes, most=2**40)
         if not self.paths:
             raise Error("there are no input files: name at least one")
         files = np.empty((len(self.paths), 2), np.uint64)  # a dict would be large
@@ -206,7 +200,7 @@ class Inputs:
 
     def pieces(self, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         for path in self.paths:
-            try:
+            with reading(path):
                 if self.format(path) == "parquet":
                     yield from parquet_pieces(path, shard_bytes, self.columns())
                 elif is_gzip(path):
@@ -217,8 +211,6 @@ class Inputs:
                     for start in range(0, size or self.documents == "files", step):
                         end = min(start + step, size)
                         yield Piece(Span(path, start, end), end - start, end - start)
-            except OSError as error:
-                raise unreadable(path, error) from None
 
     def gzip_pieces(self, path: str, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         """Unpack a file and yield its pieces; add a sentence to `damage` if it is damaged."""
@@ -268,7 +260,7 @@ class Inputs:
     def for_worker(self) -> Inputs:
         """Return inputs that can only `read`, and that hold no list of perhaps a million paths."""
         inputs = copy.copy(self)
-        object.__setattr__(inputs, "paths", ())
+        inputs.paths = ()
         return inputs
 
     def read(self, shard: Shard) -> Iterator[Document]:
@@ -277,10 +269,8 @@ class Inputs:
         Raises Error if a file cannot be read, or ends earlier than when it was cut into shards.
         """
         for span in shard.spans:
-            try:
+            with reading(span.path):
                 yield from self.read_span(span)
-            except OSError as error:
-                raise unreadable(span.path, error) from None
 
     def read_span(self, span: Span) -> Iterator[Document]:
         kind, limit = self.format(span.path), self.max_bytes
@@ -302,6 +292,6 @@ class Inputs:
                     if line is None:
                         yield Document(default_id, None, "over the limit")
                     elif kind == "text":
-                        yield text_document(default_id, line)
+                        yield make_document(default_id, lenient(line), default_id)
                     else:
                         yield json_document(default_id, line, self.field, self.id)

@@ -28,7 +28,7 @@ from .evaluation_data import (
     read_lambada,
     read_wikitext,
 )
-from .summary import ScoredTotals, Skipped
+from .summary import ScoredTotals, Skipped, reasons_of
 from .work import Scorer
 
 
@@ -185,9 +185,9 @@ def texts(model: Model, path: str, options: Options) -> Measured:
             progress.update(shard.n_bytes)
             if n_read == options.limit:
                 break
-    reasons = [f"{n:,} {reason}" for reason, n in sorted(skipped.counts.items())]
+    reasons = reasons_of(skipped.figures())
     if one is None:
-        raise Error(f"{path} has no text to score: {', '.join(reasons) or 'it is empty'}")
+        raise Error(f"{path} has no text to score: {reasons or 'it is empty'}")
     n_ctx = model.config.n_ctx
     stride = options.stride or max(1, n_ctx // 2)
     n, unit, estimates = totals.n_scored, "texts", estimates_of(totals.figures())
@@ -200,7 +200,7 @@ def texts(model: Model, path: str, options: Options) -> Measured:
         f"Protocol: each text {begins}is scored as it is, in windows of {n_ctx:,} tokens with "
         f"stride {stride:,} if it is longer.",
         notes=((f"Read: the first {n_read:,} texts.",) if n_read == options.limit else ())
-        + ((f"Skipped: {', '.join(reasons)}.",) if reasons else ()),
+        + ((f"Skipped: {reasons}.",) if reasons else ()),
     )  # fmt: skip
 
 

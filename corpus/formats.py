@@ -54,6 +54,15 @@ def unreadable(path: str, error: OSError) -> Error:
     return Error(f"{path} cannot be read: {os.strerror(error.errno) if error.errno else error}")
 
 
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an error of the system into one that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def is_gzip(path: str) -> bool:
     return path.lower().endswith(".gz")
 
@@ -67,8 +76,12 @@ def make_document(default_id: str, text: Any, id: Any) -> Document:
     """Return a document, skipped if its text or its id is not valid."""
     if reason_to_skip(id, str | int):
         return Document(default_id, None, "no id")
-    reason = reason_to_skip(text, str) or (None if text else "empty")
-    return Document(id, None, reason) if reason else Document(id, text)
+    return Document(id, None, reason) if (reason := why_not(text)) else Document(id, text)
+
+
+def why_not(text: Any) -> str | None:
+    """Return the reason why this is no text to work on, or None."""
+    return reason_to_skip(text, str) or (None if text else "empty")
 
 
 def reason_to_skip(value: Any, kind: Any) -> str | None:
@@ -87,10 +100,6 @@ def reason_to_skip(value: Any, kind: Any) -> str | None:
 def lenient(data: Any) -> Any:
     """Decode bytes. Those that are not UTF-8 become lone surrogates, which are found later."""
     return data.decode(errors="surrogateescape") if isinstance(data, bytes) else data
-
-
-def text_document(default_id: str, line: bytes) -> Document:
-    return make_document(default_id, lenient(line), default_id)
 
 
 def json_document(default_id: str, line: bytes, field: str, id: str | None) -> Document:
@@ -249,7 +258,7 @@ def whole_file(span: Span, limit: int) -> Document:
     data = data.removeprefix(BOM)
     if len(data) > limit:
         return Document(span.path, None, "over the limit")
-    return text_document(span.path, data)
+    return make_document(span.path, lenient(data), span.path)
 
 
 # --- Parquet ---------------------------------------------------------------------------

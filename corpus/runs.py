@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, TextIO
 from ..bpe import PART, shown
 from ..checkpoint.cache import try_lock
 from ..gpt2_np import Error
-from .shard_files import Done, json_bytes, shard_file, write_json
+from .shard_files import json_bytes, shard_file, write_json
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
 PROGRAM = "gpt2_np.corpus"  # whose run.json it is
@@ -53,9 +54,6 @@ class Run:
     def is_complete(self) -> bool:
         return len(self.done) == self.n_shards
 
-    def add(self, done: Done) -> None:
-        self.done.add(done.number)
-
     def note_shards(self, n_shards: int) -> None:
         """Write down how many shards there are, for `status`."""
         if self.n_shards != n_shards:
@@ -69,8 +67,10 @@ class Run:
         return progress_words(len(self.done), self.n_shards)
 
     def forget(self) -> None:
-        """Leave the folder as a new one. For a run that has done nothing."""
-        for name in (SUMMARY, RUN):
+        """Leave the folder as a new one. For a run whose results are of no use."""
+        self.look_again()
+        shards = [shard_file("", number, self.about["format"]) for number in self.done]
+        for name in (*shards, SUMMARY, RUN):  # the last one is what makes the folder a run's
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.folder, name))
 
@@ -266,6 +266,15 @@ def changed_files(before: list[Any], after: list[Any]) -> Iterator[str]:
         elif path not in old:
             yield f"{shown(path)} was no input, which it is now"
         elif old[path] != new[path]:
-            yield f"the input {shown(path)} has changed"
+            yield f"the input {shown(path)} {what_changed(old[path], new[path])}"
     if old == new:
         yield "the inputs were in another order"
+
+
+def what_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    time = before.get("mtime_ns")
+    if time is None or {**before, "mtime_ns": 0} != {**after, "mtime_ns": 0}:
+        return "has changed"
+    touch = f"touch -d @{time // 10**9}.{time % 10**9:09d} {shlex.quote(before['path'])}"
+    return ("had another time, but the same size and the same first bytes (if it was only copied "
+            f"or touched, `{touch}` gives it that time again)")
