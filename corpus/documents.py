@@ -1,6 +1,6 @@
 """The inputs of a run: files, checked before anything starts, and cut into shards.
 
-A shard is some spans of files. Their documents are read by formats.py.
+A shard is some spans of files. Their documents are read by formats.py and parquet_files.py.
 """
 from __future__ import annotations
 
@@ -22,21 +22,15 @@ from .formats import (
     BOM,
     PIECE,
     Document,
-    LineReader,
-    ParquetReader,
     Piece,
     Span,
     Unpacked,
-    check_columns,
+    file_document,
     is_gzip,
-    json_document,
-    lenient,
-    make_document,
-    parquet_pieces,
-    reader_of,
+    line_documents,
     reading,
-    whole_file,
 )
+from .parquet_files import check_columns, parquet_documents, parquet_pieces
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text",
             ".parquet": "parquet"}
@@ -202,7 +196,7 @@ class Inputs:
         for path in self.paths:
             with reading(path):
                 if self.format(path) == "parquet":
-                    yield from parquet_pieces(path, shard_bytes, self.columns())
+                    yield from parquet_pieces(path, shard_bytes, self.field, self.id)
                 elif is_gzip(path):
                     yield from self.gzip_pieces(path, shard_bytes, damage)
                 else:
@@ -254,9 +248,6 @@ class Inputs:
         return [fingerprint(self.paths[start:start + step])
                 for start in range(0, len(self.paths), step)]
 
-    def columns(self) -> tuple[str, ...]:
-        return (self.field,) if self.id in (None, self.field) else (self.field, self.id)
-
     def for_worker(self) -> Inputs:
         """Return inputs that can only `read`, and that hold no list of perhaps a million paths."""
         inputs = copy.copy(self)
@@ -269,29 +260,12 @@ class Inputs:
         Raises Error if a file cannot be read, or ends earlier than when it was cut into shards.
         """
         for span in shard.spans:
+            kind = self.format(span.path)
             with reading(span.path):
-                yield from self.read_span(span)
-
-    def read_span(self, span: Span) -> Iterator[Document]:
-        kind, limit = self.format(span.path), self.max_bytes
-        if self.documents == "files":
-            yield whole_file(span, limit)
-        elif kind == "parquet":
-            with reader_of(span, ParquetReader, self.columns()) as rows:
-                for row, cells in rows.between(span.start, span.end):
-                    default_id = f"{span.path}:{row}"
-                    id = default_id if self.id is None else lenient(cells[-1])
-                    found = make_document(default_id, lenient(cells[0]), id)
-                    if found.text is not None and len(cells[0]) > limit:
-                        found = Document(found.id, None, "over the limit")
-                    yield found
-        else:
-            with reader_of(span, LineReader) as lines:
-                for offset, line in lines.between(span.start, span.end, limit):
-                    default_id = f"{span.path}:{offset}"
-                    if line is None:
-                        yield Document(default_id, None, "over the limit")
-                    elif kind == "text":
-                        yield make_document(default_id, lenient(line), default_id)
-                    else:
-                        yield json_document(default_id, line, self.field, self.id)
+                if self.documents == "files":
+                    yield file_document(span, self.max_bytes)
+                elif kind == "parquet":
+                    yield from parquet_documents(span, self.field, self.id, self.max_bytes)
+                else:
+                    is_json = kind == "jsonl"
+                    yield from line_documents(span, is_json, self.field, self.id, self.max_bytes)

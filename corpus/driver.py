@@ -14,7 +14,7 @@ from ..checkpoint.loading import pick_device
 from ..gpt2_np import Error, Model, namespace
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
-from .formats import import_pyarrow
+from .parquet_files import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
 from .ray_actors import RayEngine
@@ -149,9 +149,7 @@ def check_workers(*, device: str = "auto", engine: str = "processes", address: s
         raise Error(f"gpus is {gpus}, which does not go with device cpu")
 
 
-def pop_model(
-    options: dict[str, Any], model: str | os.PathLike[str] | Model
-) -> dict[str, Any]:
+def pop_model(options: dict[str, Any], model: Any) -> dict[str, Any]:
     """Take the options of the model. The device is the one that workers use."""
     check_workers(**options)
     taken = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
@@ -168,7 +166,7 @@ def pop_model(
     return taken
 
 
-def pop_inputs(paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
+def pop_inputs(paths: Any, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
     """Take the options of the inputs."""
     given = pop(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
     return Inputs(paths, **given, least_shard_bytes=least_shard_bytes)
@@ -179,15 +177,13 @@ def make_engine(
 ) -> Engine:
     if engine == "ray":
         return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
-    return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
-
-
-def default_workers(threads: int, work: Work) -> int:
-    if getattr(work, "device", "cpu") == "cuda":
-        return 1  # a second one would only compete for the card
-    usable = getattr(os, "sched_getaffinity", None)
-    cores = len(usable(0)) if usable else os.cpu_count() or 1
-    return max(1, cores // threads)
+    if getattr(job.work, "device", "cpu") == "cuda":
+        default = gpus or 1  # a second worker would only compete for the card
+    else:
+        usable = getattr(os, "sched_getaffinity", None)
+        cores = len(usable(0)) if usable else os.cpu_count() or 1
+        default = max(1, cores // threads)
+    return ProcessEngine(job, workers or default, threads, gpus)
 
 
 # --- the run ---------------------------------------------------------------------------

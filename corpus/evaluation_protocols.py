@@ -80,7 +80,7 @@ def lambada(model: Model, path: str, options: Options) -> Measured:
     found = scored(model, pieces, options.progress)
     n, n_tokens = len(found), np.array([len(scores.is_greedy) for scores in found])
     word_loss = losses(found)
-    token_loss = losses([last(scores, 1) for scores in found])
+    token_loss = [-scores.log_probabilities[-1] for scores in found]
     return Measured(
         {
             "last_token_accuracy": ratio([scores.is_greedy[-1] for scores in found]),
@@ -245,13 +245,10 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                found.append(last(scores.checked(), pieces[n].n_scored))
+                n_scored = pieces[n].n_scored
+                found.append(Scores(*(values[-n_scored:] for values in scores.checked())))
             shown_progress.update(sum(map(len, chunk)))
     return found
-
-
-def last(scores: Scores, n: int) -> Scores:
-    return Scores(scores.log_probabilities[-n:], scores.is_greedy[-n:])
 
 
 def losses(found: Sequence[Scores]) -> np.ndarray:

@@ -113,18 +113,10 @@ def digits(value: float) -> str:
 
 
 def evaluate(
-    name: str,
-    model: str | Model = "124M",
-    *,
-    ablate: Any = None,
-    stride: int | None = None,
-    limit: int | None = None,
-    data: str | None = None,
-    field: str = "text",
-    documents: str = "lines",
-    input_format: str | None = None,
-    progress: bool = False,
-) -> Evaluation:
+    name: str, model: str | Model = "124M", *, ablate: Any = None, stride: int | None = None,
+    limit: int | None = None, data: str | None = None, field: str = "text",
+    documents: str = "lines", input_format: str | None = None, progress: bool = False,
+) -> Evaluation:  # fmt: skip
     """Return the result of "lambada", "wikitext2", or the texts of a file with that path.
 
     `model` is a name for `gpt2_np.load`, or a Model. `ablate` sets nodes to zero, as

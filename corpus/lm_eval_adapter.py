@@ -77,15 +77,10 @@ def log_likelihoods(
 
 
 def continuations(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    stop: Sequence[str | int],
-    options: SamplingOptions,
-    batch_size: int | None = None,
-    seed: int = 0,
+    model: Model, prompts: Sequence[Sequence[int]], n_tokens: int, stop: Sequence[str | int],
+    options: SamplingOptions, batch_size: int | None = None, seed: int = 0,
     tap: TapFunction | None = None,
-) -> Iterator[tuple[list[int], list[int]]]:
+) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
     """Yield the numbers of prompts and the token ids that continue them, the longest prompts first.
 
     Equal prompts are continued once, unless tokens are drawn: prompt i draws with (seed, i).
@@ -138,19 +133,11 @@ def model_class() -> Any:
 
     @register_model(NAME)
     class LmEvalModel(TemplateLM):  # its loglikelihood turns text into ids, by tok_encode
-        def __init__(
-            self,
-            model: str | Model = "124M",
-            device: str = "auto",
-            dtype: str = "float32",
-            batch_size: int | str = "auto",
-            max_batch_size: int | None = None,
-            max_length: int | None = None,
-            ablate: Any = None,
-            edits: Any = None,
-            tap: TapFunction | None = None,
-            **others: Any,
-        ):
+        def __init__(self, model: str | Model = "124M", device: str = "auto",
+                     dtype: str = "float32", batch_size: int | str = "auto",
+                     max_batch_size: int | None = None, max_length: int | None = None,
+                     ablate: Any = None, edits: Any = None, tap: TapFunction | None = None,
+                     **others: Any):
             super().__init__()
             if others:
                 raise Error(f"model_args has {', '.join(others)}: give model, device, dtype, "
@@ -290,7 +277,7 @@ def lm_eval_model(model: str | Model = "124M", **options: Any) -> Any:
     return model_class()(model, **options)
 
 
-def loaded(model: str | Model, device: str, dtype: str) -> Model:
+def loaded(model: str | Model, device: Any, dtype: Any) -> Model:
     if not isinstance(model, Model):
         # lm-eval asks for its default, cuda:0, if it is given no device.
         model = checkpoint.load(str(model), "auto" if device == "cuda:0" else device, dtype)

@@ -26,13 +26,13 @@ PROGRAM = "gpt2_np.corpus"  # whose run.json it is
 
 
 class Status(NamedTuple):
-    """The state of an output folder."""
+    """The state of the output folder of `score` or `generate`."""
 
     n_done: int  # shards
     n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
-    command: str | None  # that started the run, if a command did
+    command: str | None  # that goes on with the run, if a command began it
 
     @property
     def is_complete(self) -> bool:
@@ -211,18 +211,7 @@ def at_work(folder: str) -> str | None:
 
 
 def status(folder: str) -> Status:
-    """Return what is done of a run and what is missing.
-
-    Args:
-        folder: the output folder of `score` or `generate`.
-
-    Returns:
-        A Status: `n_done` of `n_shards` shards; `summary`, the content of summary.json, or None;
-        `at_work`, the process that is at work on it now, or None; `command`, which goes on with it.
-
-    Raises:
-        Error: the folder is not the output of a run.
-    """
+    """Return how far the run has come whose output folder this is. Raises Error if it is none."""
     about = read_run(folder)
     n_done = len(done_shards(folder, about))
     return Status(n_done, about["n_shards"], read_summary(folder), at_work(folder),

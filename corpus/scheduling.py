@@ -121,11 +121,9 @@ class Lost(NamedTuple):
 
 
 def run_shards(
-    engine: Engine,
-    shards: Iterable[Shard],
-    on_done: Callable[[Done], None],
+    engine: Engine, shards: Iterable[Shard], on_done: Callable[[Done], None],
     say: Callable[[str], None],
-) -> list[Lost]:
+) -> list[Lost]:  # fmt: skip
     """Do all shards and return those that failed three times.
 
     `on_done` gets each shard as it is done, `say` a sentence about each death and each lost shard.

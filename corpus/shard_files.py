@@ -16,7 +16,8 @@ from ..bpe import whole_file
 from ..checkpoint.saving import sync_folder
 from ..gpt2_np import Error
 from .documents import Inputs, Shard
-from .formats import Document, import_pyarrow
+from .formats import Document
+from .parquet_files import import_pyarrow
 from .work import Record, Work
 
 # A worker holds this many characters of texts and ids, or documents, at a time; or one document
