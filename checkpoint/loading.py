@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -33,6 +32,7 @@ from .vocabulary import tokenizer_or_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
 DtypeName = Literal["float32", "float64", "float16"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -204,7 +203,7 @@ def run(
         raise Error("output is '': name a folder")
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
-    options = {**asdict(inputs), "threads": threads, "output_format": output_format}
+    options = {**vars(inputs), "threads": threads, "output_format": output_format}
     del options["paths"]
     fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
     bar = Progress(quiet=not progress)

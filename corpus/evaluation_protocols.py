@@ -245,8 +245,9 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                n_scored = pieces[n].n_scored
-                found.append(Scores(*(values[-n_scored:] for values in scores.checked())))
+                log_p, is_greedy = scores.checked()
+                start = -pieces[n].n_scored
+                found.append(Scores(log_p[start:], is_greedy[start:]))
             shown_progress.update(sum(map(len, chunk)))
     return found
 

@@ -105,8 +105,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 def output_is_lost(error: OSError, folder: str) -> bool:
     """Return True if no shard can be written any more, whatever its input is."""
-    inside = os.path.dirname(os.path.abspath(os.fsdecode(error.filename or ""))) == os.path.abspath(
-        folder)
+    inside = os.path.dirname(os.fsdecode(error.filename or "")) == folder
     return error.errno in FULL or inside or not os.path.isdir(folder)
 
 
