@@ -77,8 +77,13 @@ def text_model(args: argparse.Namespace) -> Model:
     if args.verbose:
         where = backend.about(namespace(model.params["wte"]))
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
+    return with_tokenizer(model, args.model)
+
+
+def with_tokenizer(model: Model, name: object) -> Model:
+    """Return the model. Raises Error if it has no tokenizer."""
     if model.tokenizer is None:
-        raise Error(f"{args.model} has no tokenizer that can be used: if no warning says why, add "
+        raise Error(f"{name} has no tokenizer that can be used: if no warning says why, add "
                     "vocab.bpe, merges.txt or tokenizer.json beside its weights")
     return model
 

@@ -22,6 +22,7 @@ import numpy as np
 from .. import checkpoint
 from ..bpe import shown
 from ..circuits.interventions import as_tap
+from ..command_line import with_tokenizer
 from ..gpt2_np import Error, Model, Sampling, TapFunction, __version__, namespace
 from ..inference.branches import Branches, branch_scores
 from ..inference.costs import count_parameters
@@ -281,10 +282,7 @@ def loaded(model: str | Model, device: Any, dtype: Any) -> Model:
     if not isinstance(model, Model):
         # lm-eval asks for its default, cuda:0, if it is given no device.
         model = checkpoint.load(str(model), "auto" if device == "cuda:0" else device, dtype)
-    if model.tokenizer is None:
-        raise Error("the model has no tokenizer that can be used, and lm-eval asks in text: if no "
-                    "warning says why, add vocab.bpe, merges.txt or tokenizer.json to its folder")
-    return model
+    return with_tokenizer(model, "the model")
 
 
 def size_of_batch(size: int | str) -> int | None:

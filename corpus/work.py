@@ -18,6 +18,7 @@ import numpy as np
 from .. import backend, checkpoint
 from ..bpe import shown
 from ..checkpoint.loading import DtypeName, dtype_name, pick_device
+from ..command_line import with_tokenizer
 from ..gpt2_np import Error, Model, Sampling, __version__, namespace
 from ..inference.decoders import NotFinite
 from ..inference.generation import Generation
@@ -69,10 +70,7 @@ class ModelWork:
         if self.loaded is None:
             assert not isinstance(self.source, Model)
             self.loaded = checkpoint.load(self.source, self.device, self.dtype)
-        if self.loaded.tokenizer is None:
-            raise Error(f"{shown(self.source)} has no tokenizer that can be used: if no warning "
-                        "says why, add vocab.bpe, merges.txt or tokenizer.json beside its weights")
-        return self.loaded
+        return with_tokenizer(self.loaded, shown(self.source))
 
     def prepare(self) -> None:
         """Load the model. Raises Error if it has no tokenizer or does not fit the options."""
