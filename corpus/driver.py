@@ -208,15 +208,14 @@ def run(
     fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
     bar = Progress(quiet=not progress)
     with open_run(folder, fingerprint, output_format, command) as state:
-        shards, lost = Missing(state, inputs, bar), []
+        shards, failures = Missing(state, inputs, bar), {}
         if (first := next(shards.to_do, None)) is not None:
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
-                    make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.to_do), bar.add, bar.say)
+                    make_engine(job, engine, address, workers, threads, gpus)) as at_work:
+                failures = run_shards(at_work, chain([first], shards.to_do), bar.add, bar.say)
         elif not shards.problem and (summary := read_summary(folder)) and summary["complete"]:
             return checked(summary, inputs, state)
-        failures = {shard.number: reason for shard, reason in lost}
         if shards.problem:  # what cannot be read counts as one more shard
             failures[shards.n] = shards.problem
         try:
