@@ -452,6 +452,7 @@ def part_tests(setting):
     marker = "gpu" if not setting.rehearse else "gpu and not gpu"
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py"))
              if path.parent.name == "cuda" or "mark.gpu" in path.read_text("utf-8")]  # fmt: skip
+    files.sort(key=lambda path: "cuda" not in Path(path).parts)  # the kernels before their users
     command = [sys.executable, "-m", "pytest", "-v", "-m", marker, "--maxfail=20", "-p",
                "no:cacheprovider", "-W", "default", "--tb=short", "-c", "setup.cfg",
                "--rootdir=tests", "--confcutdir=tests", *files]  # fmt: skip
@@ -559,8 +560,9 @@ def main():
         else:
             results[name] = start_part(name, min(PARTS[name], left), args.rehearse)
         Path(args.output).write_text(json.dumps(results, indent=1))
-    return None
+    units = {unit for rows in results.values() for _, unit, _ in rows}
+    return 1 if units & {"failed", "WRONG"} else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
