@@ -360,6 +360,7 @@ def part_pytorch(setting):
             forms = {"eager": step}
             if not setting.rehearse:
                 torch._dynamo.reset()
+                torch._dynamo.utils.counters.clear()
                 forms["compiled, CUDA graphs"] = torch.compile(
                     step, mode="reduce-overhead", fullgraph=True, dynamic=False
                 )
@@ -377,6 +378,9 @@ def part_pytorch(setting):
                     seconds = setting.median(run, 3, wait)
                     rate = batch * setting.new / seconds
                     yield f"PyTorch {name}, {dtype}, batch {batch}", "tokens/s", rate
+                    if form is not step:  # PyTorch leaves a CUDA graph out without an error
+                        skips = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+                        yield "  graphs left out", "failed" if skips else "", skips
                 except Exception as failure:
                     yield f"PyTorch {name}, {dtype}, batch {batch}", "failed", repr(failure)[:300]
 
