@@ -13,11 +13,14 @@
 #     racecheck  the same, for races in shared memory
 #     speed      decoding, prefill, scoring, a circuits sweep, and their ceilings
 #     peers      PyTorch, eager and compiled with CUDA graphs, and transformers
+#
+# Only by name, since it needs no card:
+#
 #     cpu        decoding and prefill on the CPU with 1 to 16 threads, beside transformers
 set -uo pipefail
 declare -A limits=([card]=30 [correct]=180 [tests]=180 [memcheck]=60 [racecheck]=60 [speed]=180
                    [peers]=330 [cpu]=240)
-order=(card correct tests memcheck racecheck speed peers cpu)
+order=(card correct tests memcheck racecheck speed peers)
 [ $# -ge 1 ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 2; }
 out=$(mkdir -p "$1" && cd "$1" && pwd) || exit 2
 total=${2:-570}
