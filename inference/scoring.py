@@ -5,6 +5,7 @@ one row of n_ctx tokens.
 """
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -170,17 +171,17 @@ def text_windows(texts: Sequence[Sequence[int]], n_ctx: int, stride: int) -> lis
 
 
 def pack_windows(windows: Sequence[Window], n_ctx: int) -> list[list[Window]]:
-    """Pack windows into rows of up to n_ctx tokens, the longest first, wherever there is room."""
-    rows, room = [], []
+    """Pack windows into rows of up to n_ctx tokens, the longest first, where they fit best."""
+    rows: list[list[Window]] = []
+    room: list[tuple[int, int]] = []  # the free tokens and the number of each row, in order
     for window in sorted(windows, key=lambda w: w.start - w.end):
         length = window.end - window.start
-        fits = next((row for row, free in enumerate(room) if free >= length), None)
-        if fits is None:
-            fits = len(rows)
+        best = bisect.bisect_left(room, (length, 0))
+        free, row = room.pop(best) if best < len(room) else (n_ctx, len(rows))
+        if row == len(rows):
             rows.append([])
-            room.append(n_ctx)
-        rows[fits].append(window)
-        room[fits] -= length
+        rows[row].append(window)
+        bisect.insort(room, (free - length, row))
     return rows
 
 

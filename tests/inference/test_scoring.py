@@ -158,6 +158,16 @@ def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     assert shapes == [(1, 24), (1, 24), (1, 4)]  # 23 + 1, 16 + 8, 4
 
 
+@given(st.lists(st.integers(1, 24), max_size=40))
+def test_every_window_is_packed_into_one_row_that_has_room_for_it(lengths):
+    windows = [scoring.Window(text, 0, length, 0) for text, length in enumerate(lengths)]
+    rows = scoring.pack_windows(windows, 24)
+    assert sorted(window for row in rows for window in row) == windows
+    filled = [sum(window.end for window in row) for row in rows]
+    assert max(filled, default=0) <= 24
+    assert sum(n <= 12 for n in filled) <= 1  # two such rows would have become one
+
+
 def test_a_query_may_have_several_targets_at_one_position():
     """A repeated position stands for itself, also behind another text in the row."""
     at, targets = np.array([1, 4, 4, 4, 0]), np.array([7, 1, 2, 60, 5])
