@@ -67,8 +67,8 @@ class Lens(Batched):
     tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
 
     def __repr__(self) -> str:
-        rows = []
-        for i in np.linspace(0, len(self.points) - 1, MOST_LINES).round().astype(int):
+        rows, n = [], len(self.points)
+        for i in np.linspace(0, n - 1, min(n, MOST_LINES)).round().astype(int):
             words = token_texts(self.tokenizer, self.top[i, 0, -1, :4])
             best = zip(map(shown, words), self.top_probability[i, 0, -1], strict=False)
             rows.append([self.points[i], *(f"{word} {p:.3f}" for word, p in best)])

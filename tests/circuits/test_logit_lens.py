@@ -37,3 +37,8 @@ def test_the_frozen_lens_grows_as_accumulated_attribution_does():
     attribution = circuits.attribution(MODEL, CLEAN, 9)
     _, grown = attribution.accumulated()
     close(result.logits[:, :, -1, 9], grown + attribution["ln_final.b"], 2e-5)
+
+
+def test_the_repr_of_a_lens_has_a_line_for_each_point():
+    result = circuits.lens(MODEL, CLEAN)
+    assert [line.split()[0] for line in repr(result).splitlines()[1:]] == result.points
