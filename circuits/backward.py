@@ -30,6 +30,7 @@ from .names import (
     kind_of,
     layer_of,
     matching_names,
+    name_list,
 )
 from .weights import centred, on_host
 
@@ -84,8 +85,8 @@ def gradients(
 
 def names_with_gradient(names, config):
     """Return the names with a gradient that the given ones mean, each at least one."""
-    given, wanted = "*" if names is None else names, set()
-    for one in [given] if isinstance(given, str) or callable(given) or not given else given:
+    wanted = set()
+    for one in name_list("*" if names is None else names) or [names]:
         found = {name for name in matching_names(one, config) if kind_of(name) in GRADIENTS}
         if not found:
             raise Error(f"there is no gradient of {shown(one)}: choose of {', '.join(GRADIENTS)}")
