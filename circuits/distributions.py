@@ -89,7 +89,7 @@ def histogram(
     not counted. `edits`, as for `run`, see one window after another.
     """
     if is_unit(name):
-        unit = unit_of(model, name)
+        unit = unit_of(model, name, edits)
         name, activation, measure, value = unit.name, unit.activation, unit.measure, unit.value
     else:
         name = activation = one_activation(name, model.config)

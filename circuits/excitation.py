@@ -137,7 +137,7 @@ def max_activating(
     if the model has no such unit.
     """
     check_count("top", top)
-    chosen = unit_of(model, unit)
+    chosen = unit_of(model, unit, edits)
     best: list[tuple[float, int, int, Example]] = []
     n_tokens, n_texts = 0, 0
     for passage in passages(model, texts, chosen.activation, edits, bos):

@@ -58,6 +58,12 @@ def test_patterns_count_the_keys_that_a_query_can_see():
     assert np.isfinite(scores.min) and scores.n == found.n
 
 
+def test_one_layers_activation_may_be_named_by_a_pair():
+    whole = circuits.histogram(MODEL, TEXTS, "blocks.1.hook_resid_post")
+    assert repr(circuits.histogram(MODEL, TEXTS, ("resid_post", 1))) == repr(whole)
+    assert circuits.histogram(MODEL, TEXTS, (1, 2)).name == "L1H2"
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=9),
                 min_size=1, max_size=5), st.integers(2, 12))

@@ -146,3 +146,10 @@ def test_examples_are_those_of_the_edited_model():
         seen = circuits.run(MODEL, one.tokens, ["result", "pattern"], edits=edits)
         close(one.value, np.linalg.norm(seen["blocks.1.attn.hook_result"][0, one.marked, 2]))
         close(one.attention, seen["blocks.1.attn.hook_pattern"][0, 2, one.marked])
+
+
+@pytest.mark.parametrize("tool", [circuits.max_activating, circuits.histogram])
+def test_an_edit_of_the_output_that_measures_a_head_is_refused(tool):
+    with pytest.raises(Error, match=r"an edit of blocks\.1.* would be ignored: edit z"):
+        tool(MODEL, TEXTS, "L1H2", edits={"result": circuits.zero()})
+    tool(MODEL, TEXTS, "L1H2", edits={("result", 0): circuits.zero()})
