@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Error, Model
-from .inputs import check_index, check_numbers
+from ..gpt2_np import Error, Model, generator
+from .inputs import check_count, check_index, check_numbers
 from .low_rank import LowRank, triangle
 from .names import parse_head
 from .weights import best_tokens, centred, embedding, on_host, unembed, unembedding
@@ -113,6 +113,7 @@ def singular_tokens(
     embedding lies furthest along the input direction, and those whose logit the output raises
     most. Both signs of a singular vector are equivalent; the one that reads more strongly is given.
     """
+    check_count("n", n)
     into = embedding(model, folded)
     u, values, vt = ov(model, head, folded).svd()
     written = unembed(model, vt[:n], folded=folded)
@@ -194,7 +195,7 @@ def pairwise_composition(first, second):
 @functools.cache
 def random_composition(d, e, seed, n=16):
     """Return the mean composition of n pairs of Gaussian [d, e] @ [e, d]; it is near 1/√d."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
 
     def random():
         return LowRank(rng.standard_normal((n, d, e)), rng.standard_normal((n, e, d)))
