@@ -9,6 +9,7 @@ tokens. The product of two heads' circuits tells if the second reads the output 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ from ..bpe import shown
 from ..gpt2_np import Error, Model, generator
 from .inputs import check_count, check_index, check_numbers
 from .low_rank import LowRank, triangle
-from .names import parse_head
+from .names import node_name, parse_head
+from .short_reprs import MOST_LINES, Result, short, table
 from .weights import best_tokens, centred, embedding, on_host, unembed, unembedding
 
 
@@ -149,15 +151,39 @@ def copying_scores(model: Model, folded: bool = False, extended: bool = False) -
     return scores
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition(Result):
+    """The composition of every pair of heads: `values` [layer, head, later layer, later head].
+
+    0 unless the second head is in a later layer. `kind` is "Q", "K" or "V".
+    """
+
+    kind: str
+    values: np.ndarray
+
+    def __repr__(self) -> str:
+        return table(f"Composition by {self.kind}, {short(self.values)}; the highest pairs:",
+                     [[" → ".join(pair), f"{value:+.4g}"] for pair, value in self.top(MOST_LINES)])
+
+    def top(self, n: int = 10) -> list[tuple[tuple[str, str], float]]:
+        """Return the pairs of heads (first, second) with the highest scores, and these."""
+        check_count("n", n)
+        layer, _, later, _ = np.indices(self.values.shape, sparse=True)
+        pairs = np.argwhere(np.broadcast_to(layer < later, self.values.shape))
+        scores = self.values[tuple(pairs.T)]
+        order = np.argsort(-scores, kind="stable")[:n]
+        return [((node_name(*pair[:2]), node_name(*pair[2:])), value) for pair, value in
+                zip(pairs[order].tolist(), scores[order].tolist(), strict=True)]
+
+
 def composition(
     model: Model, kind: str, *, folded: bool = False, baseline: bool = True, seed: int = 0
-) -> np.ndarray:
-    """Return the composition of every pair of heads, [layer, head, later layer, later head].
+) -> Composition:
+    """Return the composition of every pair of heads.
 
     It is ‖A B‖ / (‖A‖ ‖B‖) (Frobenius), the share of the first one's output that the second reads.
     A is the OV circuit of the first head, B a circuit of the second: QK for `kind` "Q", QKᵀ for
-    "K", OV for "V". `baseline` subtracts the mean for random matrices of the same shapes. 0 unless
-    the second head is in a later layer.
+    "K", OV for "V". `baseline` subtracts the mean for random matrices of the same shapes.
     (Elhage et al. 2021, "Composition".)
     """
     if kind not in ("Q", "K", "V"):
@@ -181,7 +207,7 @@ def composition(
         )
         if baseline:
             scores[rows, later] -= random_composition(config.n_embd, config.n_embd // h, seed)
-    return scores.reshape(config.n_layer, h, config.n_layer, h)
+    return Composition(kind, scores.reshape(config.n_layer, h, config.n_layer, h))
 
 
 def pairwise_composition(first, second):

@@ -12,6 +12,7 @@ RESULTS = [
     lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
     lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
     lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
+    lambda: circuits.composition(MODEL, "K"),
     lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
     lambda: circuits.survey(MODEL, list(CLEAN)),
