@@ -79,7 +79,7 @@ def ends(found):
 
 
 TOKEN_LISTS = {
-    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-2],
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-3],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
     "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
                                circuits.full_qk(m, "L1H1", extended=True).full()],
