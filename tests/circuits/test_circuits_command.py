@@ -165,7 +165,7 @@ def test_lines_and_files_and_standard_input_are_texts(folder, capsys, monkeypatc
     [
         (["lens", "text", "--answer", "zzz"], "'zzz' is 3 tokens"),
         (["attribution", "text", "--answer", "<nothing>"], "it must be one"),
-        (["patch", "The café", "The café at", "--answer", " the"], "tokens and the source prompts"),
+        (["patch", "The café", "The café at", "--answer", " the"], "and the corrupted prompts"),
         (["find", "--task", "indirect-object"], "use name_repetition"),
         (["neurons", "--layer", "7", "--neuron", "1"], "layer 7 does not exist"),
         (["patch", "The café", "The café", "--answer", " the"], "the same on both prompts"),
