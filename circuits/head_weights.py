@@ -135,7 +135,8 @@ def singular_tokens(
 def copying_scores(model: Model, folded: bool = False, extended: bool = False) -> np.ndarray:
     """Return Σ λ / Σ |λ| over the eigenvalues of each head's full OV circuit, [layer, head].
 
-    1 means that attending to any token raises that token's own logit; -1 that it lowers it.
+    1 means that attending to any token raises that token's own logit; -1 that it lowers it. NaN for
+    a head that writes nothing, as one whose weights were set to 0.
     (Elhage et al. 2021, "Copying / primitive in-context learning".)
     """
     config = model.config
@@ -147,7 +148,8 @@ def copying_scores(model: Model, folded: bool = False, extended: bool = False) -
         inner = weights.W_O @ gram @ weights.W_V
         check_numbers(f"layer {layer}'s OV circuits", inner, model)
         eigenvalues = np.linalg.eigvals(inner)
-        scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
+        with np.errstate(invalid="ignore"):
+            scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
     return scores
 
 
@@ -155,7 +157,8 @@ def copying_scores(model: Model, folded: bool = False, extended: bool = False) -
 class Composition(Result):
     """The composition of every pair of heads: `values` [layer, head, later layer, later head].
 
-    0 unless the second head is in a later layer. `kind` is "Q", "K" or "V".
+    0 unless the second head is in a later layer, NaN if a head's circuit is 0. `kind` is "Q", "K"
+    or "V".
     """
 
     kind: str
@@ -171,7 +174,7 @@ class Composition(Result):
         layer, _, later, _ = np.indices(self.values.shape, sparse=True)
         pairs = np.argwhere(np.broadcast_to(layer < later, self.values.shape))
         scores = self.values[tuple(pairs.T)]
-        order = np.argsort(-scores, kind="stable")[:n]
+        order = np.argsort(-scores, kind="stable")[: min(n, np.isfinite(scores).sum())]
         return [((node_name(*pair[:2]), node_name(*pair[2:])), value) for pair, value in
                 zip(pairs[order].tolist(), scores[order].tolist(), strict=True)]
 
@@ -215,7 +218,8 @@ def pairwise_composition(first, second):
     outer = triangle(first.left) @ first.right  # [a, r, d]
     inner = second.left @ triangle(second.right.swapaxes(1, 2)).swapaxes(1, 2)  # [b, d, r]
     products = np.stack([np.linalg.norm(one @ inner, axis=(1, 2)) for one in outer])
-    return products / first.norm()[:, None] / second.norm()
+    with np.errstate(invalid="ignore"):
+        return products / first.norm()[:, None] / second.norm()
 
 
 @functools.cache

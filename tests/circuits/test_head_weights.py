@@ -97,6 +97,19 @@ def test_composition_scores_are_ratios_of_frobenius_norms(kind):
     assert [value for _, value in best] == sorted(scores[scores > 0], reverse=True)
 
 
+def test_a_head_that_does_nothing_has_no_scores_and_no_warning():
+    params = map_params(np.copy, MODEL.params)
+    attn = params["blocks"][1]["attn"]
+    for c in range(3):
+        attn["c_attn"]["w"][:, 20 * c + 10 : 20 * c + 15] = 0
+    attn["c_proj"]["w"][10:15] = 0
+    model = Model(TINY, params)
+    copying, found = circuits.copying_scores(model), circuits.composition(model, "K")
+    assert np.argwhere(np.isnan(copying)).tolist() == [[1, 2]]
+    pairs = [pair for pair, _ in found.top(100)]
+    assert len(pairs) == 3 * 4 * 4 - 8 and not any("L1H2" in pair for pair in pairs)
+
+
 def test_random_weights_compose_no_more_than_the_baseline():
     scores = circuits.composition(random_model(Config(5, 4, 120, 4, 2), scale=1), "K").values
     assert np.abs(scores[0, :, 1]).max() < 0.02
