@@ -67,6 +67,7 @@ def gradients(
     Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
     out.
     """
+    last_only = reads_last(metric)
     if not isinstance(metric, Differentiable):
         raise Error("this metric has no gradient: use logit_difference, log_probability or "
                     "repeat_loss, or give it a method gradient, logits [b, 1, v] -> [b, v]")
@@ -74,7 +75,7 @@ def gradients(
     edits = Edits(model, edits)
     edits.refuse("gradients", WITHOUT_GRADIENT, "edit the stream, z, q, k, v, attention or MLPs")
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits,
-               last_only=reads_last(metric))
+               last_only=last_only)
     check_numbers("the logits", seen.logits, model)
     of_logits = gradient_of_logits(metric, seen.logits)
     with turn(model):
