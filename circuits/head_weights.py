@@ -171,8 +171,9 @@ class Composition(Result):
     def top(self, n: int = 10) -> list[tuple[tuple[str, str], float]]:
         """Return the pairs of heads (first, second) with the highest scores, and these."""
         check_count("n", n)
-        layer, _, later, _ = np.indices(self.values.shape, sparse=True)
-        pairs = np.argwhere(np.broadcast_to(layer < later, self.values.shape))
+        layers = np.arange(len(self.values))
+        is_later = layers[:, None, None, None] < layers[:, None]  # [layer, 1, later layer, 1]
+        pairs = np.argwhere(np.broadcast_to(is_later, self.values.shape))
         scores = self.values[tuple(pairs.T)]
         order = np.argsort(-scores, kind="stable")[: min(n, np.isfinite(scores).sum())]
         return [((node_name(*pair[:2]), node_name(*pair[2:])), value) for pair, value in
