@@ -193,10 +193,13 @@ def memory_advice(error: MemoryError) -> str:
 def is_cuda_error(error: Exception) -> bool:
     """Return True for an error that CUDA or cuBLAS reported in the midst of work."""
     cupy = sys.modules.get("cupy")
-    return cupy is not None and isinstance(error, (
-        cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.cublas.CUBLASError,
-        cupy.cuda.driver.CUDADriverError,
-    ))  # fmt: skip
+    try:
+        return cupy is not None and isinstance(error, (
+            cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.cublas.CUBLASError,
+            cupy.cuda.driver.CUDADriverError,
+        ))  # fmt: skip
+    except ImportError:  # of cuBLAS, which CuPy loads here: without it no GPU has worked
+        return False
 
 
 def total_memory(xp: ModuleType) -> int:

@@ -10,16 +10,17 @@ in Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", s
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import count, pairwise
 from operator import index
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 try:
     from .backend import Error
@@ -481,7 +482,8 @@ class Tokenizer:
             )
         os.makedirs(folder, exist_ok=True)
         for name, content in zip(names, contents, strict=True):
-            write_whole(os.path.join(folder, name), content)
+            with whole_file(os.path.join(folder, name)) as file:
+                file.write(content.encode())
 
     def merges_text(self) -> str:
         """Return the content of vocab.bpe, which Hugging Face calls merges.txt."""
@@ -791,16 +793,24 @@ def _read(path: str, sha256: str) -> tuple[str, bool]:
         raise TokenizerError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
-def write_whole(path: str, text: str) -> None:
-    """Write a file that other processes see whole or not at all."""
-    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
+PART = ".part"  # the ending of a file that is not whole yet
+
+
+@contextlib.contextmanager
+def whole_file(path: str, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Give a new file to write, which gets its name once it is whole and on the disk.
+
+    Until then others see the old file or none. After an error nothing is left of the new one. The
+    part that a killed process leaves ends in ".part".
+    """
+    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{PART}"
     try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        if os.path.exists(temporary):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise

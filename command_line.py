@@ -39,12 +39,19 @@ def called(installed: str, module: str) -> str:
     return f"python -m {module}"
 
 
-def add_model_options(add: Callable[..., Any]) -> None:
-    """Add the options that `text_model` reads, by the `add_argument` of a parser."""
+def add_model_options(add: Callable[..., Any], dtypes: Sequence[str] = ()) -> None:
+    """Add the options that `text_model` reads, by the `add_argument` of a parser.
+
+    Without `dtypes` there is no --dtype, and the parser needs a default for it.
+    """
     add("-m", "--model", default="124M", metavar="NAME",
         help=f"{', '.join(SIZES)} or gpt2, gpt2-medium, ..., shakespeare, a folder or file, a URL, "
         "or owner/name on Hugging Face's hub (default 124M)")
     add("--device", default="auto", choices=backend.DEVICES, help="default auto")
+    if dtypes:
+        saved = ", or --save" * ("bfloat16" in dtypes)
+        add("--dtype", default="float32", choices=dtypes,
+            help=f"default float32; float16 needs a GPU{saved}")
     add("--tf32", action="store_true",
         help="on a GPU, float32 products of less precision on tensor cores")
     add("--verbose", action="store_true", help="say on stderr which device was picked, and why")
@@ -70,8 +77,13 @@ def text_model(args: argparse.Namespace) -> Model:
     if args.verbose:
         where = backend.about(namespace(model.params["wte"]))
         print(f"gpt2_np: running in {args.dtype} on {where}", file=sys.stderr)
+    return with_tokenizer(model, args.model)
+
+
+def with_tokenizer(model: Model, name: object) -> Model:
+    """Return the model. Raises Error if it has no tokenizer."""
     if model.tokenizer is None:
-        raise Error(f"{args.model} has no tokenizer that can be used: if no warning says why, add "
+        raise Error(f"{name} has no tokenizer that can be used: if no warning says why, add "
                     "vocab.bpe, merges.txt or tokenizer.json beside its weights")
     return model
 
@@ -196,7 +208,7 @@ def command_line() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("prompt", nargs="?", help="the text to continue; - reads standard input")
-    add_model_options(add)
+    add_model_options(add, (*checkpoint.DTYPES, "bfloat16"))
     add_sampling_options(add)
     add("--seed", type=int, metavar="S", help="makes sampling repeatable")
     add("--samples", type=int, default=1, metavar="N", help="continuations, made as one batch")
@@ -211,9 +223,8 @@ def command_line() -> argparse.ArgumentParser:
     add("--interactive", action="store_true", help="continue one prompt after another")
     add("--download", action="store_true", help="fetch and verify the model, and no more")
     add("--save", metavar="FOLDER",
-        help="write the model as a new folder in Hugging Face's layout, in the type --dtype")
-    add("--dtype", default="float32", choices=(*checkpoint.DTYPES, "bfloat16"),
-        help="default float32; float16 on a GPU or to save, bfloat16 to save")
+        help="write the model as a new folder in Hugging Face's layout, in the type --dtype, which "
+        "may be bfloat16 too")
     add("--json", action="store_true", help="machine-readable result of generate, score, info")
     add("--version", action="version", version=f"gpt2_np {__version__}")
     return parser
@@ -284,8 +295,7 @@ def check_unused_options(args, parser, job):
 
 
 def check_sampling(args, parser):
-    if args.samples < 1:
-        parser.error(f"--samples is {args.samples}: it must be at least 1")
+    check_counts(args, parser, "samples", "beams")
     if args.beams is not None:
         check_beams(args, parser)
     elif args.samples > 1 and args.temperature == 0:
@@ -311,14 +321,20 @@ def check_drawing(args, parser):
 
 
 def check_beams(args, parser):
-    if args.beams < 1:
-        parser.error(f"--beams is {args.beams}: it must be at least 1")
     if args.samples > args.beams:
         parser.error(f"--samples is {args.samples}: it must be at most --beams, {args.beams}")
     for name in (*SAMPLING, "seed", "no_draft"):
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"{option(name)} does not go with --beams, which looks for the most "
                          "probable text: leave one of them out")
+
+
+def check_counts(args: argparse.Namespace, parser: argparse.ArgumentParser, *names: str) -> None:
+    """End the program if one of these options is given and is below 1."""
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            parser.error(f"{option(name)} is {value}: it must be at least 1")
 
 
 def option(name: str) -> str:

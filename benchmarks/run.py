@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -492,6 +493,9 @@ def new_part(args):
 
 def commit() -> str:
     """Return the commit of this checkout, with + if files of the package differ from it."""
+    if not shutil.which("git"):
+        return ""
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
 

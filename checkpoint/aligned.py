@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..bpe import PART
 from ..gpt2_np import map_leaves
-from .cache import PART, cache_folder, is_private, is_verified, stamp, verified_files
+from .cache import cache_folder, is_private, is_verified, stamp, verified_files
 from .files import CheckpointError, reason
 from .layouts import CONFIG, HUGGING_FACE, Checkpoint
 from .names import match_hugging_face

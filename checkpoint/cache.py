@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..bpe import PART, whole_file
 from .files import CheckpointError, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 VERIFIED, LOCK = "verified.json", ".lock"
-PART, TAG = ".part", ".part.tag"  # endings of an unfinished file, and of the tag of its version
+TAG = PART + ".tag"  # the ending of a file that says of which version an unfinished one is
 
 
 def cache_folder() -> Path:
@@ -88,7 +89,6 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
     into keeps the note that it has.
     """
     import json
-    import tempfile
 
     if not os.access(folder, os.W_OK):
         return
@@ -96,16 +96,8 @@ def note_verified(folder: Path, files: Mapping[str, list[Any]]) -> None:
         if os.name != "nt" and path.stat().st_uid == os.geteuid():
             path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
     # For the owner only, from its first moment on, whatever the umask is.
-    number, part = tempfile.mkstemp(PART, dir=folder)
-    try:
-        with open(number, "w") as file:
-            file.write(json.dumps(files))
-            file.flush()
-            os.fsync(number)
-        os.replace(part, folder / VERIFIED)
-    except BaseException:
-        os.unlink(part)
-        raise
+    with whole_file(str(folder / VERIFIED), 0o600) as file:
+        file.write(json.dumps(files).encode())
 
 
 def stamp(file: Path) -> list[int]:

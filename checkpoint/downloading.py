@@ -5,10 +5,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..bpe import PART
 from ..gpt2_np import map_leaves
 from .aligned import keep_aligned
 from .bundle import DATA, INDEX, data_size, read_index
-from .cache import PART, VERIFIED, locked, note_verified, stamp, verified_files
+from .cache import VERIFIED, locked, note_verified, stamp, verified_files
 from .crc32c import crc32c
 from .files import CheckpointError, reason
 from .hub_cache import find_snapshot

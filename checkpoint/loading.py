@@ -32,6 +32,7 @@ from .vocabulary import tokenizer_or_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
 DtypeName = Literal["float32", "float64", "float16"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)
@@ -71,8 +72,7 @@ def load(
     memory.
     """
     dtype = dtype_name(dtype)
-    asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
-    xp = backend.pick(asked or device)
+    xp = pick_device(device)
     backend.check_dtype(dtype, xp)
     with naming_the_size(name_or_path):
         checkpoint = open_checkpoint(locate(name_or_path, progress))
@@ -96,6 +96,13 @@ def load(
     else:
         tokenizer = tokenizer_or_warning(checkpoint)
     return Model(checkpoint.config, params, tokenizer)
+
+
+def pick_device(device: str) -> ModuleType:
+    """Return the array module of a device. "auto" is the device that GPT2_NP_DEVICE names, if any.
+    """
+    asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
+    return backend.pick(asked or device)
 
 
 def dtype_name(dtype: object) -> str:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..bpe import shown
+from ..bpe import PART, shown
 from .bundle import DATA
-from .cache import PART, TAG
+from .cache import TAG
 from .files import MAX_SMALL_FILE, CheckpointError
 from .layouts import HUGGING_FACE
 from .sources import DownloadError, Source, redacted

@@ -24,6 +24,7 @@ from ..command_line import (
     STDIN_CLOSED,
     add_model_options,
     called,
+    check_counts,
     decode_utf_8,
     prompt_text,
     quoted,
@@ -171,8 +172,7 @@ def command_line() -> argparse.ArgumentParser:
 
 def check_usage(args, parser):
     """End the program if arguments do not go together."""
-    if getattr(args, "top", 1) < 1:
-        parser.error(f"--top is {args.top}: it must be at least 1")
+    check_counts(args, parser, "top")
     if args.command == "histogram" and args.bins < 2:
         parser.error(f"--bins is {args.bins}: it must be at least 2")
     if args.command in ("patch", "find"):

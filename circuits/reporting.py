@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .. import gpt2_np
-from ..bpe import shown, write_whole
+from ..bpe import shown, whole_file
 from ..gpt2_np import Error, Model
 from ..inference.costs import describe
 from .activations import run
@@ -67,7 +67,8 @@ class Report:
                     if file.read(len(FIRST_LINE)) not in (b"", FIRST_LINE.encode()):
                         raise Error(f"{name} exists and is not a report: choose another name")
             if file_path.is_file() or not file_path.exists():
-                write_whole(str(file_path.resolve()), self.page)
+                with whole_file(str(file_path.resolve())) as whole:
+                    whole.write(self.page.encode())
             else:  # a device, or a folder, which is an OSError
                 file_path.write_text(self.page, encoding="utf-8", newline="\n")
         except Error:

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import backend
+from ..checkpoint.loading import pick_device
 from ..command_line import (
     add_sampling_options,
     called,
+    check_counts,
     check_drawing,
     option,
     run_command,
@@ -27,9 +29,10 @@ from ..command_line import (
 from ..gpt2_np import Error, __version__
 from . import evaluations, lm_eval_adapter
 from .documents import SUFFIXES
-from .driver import ENGINES, Incomplete, Stopped, generate, reasons_of, score
+from .driver import ENGINES, Incomplete, RunOptions, Stopped, check_workers, generate, score
 from .runs import progress_words, status
 from .shard_files import FORMATS
+from .summary import reasons_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,30 +115,26 @@ def add_run_options(add: Any) -> None:
     add("--quiet", action="store_true", help="show no progress")
 
 
-RUN_OPTIONS = ("device", "dtype", "tf32", "field", "id", "documents", "input_format", "max_bytes",
-               "shard_bytes", "output_format", "engine", "address", "workers", "threads", "gpus")
-
-
 def run_options(args, parser) -> dict[str, Any]:
     """Return the options of `RunOptions`. Ends the program if they do not go together."""
-    for name in ("max_bytes", "shard_bytes", "workers", "threads", "stride", "tokens", "batch"):
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            parser.error(f"{option(name)} is {value}: it must be at least 1")
-    if args.gpus < 0:
-        parser.error(f"--gpus is {args.gpus}: it must be at least 0")
-    if args.gpus and args.device == "cpu":
-        parser.error("--gpus and --device cpu do not go together")
-    if args.gpus and args.workers not in (None, args.gpus):
-        parser.error(f"--gpus {args.gpus} has a worker for each: leave --workers out")
-    if args.address is not None and args.engine != "ray":
-        parser.error("--address is that of a Ray cluster: add --engine ray")
+    check_counts(args, parser, "max_bytes", "shard_bytes", "workers", "threads", "stride", "tokens",
+                 "batch")
+    given = {name: value for name, value in vars(args).items()
+             if name in RunOptions.__annotations__}
+    try:
+        check_workers(**given)
+    except Error as error:
+        parser.error(as_typed(error, args))
     if args.verbose:
-        where = ("a GPU for each worker" if args.gpus
-                 else backend.about(backend.pick(args.device)))
+        where = "a GPU for each worker" if args.gpus else backend.about(pick_device(args.device))
         print(f"{program()}: running in {args.dtype} on {where}", file=sys.stderr)
-    return {**{name: getattr(args, name) for name in RUN_OPTIONS}, "progress": not args.quiet,
-            "command": args.again}
+    return {**given, "progress": not args.quiet, "command": args.again}
+
+
+def as_typed(error: Error, args: argparse.Namespace) -> str:
+    """Return the sentence of an error, which may begin with an option, as its user typed it."""
+    name, verb, rest = str(error).partition(" is ")
+    return f"{option(name)}{verb}{rest}" if name in vars(args) else str(error)
 
 
 # --- commands --------------------------------------------------------------------------
@@ -177,9 +176,8 @@ def stoppable(args: argparse.Namespace) -> Iterator[None]:
     except Incomplete as error:
         print(f"{program()}: {error}", file=sys.stderr)
         raise SystemExit(3) from None
-    except Error as error:  # many begin with the name of an argument
-        name, verb, rest = str(error).partition(" is ")
-        raise Error(f"{option(name)}{verb}{rest}" if name in vars(args) else str(error)) from None
+    except Error as error:
+        raise Error(as_typed(error, args)) from None
     except KeyboardInterrupt as stop:
         words = stop if isinstance(stop, Stopped) else "stopped; the same command goes on"
         print(f"\n{program()}: {words}", file=sys.stderr)

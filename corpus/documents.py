@@ -1,6 +1,6 @@
 """The inputs of a run: files, checked before anything starts, and cut into shards.
 
-A shard is some spans of files. Their documents are read by formats.py.
+A shard is some spans of files. Their documents are read by formats.py and parquet_files.py.
 """
 from __future__ import annotations
 
@@ -22,25 +22,19 @@ from .formats import (
     BOM,
     PIECE,
     Document,
-    LineReader,
-    ParquetReader,
     Piece,
     Span,
     Unpacked,
-    check_columns,
+    file_document,
     is_gzip,
-    json_document,
-    lenient,
-    make_document,
-    parquet_pieces,
-    reader_of,
-    text_document,
-    unreadable,
-    whole_file,
+    line_documents,
+    reading,
 )
+from .parquet_files import check_columns, parquet_documents, parquet_pieces
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".text": "text",
             ".parquet": "parquet"}
+INPUT_FORMATS = sorted(set(SUFFIXES.values()))
 # About as many, unless shard_bytes is given: files about as long as a shard can give twice as many.
 MOST_SHARDS = 10_000
 LEAST_SPAN = 256  # bytes that a span counts for, so that a shard does not get a million
@@ -68,18 +62,13 @@ def checked_name(path: Any) -> str:
 
 
 def file_stat(path: str) -> os.stat_result:
-    try:
+    with reading(path):
         return os.stat(path)
-    except OSError as error:
-        raise unreadable(path, error) from None
 
 
 def read_head(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-    except OSError as error:
-        raise unreadable(path, error) from None
+    with reading(path), open(path, "rb") as file:
+        return file.read(HEAD)
 
 
 def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +83,7 @@ def fingerprint(paths: Sequence[str]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inputs:
     """The input files, and how documents are found in them.
 
@@ -116,16 +105,15 @@ class Inputs:
 
     def __post_init__(self) -> None:
         paths = [self.paths] if isinstance(self.paths, str | os.PathLike) else self.paths
-        object.__setattr__(self, "paths", tuple(map(checked_name, paths)))
-        formats = sorted(set(SUFFIXES.values()))
-        if self.input_format not in (None, *formats):
+        self.paths = tuple(map(checked_name, paths))
+        if self.input_format not in (None, *INPUT_FORMATS):
             raise Error(f"input_format is {shown(self.input_format)}, expected one of "
-                        f"{', '.join(formats)}")
+                        f"{', '.join(INPUT_FORMATS)}")
         if self.documents not in ("lines", "files"):
             raise Error(f"documents is {shown(self.documents)}, expected lines or files")
-        for name in ("max_bytes", "shard_bytes", "least_shard_bytes"):
-            if name != "shard_bytes" or self.shard_bytes is not None:
-                check_count(name, getattr(self, name), most=2**40)
+        check_count("max_bytes", self.max_bytes, most=2**40)
+        if self.shard_bytes is not None:
+            check_count("shard_bytes", self.shard_bytes, most=2**40)
         if not self.paths:
             raise Error("there are no input files: name at least one")
         files = np.empty((len(self.paths), 2), np.uint64)  # a dict would be large
@@ -206,9 +194,9 @@ class Inputs:
 
     def pieces(self, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         for path in self.paths:
-            try:
+            with reading(path):
                 if self.format(path) == "parquet":
-                    yield from parquet_pieces(path, shard_bytes, self.columns())
+                    yield from parquet_pieces(path, shard_bytes, self.field, self.id)
                 elif is_gzip(path):
                     yield from self.gzip_pieces(path, shard_bytes, damage)
                 else:
@@ -217,8 +205,6 @@ class Inputs:
                     for start in range(0, size or self.documents == "files", step):
                         end = min(start + step, size)
                         yield Piece(Span(path, start, end), end - start, end - start)
-            except OSError as error:
-                raise unreadable(path, error) from None
 
     def gzip_pieces(self, path: str, shard_bytes: int, damage: dict[str, str]) -> Iterator[Piece]:
         """Unpack a file and yield its pieces; add a sentence to `damage` if it is damaged."""
@@ -262,13 +248,10 @@ class Inputs:
         return [fingerprint(self.paths[start:start + step])
                 for start in range(0, len(self.paths), step)]
 
-    def columns(self) -> tuple[str, ...]:
-        return (self.field,) if self.id in (None, self.field) else (self.field, self.id)
-
     def for_worker(self) -> Inputs:
         """Return inputs that can only `read`, and that hold no list of perhaps a million paths."""
         inputs = copy.copy(self)
-        object.__setattr__(inputs, "paths", ())
+        inputs.paths = ()
         return inputs
 
     def read(self, shard: Shard) -> Iterator[Document]:
@@ -277,31 +260,12 @@ class Inputs:
         Raises Error if a file cannot be read, or ends earlier than when it was cut into shards.
         """
         for span in shard.spans:
-            try:
-                yield from self.read_span(span)
-            except OSError as error:
-                raise unreadable(span.path, error) from None
-
-    def read_span(self, span: Span) -> Iterator[Document]:
-        kind, limit = self.format(span.path), self.max_bytes
-        if self.documents == "files":
-            yield whole_file(span, limit)
-        elif kind == "parquet":
-            with reader_of(span, ParquetReader, self.columns()) as rows:
-                for row, cells in rows.between(span.start, span.end):
-                    default_id = f"{span.path}:{row}"
-                    id = default_id if self.id is None else lenient(cells[-1])
-                    found = make_document(default_id, lenient(cells[0]), id)
-                    if found.text is not None and len(cells[0]) > limit:
-                        found = Document(found.id, None, "over the limit")
-                    yield found
-        else:
-            with reader_of(span, LineReader) as lines:
-                for offset, line in lines.between(span.start, span.end, limit):
-                    default_id = f"{span.path}:{offset}"
-                    if line is None:
-                        yield Document(default_id, None, "over the limit")
-                    elif kind == "text":
-                        yield text_document(default_id, line)
-                    else:
-                        yield json_document(default_id, line, self.field, self.id)
+            kind = self.format(span.path)
+            with reading(span.path):
+                if self.documents == "files":
+                    yield file_document(span, self.max_bytes)
+                elif kind == "parquet":
+                    yield from parquet_documents(span, self.field, self.id, self.max_bytes)
+                else:
+                    is_json = kind == "jsonl"
+                    yield from line_documents(span, is_json, self.field, self.id, self.max_bytes)

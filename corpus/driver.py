@@ -4,26 +4,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal, TypedDict, Unpack
 
-import numpy as np
-
 from .. import backend
 from ..bpe import shown
+from ..checkpoint.loading import pick_device
 from ..gpt2_np import Error, Model, namespace
 from ..inference.options import SamplingOptions, Stop, check_count
 from .documents import Inputs, Shard
-from .formats import import_pyarrow
+from .parquet_files import import_pyarrow
 from .processes import ProcessEngine, refuse_to_start_again
 from .progress import Progress
 from .ray_actors import RayEngine
 from .runs import Run, open_run, read_summary, refuse_changes
 from .scheduling import Engine, run_shards
 from .shard_files import FORMATS, Job
-from .summary import MOST_LISTED, write_summary
-from .work import Generator, Scorer, Work
+from .summary import MOST_LISTED, reasons_of, write_summary
+from .work import Generator, Scorer, Work, device_name
 
 ENGINES = ("processes", "ray")
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -133,40 +131,44 @@ def pop(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options.pop(name) for name in names if name in options}
 
 
-def pop_model(
-    options: dict[str, Any], model: str | os.PathLike[str] | Model
-) -> dict[str, Any]:
-    """Take the options of the model. The device is the one that workers use."""
-    gpus, by_ray = options.get("gpus", 0), options.get("engine") == "ray"
+def check_workers(*, device: str = "auto", engine: str = "processes", address: str | None = None,
+                  workers: int | None = None, threads: int = 1, gpus: int = 0, **_: Any) -> None:
+    """Raise Error, which begins with an option's name, unless these options go together."""
+    if engine not in ENGINES:
+        raise Error(f"engine is {shown(engine)}: choose one of {', '.join(ENGINES)}")
+    if address is not None and engine != "ray":
+        raise Error(f"address is {shown(address)}, that of a Ray cluster: give engine ray, too")
+    check_count("threads", threads)
     check_count("gpus", gpus, 0)
+    if workers is not None:
+        check_count("workers", workers)
+    if gpus and workers not in (None, gpus):
+        raise Error(f"workers is {workers}, but each of {gpus} GPUs has one: leave it out")
+    if gpus and device == "cpu":
+        raise Error(f"gpus is {gpus}, which does not go with device cpu")
+
+
+def pop_model(options: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Take the options of the model. The device is the one that workers use."""
+    check_workers(**options)
     taken = {"device": "auto", **pop(options, "device", "dtype", "tf32")}
     if isinstance(model, Model):
-        if gpus or taken["device"] != "auto" or "dtype" in taken:
+        if options.get("gpus") or taken["device"] != "auto" or "dtype" in taken:
             raise Error("gpus, device or dtype is given beside a Model, which has its own: leave "
                         "it out, or give the model's name")
-        on_gpu = namespace(model.params["wte"]) is not np
-        return taken | {"device": "cuda" if on_gpu else "cpu"}
-    if gpus and taken["device"] == "cpu":
-        raise Error(f"gpus is {gpus}, which does not go with device 'cpu'")
-    if gpus or taken["device"] == "auto":
-        on_gpu = gpus or not (by_ray or backend.pick("auto") is np)
-        taken["device"] = "cuda" if on_gpu else "cpu"
+        taken["device"] = device_name(namespace(model.params["wte"]))
+    elif options.get("gpus"):
+        taken["device"] = "cuda"
+    elif taken["device"] == "auto":
+        by_ray = options.get("engine") == "ray"
+        taken["device"] = "cpu" if by_ray else device_name(pick_device("auto"))
     return taken
 
 
-def pop_inputs(paths: Paths, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
+def pop_inputs(paths: Any, options: dict[str, Any], least_shard_bytes: int = 2**18) -> Inputs:
     """Take the options of the inputs."""
-    several: Any = [paths] if isinstance(paths, str | os.PathLike) else paths
     given = pop(options, "field", "id", "documents", "input_format", "max_bytes", "shard_bytes")
-    return Inputs(tuple(several), **given, least_shard_bytes=least_shard_bytes)
-
-
-def default_workers(threads: int, work: Work) -> int:
-    if getattr(work, "device", "cpu") == "cuda":
-        return 1  # a second one would only compete for the card
-    usable = getattr(os, "sched_getaffinity", None)
-    cores = len(usable(0)) if usable else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return Inputs(paths, **given, least_shard_bytes=least_shard_bytes)
 
 
 def make_engine(
@@ -174,7 +176,13 @@ def make_engine(
 ) -> Engine:
     if engine == "ray":
         return RayEngine(job, workers, threads=threads, gpus=gpus, address=address)
-    return ProcessEngine(job, workers or gpus or default_workers(threads, job.work), threads, gpus)
+    if getattr(job.work, "device", "cpu") == "cuda":
+        default = gpus or 1  # a second worker would only compete for the card
+    else:
+        usable = getattr(os, "sched_getaffinity", None)
+        cores = len(usable(0)) if usable else os.cpu_count() or 1
+        default = max(1, cores // threads)
+    return ProcessEngine(job, workers or default, threads, gpus)
 
 
 # --- the run ---------------------------------------------------------------------------
@@ -187,40 +195,27 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Do the shards that are missing and return the summary. Options are as in `score`."""
     refuse_to_start_again()
-    if engine not in ENGINES:
-        raise Error(f"engine is {shown(engine)}: choose one of {', '.join(ENGINES)}")
     if output_format not in FORMATS:
         raise Error(f"output_format is {shown(output_format)}: choose one of {', '.join(FORMATS)}")
-    check_count("threads", threads)
-    if workers is not None:
-        check_count("workers", workers)
-    if gpus and workers not in (None, gpus):
-        raise Error(f"workers is {workers}, but gpus is {gpus}: each GPU has one worker")
     if output_format == "parquet":
         import_pyarrow("output_format='parquet'")  # one sentence if it is not installed
     if not os.fspath(output):
         raise Error("output is '': name a folder")
     folder = os.path.abspath(output)
     job = Job(inputs.for_worker(), work, folder, output_format)
-    options = {**asdict(inputs), "threads": threads, "output_format": output_format}
+    options = {**vars(inputs), "threads": threads, "output_format": output_format}
     del options["paths"]
     fingerprint = {"options": options, **work.fingerprint(), "inputs": inputs.fingerprint()}
     bar = Progress(quiet=not progress)
     with open_run(folder, fingerprint, output_format, command) as state:
-
-        def on_done(done):
-            state.add(done)
-            bar.add(done)
-
-        shards, lost = Missing(state, inputs, bar), []
+        shards, failures = Missing(state, inputs, bar), {}
         if (first := next(shards.to_do, None)) is not None:
             bar.start(inputs.n_bytes())
             with stopping(state), contextlib.closing(bar), contextlib.closing(
-                    make_engine(job, engine, address, workers, threads, gpus)) as workers_at_work:
-                lost = run_shards(workers_at_work, chain([first], shards.to_do), on_done, bar.say)
+                    make_engine(job, engine, address, workers, threads, gpus)) as at_work:
+                failures = run_shards(at_work, chain([first], shards.to_do), bar.add, bar.say)
         elif not shards.problem and (summary := read_summary(folder)) and summary["complete"]:
-            return with_texts(summary, inputs)
-        failures = {shard.number: reason for shard, reason in lost}
+            return checked(summary, inputs, state)
         if shards.problem:  # what cannot be read counts as one more shard
             failures[shards.n] = shards.problem
         try:
@@ -231,35 +226,34 @@ def run(
             now = fingerprint["inputs"]  # an input is gone, and its shards failed
         refuse_changes(folder, fingerprint, fingerprint | {"inputs": now})
         summary = write_summary(job, shards.n + bool(shards.problem), failures)
-    if not summary["complete"]:
-        missing = summary["missing_shards"]
-        n = missing["n_shards"] - bool(shards.problem)
-        first = missing[f"first_{MOST_LISTED}"][: min(n, 3)]
-        reasons = "; ".join(f"shard {shard['shard']}: {shard['reason']}" for shard in first)
-        more = "; ..." * (n > 3)
-        raise Incomplete(". ".join(
-            [f"{n} of {shards.n} shards are missing ({reasons}{more}): the same command tries them "
-             "again"] * bool(n) + [shards.problem] * bool(shards.problem)))
-    return with_texts(summary, inputs)
+        if summary["complete"]:
+            return checked(summary, inputs, state)
+    missing = summary["missing_shards"]
+    n = missing["n_shards"] - bool(shards.problem)
+    reasons = "; ".join(f"shard {shard['shard']}: {shard['reason']}"
+                        for shard in missing[f"first_{MOST_LISTED}"][: min(n, 3)])
+    sentences = [shards.problem] if shards.problem else []
+    if n:
+        sentences.insert(0, f"{n} of {shards.n} shards are missing ({reasons}{'; ...' * (n > 3)}): "
+                            "the same command tries them again")
+    raise Incomplete(". ".join(sentences))
 
 
-def with_texts(summary: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Return a summary. Raises Error if all documents were skipped."""
+def checked(summary: dict[str, Any], inputs: Inputs, state: Run) -> dict[str, Any]:
+    """Return a summary. Raises Error if all documents were skipped, and leaves the folder as new.
+
+    So the next command may have another field, or other inputs.
+    """
     skipped = summary["skipped"]
     if skipped["n_documents"] < summary["n_documents"]:
         return summary
+    state.forget()
     wrong = [f"{name} is {shown(getattr(inputs, name))}, name another"
              for name, reason in (("field", "no such field"), ("id", "no id"))
              if reason in skipped["reasons"]]
     raise Error(f"nothing could be done: {skipped['n_documents']:,} of {summary['n_documents']:,} "
                 f"documents were skipped ({reasons_of(skipped) or 'there are none'}): "
                 + (" and ".join(wrong) or "give other inputs"))
-
-
-def reasons_of(skipped: dict[str, Any]) -> str:
-    """Return the reasons of a summary's skipped documents: "2 empty, 1 not JSON"."""
-    return ", ".join(f"{about['n_documents']:,} {reason}"
-                     for reason, about in skipped["reasons"].items())
 
 
 class Missing:

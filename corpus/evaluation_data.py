@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from typing import Any, BinaryIO, NamedTuple
 
-from ..bpe import shown
-from ..checkpoint.cache import PART, cache_folder, locked
+from ..bpe import PART, shown
+from ..checkpoint.cache import cache_folder, locked
 from ..checkpoint.files import reason
 from ..checkpoint.official import HUB_URL, OPENAI_URL, Pins
 from ..checkpoint.sources import DownloadError, Source, hub_token, server

@@ -28,7 +28,7 @@ from .evaluation_data import (
     read_lambada,
     read_wikitext,
 )
-from .summary import ScoredTotals, Skipped
+from .summary import ScoredTotals, Skipped, reasons_of
 from .work import Scorer
 
 
@@ -80,7 +80,7 @@ def lambada(model: Model, path: str, options: Options) -> Measured:
     found = scored(model, pieces, options.progress)
     n, n_tokens = len(found), np.array([len(scores.is_greedy) for scores in found])
     word_loss = losses(found)
-    token_loss = losses([last(scores, 1) for scores in found])
+    token_loss = [-scores.log_probabilities[-1] for scores in found]
     return Measured(
         {
             "last_token_accuracy": ratio([scores.is_greedy[-1] for scores in found]),
@@ -185,9 +185,9 @@ def texts(model: Model, path: str, options: Options) -> Measured:
             progress.update(shard.n_bytes)
             if n_read == options.limit:
                 break
-    reasons = [f"{n:,} {reason}" for reason, n in sorted(skipped.counts.items())]
+    reasons = reasons_of(skipped.figures())
     if one is None:
-        raise Error(f"{path} has no text to score: {', '.join(reasons) or 'it is empty'}")
+        raise Error(f"{path} has no text to score: {reasons or 'it is empty'}")
     n_ctx = model.config.n_ctx
     stride = options.stride or max(1, n_ctx // 2)
     n, unit, estimates = totals.n_scored, "texts", estimates_of(totals.figures())
@@ -200,7 +200,7 @@ def texts(model: Model, path: str, options: Options) -> Measured:
         f"Protocol: each text {begins}is scored as it is, in windows of {n_ctx:,} tokens with "
         f"stride {stride:,} if it is longer.",
         notes=((f"Read: the first {n_read:,} texts.",) if n_read == options.limit else ())
-        + ((f"Skipped: {', '.join(reasons)}.",) if reasons else ()),
+        + ((f"Skipped: {reasons}.",) if reasons else ()),
     )  # fmt: skip
 
 
@@ -245,13 +245,11 @@ def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores
     with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
-                found.append(last(scores.checked(), pieces[n].n_scored))
+                log_p, is_greedy = scores.checked()
+                start = -pieces[n].n_scored
+                found.append(Scores(log_p[start:], is_greedy[start:]))
             shown_progress.update(sum(map(len, chunk)))
     return found
-
-
-def last(scores: Scores, n: int) -> Scores:
-    return Scores(scores.log_probabilities[-n:], scores.is_greedy[-n:])
 
 
 def losses(found: Sequence[Scores]) -> np.ndarray:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .. import checkpoint
@@ -14,11 +14,11 @@ from ..bpe import shown
 from ..circuits.bootstrapping import Estimate
 from ..circuits.inputs import tokenizer_of
 from ..circuits.short_reprs import WIDTH
-from ..command_line import add_model_options, print_json, text_model
+from ..command_line import add_model_options, check_counts, print_json, text_model
 from ..gpt2_np import SIZES, Error, Model
 from ..inference.options import check_count
 from .ablations import ablated_model, ablation_name
-from .documents import SUFFIXES
+from .documents import INPUT_FORMATS
 from .evaluation_data import FILES, data_file, is_published
 from .evaluation_protocols import Options, lambada, texts, wikitext
 from .published_figures import FIGURES, NOTES, Figure
@@ -113,18 +113,10 @@ def digits(value: float) -> str:
 
 
 def evaluate(
-    name: str,
-    model: str | Model = "124M",
-    *,
-    ablate: Any = None,
-    stride: int | None = None,
-    limit: int | None = None,
-    data: str | None = None,
-    field: str = "text",
-    documents: str = "lines",
-    input_format: str | None = None,
-    progress: bool = False,
-) -> Evaluation:
+    name: str, model: str | Model = "124M", *, ablate: Any = None, stride: int | None = None,
+    limit: int | None = None, data: str | None = None, field: str = "text",
+    documents: str = "lines", input_format: str | None = None, progress: bool = False,
+) -> Evaluation:  # fmt: skip
     """Return the result of "lambada", "wikitext2", or the texts of a file with that path.
 
     `model` is a name for `gpt2_np.load`, or a Model. `ablate` sets nodes to zero, as
@@ -138,12 +130,27 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit)
     options = Options(stride, limit, field, documents, input_format, progress)
-    refuse_unused(name, options)
-    path = data_file(name, data, progress)
-    whole = model if isinstance(model, Model) else checkpoint.load(model)
+    path = find_data(name, data, options)
+    if isinstance(model, Model):
+        return run_protocol(name, path, options, model, ablate)
+    return run_protocol(name, path, options, checkpoint.load(model), ablate, str(model))
+
+
+def find_data(name: str, data: str | None, options: Options) -> str:
+    """Return the path of an evaluation's data. Raises Error for an option that it does not read."""
+    for option in UNUSED.get(name, ()):
+        if getattr(options, option) != Options._field_defaults[option]:
+            raise Error(f"{option} does not go with {name}: leave it out")
+    return data_file(name, data, options.progress)
+
+
+def run_protocol(
+    name: str, path: str, options: Options, whole: Model, ablate: Any, model_name: str = ""
+) -> Evaluation:
+    """Return the result of an evaluation whose data are found, by a model that is loaded."""
     tokenizer_of(whole)
-    if stride is not None:
-        check_count("stride", stride, 1, whole.config.n_ctx)
+    if options.stride is not None:
+        check_count("stride", options.stride, 1, whole.config.n_ctx)
     edited = whole if ablate is None else ablated_model(whole, ablate)
     found = PROTOCOLS.get(name, texts)(edited, path, options)
     ablated = None if ablate is None else ablation_name(whole, ablate)
@@ -158,16 +165,10 @@ def evaluate(
                 for measure, estimate in found.estimates.items()]
     notes = [NOTES[name]] if any(measure.published for measure in measures) else []
     return Evaluation(
-        name, str(size or "a model" if isinstance(model, Model) else model), ablated, path,
+        name, model_name or size or "a model", ablated, path,
         found.n_tokens, found.n_resampled, found.resampled, tuple(measures), found.protocol,
         (*differs, *found.differs) if name in FILES else (), (*notes, *found.notes),
     )  # fmt: skip
-
-
-def refuse_unused(name: str, options: Options) -> None:
-    for option in UNUSED.get(name, ()):
-        if getattr(options, option) != Options._field_defaults[option]:
-            raise Error(f"{option} does not go with {name}: leave it out")
 
 
 # --- the command -----------------------------------------------------------------------
@@ -175,13 +176,11 @@ def refuse_unused(name: str, options: Options) -> None:
 
 def add_text_options(add: Any) -> None:
     """Add the options of a model, and of the texts that it reads."""
-    add_model_options(add)
-    add("--dtype", default="float32", choices=checkpoint.DTYPES, help="default float32")
+    add_model_options(add, checkpoint.DTYPES)
     add("--field", default="text", metavar="NAME", help="of the texts (default text)")
     add("--documents", default="lines", choices=("lines", "files"),
         help="of plain text: each line, or each file (default lines)")
-    add("--input-format", choices=sorted(set(SUFFIXES.values())),
-        help="of files whose suffix does not tell")
+    add("--input-format", choices=INPUT_FORMATS, help="of files whose suffix does not tell")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -199,17 +198,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Evaluate and print. The data come first, because a model is larger."""
-    for name in ("stride", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is {value}: it must be at least 1")
+    check_counts(args, parser, "stride", "limit")
     options = Options(args.stride, args.limit, args.field, args.documents, args.input_format,
                       not args.quiet)
-    refuse_unused(args.name, options)
-    path = data_file(args.name, args.data, options.progress)
-    evaluation = evaluate(args.name, text_model(args), ablate=args.ablate,
-                          data=path if args.name in FILES else None, **options._asdict())
-    evaluation = replace(evaluation, model=args.model)
+    path = find_data(args.name, args.data, options)
+    evaluation = run_protocol(args.name, path, options, text_model(args), args.ablate, args.model)
     if args.json:
         print_json(evaluation.as_dict())
     else:

@@ -1,8 +1,8 @@
-"""From a span of a file to its documents: JSON lines, plain text, gzip of both, Parquet.
+"""From a span of a file to its documents: JSON lines, plain text, and gzip of both.
 
-A file is cut at byte offsets (Parquet: at rows), which needs neither an index nor memory. A line
-belongs to the span in which its first byte lies, so that any cut gives the same documents. A span
-of a gzip file is one of its unpacked text.
+A file is cut at byte offsets, which needs neither an index nor memory. A line belongs to the span
+in which its first byte lies, so that any cut gives the same documents. A span of a gzip file is one
+of its unpacked text. parquet_files.py reads the rows of Parquet.
 """
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ..gpt2_np import Error
 BOM = b"\xef\xbb\xbf"  # the byte-order mark: no text
 PIECE = 2**16  # bytes read at a time where a line is not kept
 MOST_NESTED = 200  # levels of a JSON record
-BATCH = 16  # rows of Parquet read at a time: a cell can have many megabytes
 
 
 class Document(NamedTuple):
@@ -54,6 +53,15 @@ def unreadable(path: str, error: OSError) -> Error:
     return Error(f"{path} cannot be read: {os.strerror(error.errno) if error.errno else error}")
 
 
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn an error of the system into one that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def is_gzip(path: str) -> bool:
     return path.lower().endswith(".gz")
 
@@ -67,8 +75,12 @@ def make_document(default_id: str, text: Any, id: Any) -> Document:
     """Return a document, skipped if its text or its id is not valid."""
     if reason_to_skip(id, str | int):
         return Document(default_id, None, "no id")
-    reason = reason_to_skip(text, str) or (None if text else "empty")
-    return Document(id, None, reason) if reason else Document(id, text)
+    return Document(id, None, reason) if (reason := why_not(text)) else Document(id, text)
+
+
+def why_not(text: Any) -> str | None:
+    """Return the reason why this is no text to work on, or None."""
+    return reason_to_skip(text, str) or (None if text else "empty")
 
 
 def reason_to_skip(value: Any, kind: Any) -> str | None:
@@ -87,10 +99,6 @@ def reason_to_skip(value: Any, kind: Any) -> str | None:
 def lenient(data: Any) -> Any:
     """Decode bytes. Those that are not UTF-8 become lone surrogates, which are found later."""
     return data.decode(errors="surrogateescape") if isinstance(data, bytes) else data
-
-
-def text_document(default_id: str, line: bytes) -> Document:
-    return make_document(default_id, lenient(line), default_id)
 
 
 def json_document(default_id: str, line: bytes, field: str, id: str | None) -> Document:
@@ -234,12 +242,27 @@ class LineReader:
         self.stream.close()
 
 
+def line_documents(
+    span: Span, is_json: bool, field: str, id: str | None, limit: int
+) -> Iterator[Document]:
+    """Yield the document of each line that begins in a span."""
+    with reader_of(span, LineReader) as lines:
+        for offset, line in lines.between(span.start, span.end, limit):
+            place = f"{span.path}:{offset}"
+            if line is None:
+                yield Document(place, None, "over the limit")
+            elif is_json:
+                yield json_document(place, line, field, id)
+            else:
+                yield make_document(place, lenient(line), place)
+
+
 def changed(path: str) -> Error:
     return Error(f"{path} has changed while it is read: it ends earlier than before. Start again "
                  "with another output folder once nothing writes to it")
 
 
-def whole_file(span: Span, limit: int) -> Document:
+def file_document(span: Span, limit: int) -> Document:
     """Return a file as one document. Its id is the path."""
     with open_text(span.path) as stream:
         most = min(span.end, limit + len(BOM) + 1)
@@ -249,145 +272,7 @@ def whole_file(span: Span, limit: int) -> Document:
     data = data.removeprefix(BOM)
     if len(data) > limit:
         return Document(span.path, None, "over the limit")
-    return text_document(span.path, data)
-
-
-# --- Parquet ---------------------------------------------------------------------------
-
-
-def import_pyarrow(path: str) -> Any:
-    """Return pyarrow, with `pyarrow.parquet`. Raises Error if it is missing."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise Error(f"{path} needs pyarrow, which is not installed: "
-                    'pip install "gpt2_np[parquet]"') from None
-    return pyarrow
-
-
-def parquet_file(path: str) -> Any:
-    """Open a Parquet file. Raises Error if the file is not Parquet."""
-    pyarrow = import_pyarrow(path)
-    with parquet_errors(path):
-        return pyarrow.parquet.ParquetFile(path, buffer_size=PIECE, pre_buffer=False)
-
-
-@contextlib.contextmanager
-def parquet_errors(path: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except pyarrow.ArrowMemoryError as error:
-        raise MemoryError(str(error)) from None
-    except (pyarrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None):  # of the system, not of the file
-            raise unreadable(path, error) from None
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise Error(f"{path} is not a whole Parquet file: {reason}") from None
-
-
-def check_columns(path: str, field: str, id: str | None) -> None:
-    """Raise Error if a Parquet file has no such columns, or they hold neither text nor ids."""
-    with parquet_file(path) as file:
-        schema = file.schema_arrow
-    from pyarrow import types
-
-    for name in (field,) if id is None else (field, id):
-        if schema.names.count(name) != 1:
-            found = "several columns" if name in schema.names else "no column"
-            raise Error(f"{path} has {found} named {name!r}: its columns are "
-                        f"{', '.join(map(repr, schema.names))}")
-        kind = schema.field(name).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not is_text(kind) and not (name == id and types.is_integer(kind)):
-            expected = "texts or integers" if name == id else "texts"
-            raise Error(f"{path}: column {name!r} holds {kind}, expected {expected}")
-
-
-def is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    return any(test(kind) for test in (
-        types.is_string, types.is_large_string, types.is_string_view, types.is_null,
-        types.is_binary, types.is_large_binary, types.is_binary_view))
-
-
-def parquet_pieces(path: str, shard_bytes: int, columns: tuple[str, ...]) -> Iterator[Piece]:
-    """Yield a piece for each row group, or several for a group with more text than a shard."""
-    n_bytes = os.stat(path).st_size
-    with parquet_file(path) as file:
-        about = file.metadata
-    row = read = 0
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
-        size = sum(column.total_uncompressed_size for column in map(
-            group.column, range(group.num_columns)) if column.path_in_schema in columns)
-        count = min(group.num_rows, -(-size // shard_bytes) or 1)
-        for piece in range(count):
-            start, end = (group.num_rows * edge // count for edge in (piece, piece + 1))
-            until = n_bytes * (row + end) // max(about.num_rows, 1)
-            yield Piece(Span(path, row + start, row + end), size // count, until - read)
-            read = until
-        row += group.num_rows
-
-
-class ParquetReader:
-    """The rows of a Parquet file, of some columns. It keeps its place in a row group."""
-
-    def __init__(self, path: str, columns: tuple[str, ...]):
-        self.path, self.columns = path, columns
-        self.file = parquet_file(path)
-        self.row = self.group_end = 0
-        self.cells: Iterator[tuple[Any, ...]] = iter(())
-
-    def reaches(self, start: int) -> bool:
-        return True
-
-    def between(self, start: int, end: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """Yield number and cells of each row in [start, end); text as bytes."""
-        while start < end:
-            if not self.row <= start < self.group_end:
-                self.open_group(start)
-            row, self.row = self.row, self.row + 1
-            with parquet_errors(self.path):
-                cells = next(self.cells, None)
-            if cells is None:
-                raise changed(self.path)
-            if row == start:
-                yield row, cells
-                start += 1
-
-    def open_group(self, row: int) -> None:
-        about, first = self.file.metadata, 0
-        for number in range(about.num_row_groups):
-            end = first + about.row_group(number).num_rows
-            if row < end:
-                self.row, self.group_end, self.cells = first, end, self.group_cells(number)
-                return
-            first = end
-        raise changed(self.path)
-
-    def group_cells(self, number: int) -> Iterator[tuple[Any, ...]]:
-        for batch in self.file.iter_batches(BATCH, [number], list(self.columns),
-                                            use_threads=False):
-            yield from zip(*(cell_values(batch.column(name)) for name in self.columns),
-                           strict=True)
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def cell_values(array: Any) -> list[Any]:
-    """Return the cells of a column, text as bytes: pyarrow raises at text that is not UTF-8."""
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if is_text(array.type):
-        array = array.cast(pyarrow.large_binary())
-    return array.to_pylist()
+    return make_document(span.path, lenient(data), span.path)
 
 
 # --- places in files -------------------------------------------------------------------

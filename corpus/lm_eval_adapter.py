@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import checkpoint
 from ..bpe import shown
 from ..circuits.interventions import as_tap
-from ..command_line import text_model
+from ..command_line import with_tokenizer
 from ..gpt2_np import Error, Model, Sampling, TapFunction, __version__, namespace
 from ..inference.branches import Branches, branch_scores
 from ..inference.costs import count_parameters
@@ -29,6 +30,7 @@ from ..inference.generation import Generation
 from ..inference.options import SamplingOptions, check_count
 from ..inference.taps import checked_tap
 from .ablations import ablated_model, ablation_name
+from .work import device_name
 
 NAME = "gpt2_np"  # of the model in lm-eval's registry
 AT_ONCE = 4096  # contexts that are packed together: rows are then found in under a second
@@ -76,15 +78,10 @@ def log_likelihoods(
 
 
 def continuations(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    n_tokens: int,
-    stop: Sequence[str | int],
-    options: SamplingOptions,
-    batch_size: int | None = None,
-    seed: int = 0,
+    model: Model, prompts: Sequence[Sequence[int]], n_tokens: int, stop: Sequence[str | int],
+    options: SamplingOptions, batch_size: int | None = None, seed: int = 0,
     tap: TapFunction | None = None,
-) -> Iterator[tuple[list[int], list[int]]]:
+) -> Iterator[tuple[list[int], list[int]]]:  # fmt: skip
     """Yield the numbers of prompts and the token ids that continue them, the longest prompts first.
 
     Equal prompts are continued once, unless tokens are drawn: prompt i draws with (seed, i).
@@ -137,19 +134,11 @@ def model_class() -> Any:
 
     @register_model(NAME)
     class LmEvalModel(TemplateLM):  # its loglikelihood turns text into ids, by tok_encode
-        def __init__(
-            self,
-            model: str | Model = "124M",
-            device: str = "auto",
-            dtype: str = "float32",
-            batch_size: int | str = "auto",
-            max_batch_size: int | None = None,
-            max_length: int | None = None,
-            ablate: Any = None,
-            edits: Any = None,
-            tap: TapFunction | None = None,
-            **others: Any,
-        ):
+        def __init__(self, model: str | Model = "124M", device: str = "auto",
+                     dtype: str = "float32", batch_size: int | str = "auto",
+                     max_batch_size: int | None = None, max_length: int | None = None,
+                     ablate: Any = None, edits: Any = None, tap: TapFunction | None = None,
+                     **others: Any):
             super().__init__()
             if others:
                 raise Error(f"model_args has {', '.join(others)}: give model, device, dtype, "
@@ -170,7 +159,7 @@ def model_class() -> Any:
             self.batch_size = size_of_batch(batch_size)
             self.max_length = self.model.config.n_ctx if max_length is None else max_length
             check_count("max_length", self.max_length, 1, self.model.config.n_ctx)
-            self._device = "cpu" if namespace(self.model.params["wte"]) is np else "cuda"
+            self._device = device_name(namespace(self.model.params["wte"]))
 
         @classmethod
         def create_from_arg_obj(cls, arg_dict, additional_config=None):
@@ -200,14 +189,15 @@ def model_class() -> Any:
 
         def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
             results: list[Any] = [None] * len(requests)
-            with tqdm(total=len(requests), desc="Log-likelihoods", disable=disable_tqdm) as bar:
-                pairs = [Continuation(*ids) for _, *ids in requests]
-                for number, *result in log_likelihoods(
-                        self.model, pairs, self.max_length, self.tap):
-                    results[number] = answer = tuple(result)
-                    self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
-                    bar.update()
+            pairs = [Continuation(*ids) for _, *ids in requests]
+            for number, *result in self.answers(pairs, "Log-likelihoods", disable_tqdm):
+                results[number] = answer = tuple(result)
+                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
             return results
+
+        def answers(self, pairs, name, disable_tqdm):
+            found = log_likelihoods(self.model, pairs, self.max_length, self.tap)
+            return tqdm(found, name, len(pairs), disable=disable_tqdm)
 
         def loglikelihood_rolling(self, requests, disable_tqdm=False):
             texts = [text for text, in (request.args for request in requests)]
@@ -218,16 +208,13 @@ def model_class() -> Any:
                     windows.append(Continuation(*make_disjoint_window(window)))
                     owners.append(number)
             totals, n_left = [0.0] * len(texts), np.bincount(owners, minlength=len(texts))
-            with tqdm(total=len(windows), desc="Rolling windows", disable=disable_tqdm) as bar:
-                for window, log_p, _ in log_likelihoods(
-                        self.model, windows, self.max_length, self.tap):
-                    number = owners[window]
-                    totals[number] += log_p
-                    n_left[number] -= 1
-                    if not n_left[number]:
-                        self.cache_hook.add_partial(
-                            "loglikelihood_rolling", (texts[number],), totals[number])
-                    bar.update()
+            for window, log_p, _ in self.answers(windows, "Rolling windows", disable_tqdm):
+                number = owners[window]
+                totals[number] += log_p
+                n_left[number] -= 1
+                if not n_left[number]:
+                    self.cache_hook.add_partial(
+                        "loglikelihood_rolling", (texts[number],), totals[number])
             return totals
 
         def generate_until(self, requests, disable_tqdm=False):
@@ -263,12 +250,10 @@ def model_class() -> Any:
             special = set(self.tokenizer.special_tokens.values())
             return self.tokenizer.decode(i for i in ids if i not in special)
 
-        def chat_template(self, chat_template=False):
-            if chat_template:
-                raise Error("GPT-2 has no chat template: leave --apply_chat_template out")
+        def apply_chat_template(self, *_, **__):
+            raise Error("GPT-2 has no chat template: leave --apply_chat_template out")
 
-        def apply_chat_template(self, chat_history, add_generation_prompt=True):
-            return self.chat_template(True)
+        chat_template = apply_chat_template  # it, too, is called with that option only
 
         def get_model_info(self):
             """Return what lm-eval writes beside the results."""
@@ -293,15 +278,11 @@ def lm_eval_model(model: str | Model = "124M", **options: Any) -> Any:
     return model_class()(model, **options)
 
 
-def loaded(model: str | Model, device: str, dtype: str) -> Model:
+def loaded(model: str | Model, device: Any, dtype: Any) -> Model:
     if not isinstance(model, Model):
         # lm-eval asks for its default, cuda:0, if it is given no device.
-        device = "auto" if device == "cuda:0" else device
-        return text_model(argparse.Namespace(model=str(model), device=device, dtype=dtype,
-                                             tf32=False, verbose=False))
-    if model.tokenizer is None:
-        raise Error("this model has no tokenizer, and lm-eval asks in text: load it with one")
-    return model
+        model = checkpoint.load(str(model), "auto" if device == "cuda:0" else device, dtype)
+    return with_tokenizer(model, "the model")
 
 
 def size_of_batch(size: int | str) -> int | None:

@@ -27,7 +27,7 @@ class Progress:
 
             self.bar = tqdm(total=n_bytes, initial=self.n_before, unit="B", unit_scale=True,
                             file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
-        else:
+        elif self.n_before:
             self.say(f"{self.n_before / max(n_bytes, 1):.0%} of {n_bytes:,} bytes are done; a line "
                      "will follow each minute")
 

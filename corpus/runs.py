@@ -11,27 +11,28 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
-from ..bpe import shown
-from ..checkpoint.cache import PART, try_lock
+from ..bpe import PART, shown
+from ..checkpoint.cache import try_lock
 from ..gpt2_np import Error
-from .shard_files import Done, json_bytes, shard_file, write_json
+from .shard_files import json_bytes, shard_file, write_json
 
 RUN, LOCK, SUMMARY = "run.json", "run.lock", "summary.json"
 PROGRAM = "gpt2_np.corpus"  # whose run.json it is
 
 
 class Status(NamedTuple):
-    """The state of an output folder."""
+    """The state of the output folder of `score` or `generate`."""
 
     n_done: int  # shards
     n_shards: int | None  # None: unknown until gzip and Parquet have been read once
     summary: dict[str, Any] | None  # the content of summary.json, written at the end
     at_work: str | None  # the process that is at work on it, or None
-    command: str | None  # that started the run, if a command did
+    command: str | None  # that goes on with the run, if a command began it
 
     @property
     def is_complete(self) -> bool:
@@ -53,9 +54,6 @@ class Run:
     def is_complete(self) -> bool:
         return len(self.done) == self.n_shards
 
-    def add(self, done: Done) -> None:
-        self.done.add(done.number)
-
     def note_shards(self, n_shards: int) -> None:
         """Write down how many shards there are, for `status`."""
         if self.n_shards != n_shards:
@@ -69,8 +67,10 @@ class Run:
         return progress_words(len(self.done), self.n_shards)
 
     def forget(self) -> None:
-        """Leave the folder as a new one. For a run that has done nothing."""
-        for name in (SUMMARY, RUN):
+        """Leave the folder as a new one. For a run whose results are of no use."""
+        self.look_again()
+        shards = [shard_file("", number, self.about["format"]) for number in self.done]
+        for name in (*shards, SUMMARY, RUN):  # the last one is what makes the folder a run's
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.folder, name))
 
@@ -211,18 +211,7 @@ def at_work(folder: str) -> str | None:
 
 
 def status(folder: str) -> Status:
-    """Return what is done of a run and what is missing.
-
-    Args:
-        folder: the output folder of `score` or `generate`.
-
-    Returns:
-        A Status: `n_done` of `n_shards` shards; `summary`, the content of summary.json, or None;
-        `at_work`, the process that is at work on it now, or None; `command`, which goes on with it.
-
-    Raises:
-        Error: the folder is not the output of a run.
-    """
+    """Return how far the run has come whose output folder this is. Raises Error if it is none."""
     about = read_run(folder)
     n_done = len(done_shards(folder, about))
     return Status(n_done, about["n_shards"], read_summary(folder), at_work(folder),
@@ -266,6 +255,15 @@ def changed_files(before: list[Any], after: list[Any]) -> Iterator[str]:
         elif path not in old:
             yield f"{shown(path)} was no input, which it is now"
         elif old[path] != new[path]:
-            yield f"the input {shown(path)} has changed"
+            yield f"the input {shown(path)} {what_changed(old[path], new[path])}"
     if old == new:
         yield "the inputs were in another order"
+
+
+def what_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    time = before.get("mtime_ns")
+    if time is None or {**before, "mtime_ns": 0} != {**after, "mtime_ns": 0}:
+        return "has changed"
+    touch = f"touch -d @{time // 10**9}.{time % 10**9:09d} {shlex.quote(before['path'])}"
+    return ("had another time, but the same size and the same first bytes (if it was only copied "
+            f"or touched, `{touch}` gives it that time again)")

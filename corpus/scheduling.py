@@ -105,28 +105,18 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 def output_is_lost(error: OSError, folder: str) -> bool:
     """Return True if no shard can be written any more, whatever its input is."""
-    inside = os.path.dirname(os.path.abspath(os.fsdecode(error.filename or ""))) == os.path.abspath(
-        folder)
+    inside = os.path.dirname(os.fsdecode(error.filename or "")) == folder
     return error.errno in FULL or inside or not os.path.isdir(folder)
 
 
 # --- in the driver ---------------------------------------------------------------------
 
 
-class Lost(NamedTuple):
-    """A shard that is left out, and the last reason."""
-
-    shard: Shard
-    reason: str
-
-
 def run_shards(
-    engine: Engine,
-    shards: Iterable[Shard],
-    on_done: Callable[[Done], None],
+    engine: Engine, shards: Iterable[Shard], on_done: Callable[[Done], None],
     say: Callable[[str], None],
-) -> list[Lost]:
-    """Do all shards and return those that failed three times.
+) -> dict[int, str]:  # fmt: skip
+    """Do all shards and return the numbers of those that failed three times, and the last reasons.
 
     `on_done` gets each shard as it is done, `say` a sentence about each death and each lost shard.
     Raises Error if nothing can go on: the disk is full, or no worker can start.
@@ -149,9 +139,9 @@ class Loop:
         self.false_starts: Counter[int] = Counter()  # by worker
         self.most_starts = MOST_STARTS[0]
         self.n_deaths = 0  # since a shard was done
-        self.lost: list[Lost] = []
+        self.lost: dict[int, str] = {}  # the last reason, by number of the shard
 
-    def run(self) -> list[Lost]:
+    def run(self) -> dict[int, str]:
         while True:
             for worker in sorted(self.usable - self.busy.keys()):
                 if shard := self.next_shard(worker):
@@ -201,7 +191,7 @@ class Loop:
                 self.again.append((shard, worker))
                 self.say(f"shard {shard.number} failed and is tried again: {reason}")
             else:
-                self.lost.append(Lost(shard, reason))
+                self.lost[shard.number] = reason
                 self.say(f"shard {shard.number} failed {MOST_TRIES} times and is missing: {reason}")
 
     def handle_false_start(self, outcome: Outcome, shard: Shard | None) -> None:

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ..checkpoint.cache import PART
+from ..bpe import whole_file
 from ..checkpoint.saving import sync_folder
 from ..gpt2_np import Error
 from .documents import Inputs, Shard
-from .formats import Document, import_pyarrow
+from .formats import Document
+from .parquet_files import import_pyarrow
 from .work import Record, Work
 
 # A worker holds this many characters of texts and ids, or documents, at a time; or one document
@@ -77,21 +78,9 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 @contextlib.contextmanager
 def committed(path: str) -> Iterator[BinaryIO]:
-    """Give a new file to write, which takes its place once it is whole and on the disk.
-
-    After an error nothing is left of it. What a killed process leaves ends in ".part".
-    """
-    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{PART}"
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    """Give a new file to write, as `whole_file` does. Its name, too, is on the disk at the end."""
+    with whole_file(path) as file:
+        yield file
     sync_folder(os.path.dirname(path) or ".")
 
 

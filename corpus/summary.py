@@ -80,6 +80,12 @@ class Skipped:
             for reason, count in sorted(self.counts.items())}}  # fmt: skip
 
 
+def reasons_of(skipped: Mapping[str, Any]) -> str:
+    """Return the reasons in the figures of skipped documents: "2 empty, 1 not JSON"."""
+    return ", ".join(f"{about['n_documents']:,} {reason}"
+                     for reason, about in skipped["reasons"].items())
+
+
 class ScoredTotals:
     """Sums over the documents that were scored, and over resamples of them.
 

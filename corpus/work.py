@@ -11,20 +11,22 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .. import backend, checkpoint
 from ..bpe import shown
-from ..checkpoint.loading import DtypeName, dtype_name
+from ..checkpoint.loading import DtypeName, dtype_name, pick_device
+from ..command_line import with_tokenizer
 from ..gpt2_np import Error, Model, Sampling, __version__, namespace
+from ..inference.decoders import NotFinite
 from ..inference.generation import Generation
 from ..inference.options import Stop, check_count, start_of_text
 from ..inference.scoring import score_windows
 from ..inference.text_stream import cut_at_stop, stop_list, stop_strings
 from .fingerprints import checkpoint_fingerprint, model_fingerprint
-from .formats import Document, reason_to_skip
+from .formats import Document, why_not
 
 Record = dict[str, Any]  # a line of the output; it begins with the document's id
 Row = list[int]  # token ids
@@ -68,10 +70,7 @@ class ModelWork:
         if self.loaded is None:
             assert not isinstance(self.source, Model)
             self.loaded = checkpoint.load(self.source, self.device, self.dtype)
-        if self.loaded.tokenizer is None:
-            raise Error(f"{shown(self.source)} has no tokenizer that can be used: if no warning "
-                        "says why, add vocab.bpe, merges.txt or tokenizer.json beside its weights")
-        return self.loaded
+        return with_tokenizer(self.loaded, shown(self.source))
 
     def prepare(self) -> None:
         """Load the model. Raises Error if it has no tokenizer or does not fit the options."""
@@ -88,11 +87,11 @@ class ModelWork:
         if isinstance(self.source, Model):
             wte = self.source.params["wte"]
             about, dtype = model_fingerprint(self.source), wte.dtype.name
-            device = "cpu" if namespace(wte) is np else "cuda"
+            device = device_name(namespace(wte))
         else:
             device, dtype = self.device, np.dtype(self.dtype).name
             if device == "auto":
-                device = "cpu" if backend.pick(device) is np else "cuda"
+                device = device_name(pick_device(device))
             if device == "cpu":  # of "cuda", the workers may have a GPU and this process none
                 backend.check_dtype(dtype, np)
             about = checkpoint_fingerprint(self.source)
@@ -277,7 +276,7 @@ class Generator(ModelWork):
         try:
             for _ in generation:
                 pass
-        except Error:  # of a number that is not finite: the prompts have been checked
+        except NotFinite:
             if len(prompts) == 1:
                 return [{"skipped": "not finite"}]
             return [record for prompt, document in zip(prompts, documents, strict=True)
@@ -290,6 +289,10 @@ class Generator(ModelWork):
         record: Record = {"n_prompt_tokens": n_prompt, "n_tokens": len(tokens), "text": text,
                   "reason": reason}
         return record | ({"tokens": np.array(tokens, np.int32)} if self.per_token else {})
+
+
+def device_name(xp: Any) -> Literal["cpu", "cuda"]:
+    return "cpu" if xp is np else "cuda"
 
 
 def regex_version() -> str | None:
@@ -325,11 +328,6 @@ def start_and_rows(
 
 
 # --- columns ---------------------------------------------------------------------------
-
-
-def why_not(text: Any) -> str | None:
-    """Return the reason why this is no text to work on, or None."""
-    return reason_to_skip(text, str) or (None if text else "empty")
 
 
 def columns_of(batch: Any) -> dict[str, Any]:

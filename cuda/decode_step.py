@@ -56,16 +56,19 @@ def rows_per_read(n_rows: int, n_embd: int) -> int:
     return shared if shared <= fit else shared // 2
 
 
-def splits(n_in: int, n_out: int, pack: int, multiprocessors: int) -> tuple[int, int, int]:
+def splits(
+    n_in: int, n_out: int, pack: int, row_blocks: int, multiprocessors: int
+) -> tuple[int, int, int]:
     """Return blocks along the outputs, blocks along the inputs, and tiles of inputs for each.
 
-    `pack` is the numbers in a 16-byte load. There are at least two blocks for each multiprocessor,
-    but few splits: every block of the kernel that reads the partial sums adds all of them up.
+    `pack` is the numbers in a 16-byte load, `row_blocks` the blocks along the rows. There are at
+    least two blocks for each multiprocessor, if that needs few splits: every block of the kernel
+    that reads the partial sums adds all of them up.
     """
     size = constants(SOURCE)
     n_columns = -(-n_out // (size["SIDE"] * pack))
     n_tiles = -(-n_in // size["BLOCK"])
-    wanted = -(-2 * multiprocessors // n_columns)
+    wanted = -(-2 * multiprocessors // (n_columns * row_blocks))
     tiles_each = max(n_tiles // wanted, -(-n_tiles // size["MAX_SPLITS"]), 1)
     return n_columns, -(-n_tiles // tiles_each), tiles_each
 
@@ -83,6 +86,7 @@ class Step:
         self.dtype = params["wte"].dtype
         self.size = constants(SOURCE)
         self.rows_per_read = rows_per_read(n_rows, config.n_embd)
+        self.row_blocks = -(-n_rows // self.rows_per_read)
         self.n_chunks = -(-config.n_ctx // self.size["CHUNK"])
         self.multiprocessors = xp.cuda.Device().attributes["MultiProcessorCount"]
         self.stream = xp.cuda.Stream(non_blocking=True)
@@ -131,7 +135,8 @@ class Step:
         return tuple(f"-D{name}={value}" for name, value in definitions.items())
 
     def _splits(self, n_in, n_out):
-        return splits(n_in, n_out, 16 // self.dtype.itemsize, self.multiprocessors)
+        pack = 16 // self.dtype.itemsize
+        return splits(n_in, n_out, pack, self.row_blocks, self.multiprocessors)
 
     def _launch_kernel(self, name, grid, n_threads, *arguments):
         arguments = [np.int32(a) if isinstance(a, int) else a for a in (*arguments, self.n_rows)]
@@ -143,7 +148,7 @@ class Step:
         d, n_vocab, wte = config.n_embd, config.n_vocab, params["wte"]
         threads, attention_threads, choose_threads = (
             self.size[name] for name in ("BLOCK", "ATTENTION_BLOCK", "CHOOSE_BLOCK"))
-        row_blocks = -(-self.n_rows // self.rows_per_read)
+        row_blocks = self.row_blocks
         residual, next_residual = self.residuals
         run("embed", (self.n_rows,), threads, self.tokens, self.lengths, wte, params["wpe"],
             residual)
@@ -169,7 +174,7 @@ class Step:
             run("gelu_product", (columns, n_added, row_blocks), threads, self.hidden, n_hidden,
                 mlp["c_fc"]["b"], mlp["c_proj"]["w"], 4 * d, d, tiles, self.from_mlp)
             added, bias = self.from_mlp, mlp["c_proj"]["b"]
-        blocks = min(4 * self.multiprocessors, -(-n_vocab // (threads // 32)))
+        blocks = min(-(-4 * self.multiprocessors // row_blocks), -(-n_vocab // (threads // 32)))
         run("unembed", (row_blocks, blocks), threads, residual, added, n_added, bias,
             params["ln_f"]["g"], params["ln_f"]["b"], wte, n_vocab, self.logits)
         run("best_of_part", (N_PARTS, self.n_rows), threads, self.logits, n_vocab, self.settings,

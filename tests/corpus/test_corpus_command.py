@@ -3,6 +3,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import signal
 import sys
 from subprocess import PIPE
@@ -147,9 +148,13 @@ USAGE = [
     (["score", "a.jsonl"], "required: -o/--output"),
     (["score", "-o", "out"], "required: INPUT"),
     (["score", "a", "-o", "out", "--workers", "0"], "--workers is 0: it must be at least 1"),
-    (["score", "a", "-o", "out", "--gpus", "2", "--device", "cpu"], "do not go together"),
-    (["score", "a", "-o", "out", "--gpus", "2", "--workers", "3"], "leave --workers out"),
-    (["score", "a", "-o", "out", "--address", "auto"], "add --engine ray"),
+    (["score", "a", "-o", "out", "--gpus", "2", "--device", "cpu"],
+     "--gpus is 2, which does not go with device cpu"),
+    (["score", "a", "-o", "out", "--gpus", "2", "--workers", "3"],
+     "--workers is 3, but each of 2 GPUs has one: leave it out"),
+    (["score", "a", "-o", "out", "--gpus", "-1"], "--gpus is -1"),
+    (["score", "a", "-o", "out", "--address", "auto"],
+     "--address is 'auto', that of a Ray cluster: give engine ray"),
     (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
     (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
     (["generate", "a", "-o", "out", "-n", "-3"], "--tokens is -3: it must be at least 1"),
@@ -194,6 +199,24 @@ def test_inputs_of_which_every_document_is_skipped_are_an_error_each_time(
         assert capsys.readouterr() == ("", (
             "python -m gpt2_np.corpus: nothing could be done: 40 of 40 documents were skipped "
             "(40 no such field): field is 'nope', name another\n"))
+
+
+def test_after_a_run_that_skipped_everything_the_right_command_works_in_the_same_folder(
+        model, texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main([*command, "--field", "nope", "--shard-bytes", "400"]) == 1
+    assert os.listdir(tmp_path / "out") == ["run.lock"]
+    assert main(command) == 0
+    assert len(records(tmp_path / "out")) == 40
+
+
+def test_the_device_that_the_environment_names_is_meant_by_auto(model, texts, tmp_path, capsys,
+                                                                 monkeypatch):
+    monkeypatch.setenv("GPT2_NP_DEVICE", "tpu")
+    command = ["score", str(texts), "-o", str(tmp_path / "out"), "-m", str(model), "--quiet"]
+    assert main(command) == 1
+    assert "unknown device 'tpu'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_sentence_about_an_option_names_it_as_it_is_typed(model, texts, tmp_path, capsys):
@@ -241,7 +264,7 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
     """Ctrl-C goes to all processes of a terminal. The workers say nothing about it."""
     arguments = ["score", texts, "-o", tmp_path, "-m", model, "--workers", "1", "--shard-bytes",
                  "400", "--id", "n", "--per-token"]
-    n_done = 0
+    n_done, first = 0, ""
     for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143):
         with started([sys.executable, "-m", "gpt2_np.corpus", *map(str, arguments)], cwd=ROOT,
                      text=True, stdout=PIPE, stderr=PIPE, start_new_session=True) as run:
@@ -249,9 +272,11 @@ def test_a_signal_stops_a_run_with_a_sentence_and_the_same_command_goes_on(
             os.killpg(run.pid, number)
             said = run.communicate(timeout=60)[1].splitlines()
         n_done = len(list(tmp_path.glob("part-*.jsonl")))
-        assert run.returncode == status and said[1:] == [
+        assert run.returncode == status and said[-2:] == [
             "", f"python -m gpt2_np.corpus: stopped: {n_done} of {len(files(scored)) - 1} shards "
             "are done; the same command goes on"]
+        assert re.fullmatch(first, "\n".join(said[:-2]))
+        first = r"\d+% of [\d,]+ bytes are done; a line will follow each minute"
         assert not list(tmp_path.glob("*.part"))
     monkeypatch.setattr(driver, "ProcessEngine", OwnProcess)
     assert main(list(map(str, arguments))) == 0

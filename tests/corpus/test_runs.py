@@ -3,7 +3,10 @@ import gzip
 import io
 import json
 import os
+import re
 import socket
+import subprocess
+import sys
 from contextlib import ExitStack
 
 import numpy as np
@@ -199,14 +202,21 @@ def test_the_bar_counts_bytes_documents_and_tokens(tmp_path, run, monkeypatch):
     assert "1 documents, " in terminal.getvalue()
 
 
-@pytest.mark.parametrize("seconds, lines", [(60, 0), (-1, 3)])
-def test_a_log_gets_a_line_a_minute(run, monkeypatch, capsys, seconds, lines):
+@pytest.mark.parametrize("seconds, n_lines", [(60, 0), (-1, 3)])
+def test_a_log_gets_a_line_a_minute(run, monkeypatch, capsys, seconds, n_lines):
     monkeypatch.setattr(progress, "SECONDS", seconds)
     run("aaa", "bb", "c", progress=True)
     err = capsys.readouterr().err.splitlines()
-    assert len(err) == 1 + lines and err[0].startswith("0% of 6 bytes are done")
-    if lines:
-        assert err[2].startswith("83% of 0.0 MB, 2 documents, ")
+    assert len(err) == n_lines
+    if n_lines:
+        assert err[1].startswith("83% of 0.0 MB, 2 documents, ")
+
+
+def test_a_log_of_a_run_that_goes_on_begins_with_what_is_done(tmp_path, run, capsys):
+    run("aaa", "bb", "c")
+    (tmp_path / "out" / "part-0000001.jsonl").unlink()
+    run("aaa", "bb", "c", progress=True)
+    assert capsys.readouterr().err == "50% of 6 bytes are done; a line will follow each minute\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"null", b"\xff", b'{"complete": false}'])
@@ -304,6 +314,23 @@ def test_an_input_that_changes_under_way_is_noticed(tmp_path, run, monkeypatch):
     with pytest.raises(Error, match=r"the input '.* has changed"):
         run("a", "bb")
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the touch of GNU")
+@pytest.mark.parametrize("time", [1_700_000_000_012_345_678, 5])
+def test_an_input_that_was_touched_is_refused_with_the_command_that_undoes_it(tmp_path, run, time):
+    path = tmp_path / "in" / "0.txt"
+    path.write_text("a")
+    os.utime(path, ns=(0, time))
+    first = run("a", "bb")
+    path.touch()
+    with pytest.raises(Error, match=r"0\.txt' had another time, but the same size") as error:
+        run("a", "bb")
+    subprocess.run(re.findall("`(.*)`", str(error.value))[0], shell=True, check=True)
+    assert path.stat().st_mtime_ns == time and run("a", "bb") == first
+    path.write_text("b")
+    with pytest.raises(Error, match=r"0\.txt' has changed\. Start it as it was"):
+        run("b", "bb")
 
 
 def test_the_readable_part_of_a_damaged_file_is_done_and_the_rest_is_missing(tmp_path, monkeypatch):

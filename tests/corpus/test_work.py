@@ -141,6 +141,15 @@ def test_a_result_that_is_not_finite_costs_its_document_alone(model, kind, optio
     assert pickle.dumps(found) == pickle.dumps(whole)
 
 
+def test_another_error_while_texts_are_continued_costs_more_than_a_document(model, monkeypatch):
+    def fail(*_):
+        raise gpt2_np.Error("a bug")
+
+    monkeypatch.setattr(generation, "transformer", fail)
+    with pytest.raises(gpt2_np.Error, match="a bug"):
+        corpus.Generator(model).records(documents(["The café"]))
+
+
 def test_a_document_with_a_reason_or_without_a_text_is_skipped(model):
     given = [Document("a", None, "not JSON"), Document(2, None), Document("c", math.nan),
              Document("d", 5), Document("e", b"bytes"), Document("f", ""), Document("g", "\ud800"),

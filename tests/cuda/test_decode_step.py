@@ -79,12 +79,16 @@ def test_rows_that_share_a_read_fit_into_shared_memory(n_rows, n_embd):
 
 @pytest.mark.parametrize("n_in", [8, 256, 257, 768, 1600, 6400])
 @pytest.mark.parametrize("n_out", [8, 768, 4800])
+@pytest.mark.parametrize("row_blocks", [1, 8])
 @pytest.mark.parametrize("multiprocessors", [1, 20, 132])
-def test_splits_cover_every_input_once(n_in, n_out, multiprocessors):
-    columns, n_splits, each = decode_step.splits(n_in, n_out, 8, multiprocessors)
+def test_splits_cover_every_input_once_and_are_no_more_than_needed(
+    n_in, n_out, row_blocks, multiprocessors
+):
+    columns, n_splits, each = decode_step.splits(n_in, n_out, 8, row_blocks, multiprocessors)
     n_tiles = -(-n_in // SIZE["BLOCK"])
     assert columns * 32 >= n_out and 1 <= n_splits <= SIZE["MAX_SPLITS"]
     assert (n_splits - 1) * each < n_tiles <= n_splits * each
+    assert n_splits == 1 or columns * row_blocks < 2 * multiprocessors
 
 
 @pytest.mark.parametrize("forbidden", [

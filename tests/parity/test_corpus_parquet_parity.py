@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from gpt2_np import Error
-from gpt2_np.corpus import formats
+from gpt2_np.corpus import parquet_files
 from gpt2_np.corpus.documents import Inputs
 from gpt2_np.corpus.formats import Document
 
@@ -119,16 +119,16 @@ def test_damage_inside_and_a_change_name_the_file(tmp_path):
 
 
 def test_errors_of_the_system_are_not_called_damage():
-    with pytest.raises(MemoryError), formats.parquet_errors("a.parquet"):
+    with pytest.raises(MemoryError), parquet_files.parquet_errors("a.parquet"):
         pyarrow.allocate_buffer(2**60)
     for error, sentence in (
         (OSError(errno.EIO, "a long story"), "a.parquet cannot be read: Input/output error"),
         (OSError("Unexpected end of stream"), "a.parquet is not a whole Parquet file: Unexpected"),
     ):
-        with pytest.raises(Error, match=sentence), formats.parquet_errors("a.parquet"):
+        with pytest.raises(Error, match=sentence), parquet_files.parquet_errors("a.parquet"):
             raise error
     with pytest.raises(Error, match=r"a\.parquet cannot be read: No such file or directory$"):
-        formats.parquet_file("no/a.parquet")
+        parquet_files.parquet_file("no/a.parquet")
 
 
 def test_the_rows_of_a_column_are_cut_whatever_its_name(tmp_path):
@@ -145,8 +145,8 @@ def test_a_row_group_is_read_once_by_a_worker(tmp_path, monkeypatch):
     inputs, opened = Inputs(path, shard_bytes=100), []
     shards = list(inputs.shards())
     assert len(shards) > 5
-    open_group = formats.ParquetReader.open_group
-    monkeypatch.setattr(formats.ParquetReader, "open_group",
+    open_group = parquet_files.ParquetReader.open_group
+    monkeypatch.setattr(parquet_files.ParquetReader, "open_group",
                         lambda self, row: (opened.append(row), open_group(self, row))[1])
     for shard in shards:
         list(inputs.read(shard))

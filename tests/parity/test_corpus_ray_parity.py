@@ -217,7 +217,7 @@ def run(engine, shards):
     """Return the numbers of shards that are done, those that are lost, and what was said."""
     finished, said = [], []
     lost = run_shards(engine, shards, lambda done: finished.append(done.number), said.append)
-    return sorted(finished), [one.shard.number for one in lost], said
+    return sorted(finished), list(lost), said
 
 
 def test_each_gpu_has_one_worker(cluster, tmp_path):
