@@ -93,6 +93,7 @@ def call(function, *args, **options):
         (call(circuits.singular_tokens, "L0H1", n=0), "n is 0: it must be an integer from 1 up"),
         (call(circuits.repeated_tokens, 5.0), "length is 5.0: it must be an integer"),
         (call(circuits.repeated_tokens, 5, seed=-1), "seed is -1: expected None, integers from 0"),
+        (call(circuits.measure, [[1, 2]], bins=10**10), "bins is 10000000000: .* at most 1000"),
         (call(circuits.measure, [[1, 2]], seed=1.5), "seed is 1.5: expected None, integers from"),
         (call(circuits.composition, "K", seed=-1), "seed is -1: expected None, integers from 0"),
         (lambda _: circuits.bootstrap(lambda i: i.mean(axis=-1), 5, level=95),

@@ -96,6 +96,7 @@ def test_growing_bins_depend_on_the_values_alone(parts, most):
         ("L1N80", 9, "neuron 80 does not exist"),
         ("L1N8", 1, "bins is 1"),
         ("L1N8", 0, "bins is 0"),
+        ("L1N8", 10**10, "bins is 10000000000: it must be at most 1048576"),
         ("L1N8", [1, 1], "edges that rise"),
         ("L1N8", [1], "edges that rise"),
         ("L1N8", [[1], [2]], "edges that rise"),
