@@ -165,6 +165,8 @@ def max_activating(
 def finished(model, unit, example, edits):
     """Return an example with its labels, and for a head with the attention of one more pass."""
     labels, attention = labels_of(model, example.tokens), None
+    if model.tokenizer is None:  # ids, which would run together
+        labels = [f" {label}" for label in labels]
     if unit.head is not None:
         name = activation_name("pattern", unit.layer)
         pattern = run(model, example.tokens, name, edits=edits, bos=False,
