@@ -99,7 +99,7 @@ def run_command(
     Each failure is one sentence on standard error. Streams, the handler of Ctrl-C, warnings and
     TF32 are left as they were, for a program that calls this one.
     """
-    with as_program():  # in a context of its own, which --tf32 changes
+    with standard_error(), as_program():  # in a context of its own, which --tf32 changes
         return contextvars.copy_context().run(run_job, name, parser, argv, job)
 
 
@@ -134,6 +134,16 @@ def run_job(name, parser, argv, job):
         reason = str(error)
     print(f"{name}: {reason}", file=sys.stderr)
     return 1
+
+
+@contextlib.contextmanager
+def standard_error() -> Iterator[None]:
+    """Drop what is for a closed standard error: Python would print it on standard output."""
+    if sys.stderr is not None:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 @contextlib.contextmanager

@@ -127,6 +127,7 @@ def redacted(text: str) -> str:
 
 def sources_of(name: str, progress: bool = True) -> list[Source]:
     """Return the sources of a name, or of the checkpoint at a URL, in the order to try."""
+    progress = progress and sys.stderr is not None  # a program without a console has none
     if size := official_size(name):
         return official_sources(size, progress)
     if found := repository(name):

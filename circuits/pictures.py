@@ -329,8 +329,7 @@ def figure_class():
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise Error("pictures need matplotlib: pip install 'gpt2_np[plot]', or pip install "
-                    "matplotlib") from None
+        raise Error("pictures need matplotlib: pip install matplotlib") from None
 
     class Picture(Figure):
         def _repr_png_(self):

@@ -142,6 +142,8 @@ def main():
                         help='"shakespeare" (default), a size such as "124M", a path or a URL')
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port is {args.port}: it must be from 0 to 65535")
     warnings.simplefilter("ignore", gpt2_np.ContextWarning)  # "ended_by" says it
     uvicorn.run(service(gpt2_np.load(args.model)), host="127.0.0.1", port=args.port,
                 log_level="warning", limit_concurrency=MAX_CONNECTIONS)

@@ -120,7 +120,7 @@ class Rules:
             check_count("no_repeat_ngram", self.no_repeat_ngram)
 
     def score(self, log_p: float, n_tokens: int) -> float:
-        return log_p / max(n_tokens, 1) ** self.length_penalty
+        return log_p / max(n_tokens, 1) ** float(self.length_penalty)
 
 
 class Search:

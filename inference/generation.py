@@ -319,7 +319,7 @@ class Generation:
 
     def transformer(self, tokens, cache):
         return transformer(self.model.params, self.model.config, np.asarray(tokens), cache,
-                               self.tap)
+                           self.tap)
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -67,7 +67,7 @@ def check_count(name: str, value: Any, least: int = 1, most: int | None = None) 
 
 
 def one_text(tokens: Tokens, config: Config) -> np.ndarray:
-    """Check the token ids of one text and return them as an array [position] on the host."""
+    """Check the token ids of one text and return them as int64 [position] on the host."""
     if isinstance(tokens, str):
         raise Error(f"tokens are the text {shown(tokens)}: give its ids, as "
                     "model.tokenizer.encode(text) does")
@@ -75,7 +75,7 @@ def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     if len(ids) > 1 or ids.size != len(tokens):
         raise Error(f"tokens have shape {ids.shape}, expected those of one text, [position]: "
                     "generate_batch and score_batch take several")
-    return ids[0]
+    return ids[0].astype(np.int64)  # smaller types cannot hold every id, uint64 turns to float
 
 
 def text_list(name: str, texts: Any) -> list[Tokens]:
@@ -110,7 +110,7 @@ def start_of_text(model: Model, bos: bool, rows: Iterable[Any] = ()) -> list[int
         return []
     if end is None:
         raise Error("bos=True needs a vocabulary that has <|endoftext|>: use bos=False")
-    if any(len(row) and row[0] == end for row in rows):
+    if any(np.array_equal(row[:1], [end]) for row in rows):
         warn("the prompt begins with <|endoftext|> and gets another before it: leave it out, or "
              "give bos=False", PromptWarning)
     return [end]

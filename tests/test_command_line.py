@@ -650,6 +650,16 @@ def test_any_job_reports_that_there_is_no_standard_output(folder, monkeypatch, c
     assert err.count("\n") == 1 and "standard output is closed" in err
 
 
+def test_what_is_for_a_closed_standard_error_is_not_on_standard_output(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert gpt2_np.main([PROMPT, "-m", folder, "-n", "1000"]) == 0
+    assert "stopped" not in capsys.readouterr().out
+    for status, arguments in (1, ["", "-m", folder]), (2, ["--no-such-option"]):
+        assert gpt2_np.main(arguments) == status
+        assert capsys.readouterr().out == ""
+    assert sys.stderr is None
+
+
 def test_an_unknown_model_is_reported_in_one_sentence_with_the_choices(run):
     for arguments in ["Hello"], ["--info"], ["Hello", "--score"], ["--interactive"]:
         status, out, err = run(*arguments, "-m", "125M")

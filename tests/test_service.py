@@ -234,3 +234,6 @@ def test_the_program_serves_on_this_machine_only(example, monkeypatch):
     example.main()
     assert (seen["host"], seen["port"]) == ("127.0.0.1", 9)
     assert seen["limit_concurrency"] == example.MAX_CONNECTIONS
+    monkeypatch.setattr(sys, "argv", ["service.py", "--port", "65536"])
+    with pytest.raises(SystemExit, match="2"):
+        example.main()

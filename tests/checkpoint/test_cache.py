@@ -88,6 +88,13 @@ def test_progress_is_on_stderr_with_size_and_speed_or_not_at_all(larger, capsys)
     assert capsys.readouterr() == ("", "")
 
 
+def test_without_a_standard_error_nothing_is_shown(larger, monkeypatch, capsys):
+    """A program without a console has none."""
+    monkeypatch.setattr(sys, "stderr", None)
+    checkpoint.download(larger)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_note_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")

@@ -140,6 +140,11 @@ def test_the_search_ends_by_its_rule(early_stopping, length_penalty, n_steps):
     assert n == n_steps
 
 
+@pytest.mark.parametrize("penalty", [-1, 0, 2, 20])
+def test_an_integer_of_numpy_is_a_length_penalty(penalty):
+    assert beams.Rules(length_penalty=np.int64(penalty)).score(-3.0, 40) == -3.0 / 40**penalty
+
+
 def test_a_stop_token_below_the_best_beams_ends_no_text():
     """It is the third of three candidates, and there are two beams."""
     search = beams.Search(GrowingText([1], 10, 99, StopWatcher([0], None), None), beams.Rules(2))

@@ -523,11 +523,13 @@ def test_the_library_prints_nothing(text_model, capfd):
 
 
 @pytest.mark.parametrize("tokens", [[[1, 2], [3, 4]], [[1, 2, 3]], np.array([[1, 2], [3, 4]]), 5])
-def test_one_text_is_one_row_of_tokens(tokens):
+def test_one_text_is_one_row_of_tokens(tokens, text_model):
     with pytest.raises(gpt2_np.Error, match="tokens"):
         gpt2_np.generate(MODEL, tokens, 1)
     with pytest.raises(gpt2_np.Error, match="tokens"):
         gpt2_np.score(MODEL, tokens)
+    with pytest.raises(gpt2_np.Error, match="token"):
+        complete(text_model, tokens, 1, bos=True)
 
 
 def test_a_flat_list_is_not_a_batch():

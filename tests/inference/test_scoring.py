@@ -133,6 +133,16 @@ def test_texts_scored_together_equal_texts_scored_alone(texts, stride):
         np.testing.assert_allclose(scores, score(MODEL, text, stride), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint64"])
+def test_ids_of_any_integer_type_give_the_same_scores(dtype, monkeypatch):
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 16 * 200)  # blocks of the vocabulary
+    model = random_model(replace(TINY, n_vocab=40_000))
+    ids = TEXT[:9].astype(dtype)
+    expected, beside = score_batch(model, [TEXT[:9].tolist(), ids])
+    np.testing.assert_allclose(beside, expected, rtol=1e-5)
+    np.testing.assert_allclose(score(model, ids), expected, rtol=1e-5)
+
+
 def test_texts_of_any_lengths_are_scored_without_padding(monkeypatch):
     shapes = []
     original = scoring.transformer
