@@ -325,11 +325,11 @@ class EarlierPositions(Cache):
 
 
 def progress_bar(total, shown, unit="patch"):
-    """Return a bar on stderr, if that is a terminal, or an object whose `update` shows nothing."""
+    """Return a progress bar on stderr, or an object whose `update` shows nothing."""
     if shown:
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
             return tqdm(total=total, unit=unit, unit_scale=unit != "patch", file=sys.stderr,
-                        leave=False, disable=None)
+                        leave=False)
     return contextlib.nullcontext(types.SimpleNamespace(update=lambda n: None))
