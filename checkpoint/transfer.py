@@ -154,9 +154,7 @@ def receive(
     """Ask once for the bytes that `part` lacks, and append them. The SHA-256 is that of all."""
     import hashlib
 
-    import requests
-    from tqdm import tqdm
-
+    requests, tqdm = import_packages()
     have, tag = bytes_in(part), tag_file(part).read_text() if tag_file(part).exists() else ""
     if have and have == size:
         return Fetched(hash_of(part).hexdigest())
@@ -191,6 +189,17 @@ def receive(
     return Fetched(digest.hexdigest(), commit_of(response))
 
 
+def import_packages() -> tuple[Any, Any]:
+    """Return requests and tqdm. Raises DownloadError if one of them is not installed."""
+    try:
+        import requests
+        from tqdm import tqdm
+    except ImportError as error:
+        raise DownloadError(f"downloads need the packages requests and tqdm ({error}): pip install "
+                            f"requests tqdm; {WITHOUT_NETWORK}") from None
+    return requests, tqdm
+
+
 def commit_of(response: Any) -> str | None:
     """Return the commit that the hub gives with a file, in the first of several redirects."""
     for answer in (*response.history, response):
@@ -208,8 +217,7 @@ def ask(source: Source, url: str, headers: Mapping[str, str]) -> Any:
     """
     from urllib.parse import urlsplit
 
-    import requests
-
+    requests, _ = import_packages()
     try:
         return requests.get(
             url, headers=headers, stream=True, timeout=TIMEOUT, auth=source.credentials,

@@ -55,7 +55,16 @@ from .distributions import Histogram, histogram
 from .edges import EdgeScores, edge_attribution, edge_names, find_edges, patch_edges
 from .edits import ablated, add, knock_out, patch, zero
 from .excitation import Example, Examples, max_activating
-from .head_weights import composition, copying_scores, full_ov, full_qk, ov, qk, singular_tokens
+from .head_weights import (
+    Composition,
+    composition,
+    copying_scores,
+    full_ov,
+    full_qk,
+    ov,
+    qk,
+    singular_tokens,
+)
 from .inputs import Prompts, PromptWarning, labels_of, prompts, token_id
 from .interventions import Edit, EditsLike, as_tap
 from .logit_attribution import Attribution, attribution
@@ -85,10 +94,11 @@ from .tracing import Trace, TraceRow, trace
 from .weights import TopTokens, neuron_tokens, top_tokens, unembed
 
 __all__ = [
-    "Attention", "Attribution", "ByPrompt", "Circuit", "Comparison", "Differentiable", "EdgeScores",
-    "Edit", "EditsLike", "Estimate", "Example", "Examples", "Gradients", "Histogram", "Lens",
-    "LowRank", "LowerIsBetter", "Measures", "Metric", "Parts", "Profile", "PromptWarning",
-    "Prompts", "ReadsPositions", "ReadsStream", "Report", "Run", "Survey", "Sweep", "Task",
+    "Attention", "Attribution", "ByPrompt", "Circuit", "Comparison", "Composition",
+    "Differentiable", "EdgeScores", "Edit", "EditsLike", "Estimate", "Example", "Examples",
+    "Gradients", "Histogram", "Lens", "LowRank", "LowerIsBetter", "Measures", "Metric", "Parts",
+    "Profile", "PromptWarning", "Prompts", "ReadsPositions", "ReadsStream", "Report", "Run",
+    "Survey", "Sweep", "Task",
     "TopTokens", "Trace", "TraceRow", "ablated", "ablation", "activation_name", "activation_names",
     "add", "as_tap", "attribution", "attribution_patching", "bootstrap", "compare", "composition",
     "copying_scores", "decompose", "edge_attribution", "edge_names", "find", "find_edges",

@@ -33,6 +33,7 @@ from ..command_line import (
 )
 from ..gpt2_np import Error
 from .attention_patterns import SHARES
+from .inputs import check_same_length
 from .names import activation_name, head_names, node_names, parse_node
 from .pictures import plot_attention, plot_bars, plot_lens, plot_map, plot_survey
 from .reporting import report_page
@@ -351,6 +352,7 @@ def prompt_pair(model, args):
         return task.clean, task.corrupted, task.metric(model)
     clean, corrupted = (circuits.prompts(model, text, bos_of(args))
                         for text in (args.clean, args.corrupted))
+    check_same_length(clean, corrupted, "corrupted")
     if args.wrong:
         return clean, corrupted, circuits.logit_difference(model, args.answer, args.wrong)
     return clean, corrupted, circuits.log_probability(model, args.answer)

@@ -30,6 +30,7 @@ from .names import (
     kind_of,
     layer_of,
     matching_names,
+    name_list,
 )
 from .weights import centred, on_host
 
@@ -66,6 +67,7 @@ def gradients(
     Text gets <|endoftext|> put before it, unlike in `complete` and `score`; `bos=False` leaves it
     out.
     """
+    last_only = reads_last(metric)
     if not isinstance(metric, Differentiable):
         raise Error("this metric has no gradient: use logit_difference, log_probability or "
                     "repeat_loss, or give it a method gradient, logits [b, 1, v] -> [b, v]")
@@ -73,7 +75,7 @@ def gradients(
     edits = Edits(model, edits)
     edits.refuse("gradients", WITHOUT_GRADIENT, "edit the stream, z, q, k, v, attention or MLPs")
     seen = run(model, given, lambda name: bool(NEEDED.search(name)), edits=edits,
-               last_only=reads_last(metric))
+               last_only=last_only)
     check_numbers("the logits", seen.logits, model)
     of_logits = gradient_of_logits(metric, seen.logits)
     with turn(model):
@@ -84,8 +86,8 @@ def gradients(
 
 def names_with_gradient(names, config):
     """Return the names with a gradient that the given ones mean, each at least one."""
-    given, wanted = "*" if names is None else names, set()
-    for one in [given] if isinstance(given, str) or callable(given) or not given else given:
+    wanted = set()
+    for one in name_list("*" if names is None else names) or [names]:
         found = {name for name in matching_names(one, config) if kind_of(name) in GRADIENTS}
         if not found:
             raise Error(f"there is no gradient of {shown(one)}: choose of {', '.join(GRADIENTS)}")

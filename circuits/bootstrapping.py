@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..gpt2_np import Error
+from ..gpt2_np import Error, generator
 from .inputs import check_count
 
 
@@ -45,7 +45,9 @@ def bootstrap(
     """
     for name, count in (("n", n), ("resamples", resamples)):
         check_count(name, count)
-    rng, values, low, high = np.random.default_rng(seed), [], math.nan, math.nan
+    if not 0 < level < 1:
+        raise Error(f"level is {level}: it must be a share between 0 and 1, such as 0.95")
+    rng, values, low, high = generator(seed), [], math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.asarray(statistic(np.arange(n)[None]))
         if whole.shape != (1,):

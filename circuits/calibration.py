@@ -26,6 +26,7 @@ from .metrics import log_sum_exp
 from .short_reprs import Result
 from .texts import chunks, text_ids
 
+MOST_BINS = 1000  # of each text
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
@@ -71,7 +72,7 @@ def measure(
     if isinstance(texts, str) or not hasattr(texts, "__len__") or not len(texts):
         raise Error(f"texts is {shown(texts)}: give a list of texts, at least one, as intervals "
                     "are over texts")
-    check_count("bins", bins)
+    check_count("bins", bins, most=MOST_BINS)
     edits, tokenizer, sums, n_bytes, begins = Edits(model, edits), model.tokenizer, [], [], True
     are_text = all(isinstance(text, str) for text in texts)
     for _, chunk in chunks(measured_ids(model, text, bos) for text in texts):

@@ -21,6 +21,7 @@ from .names import BY_QUERY, kind_of
 from .texts import is_unit, one_activation, passages, unit_of
 
 BAR = 40  # characters of the longest bar
+MOST_BINS = 1 << 20
 LEAST_EXPONENT = -30  # bins are at least 2^-30 wide
 
 
@@ -89,7 +90,7 @@ def histogram(
     not counted. `edits`, as for `run`, see one window after another.
     """
     if is_unit(name):
-        unit = unit_of(model, name)
+        unit = unit_of(model, name, edits)
         name, activation, measure, value = unit.name, unit.activation, unit.measure, unit.value
     else:
         name = activation = one_activation(name, model.config)
@@ -169,7 +170,7 @@ class GrowingBins:
     """
 
     def __init__(self, most):
-        check_count("bins", most)
+        check_count("bins", most, most=MOST_BINS)
         if most < 2:
             raise Error("bins is 1: at least 2 are needed, as 0 is always an edge")
         self.most, self.exponent = most, LEAST_EXPONENT

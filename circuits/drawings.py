@@ -260,8 +260,7 @@ def lens_picture(lens: Any) -> str:
     n, words = lens.top.shape[2], functools.partial(token_texts, lens.tokenizer)
     here = range(max(0, n - MOST_COLUMNS), n)
     p = lens.top_probability[::-1, 0, here, 0]
-    tokens = words(lens.tokens[0, -n:]) if n == lens.tokens.shape[1] else [""] * n
-    points, said = lens.points[::-1], []
+    tokens, points, said = words(lens.read_tokens[0]), lens.points[::-1], []
     for i, point in reversed(list(enumerate(lens.points))):
         for q in here:
             best = ", ".join(f"{quoted(word)} {share:.3f}" for word, share in

@@ -91,7 +91,8 @@ def find_edges(
             edges = set(edges)
             return [edge for edge in strongest if edge not in edges]
 
-        pruning = Pruning(measure, strongest, keep, pair.base, found.source, metric)
+        pruning = Pruning(measure, strongest, keep, pair.base, found.source, metric, subsets,
+                          seed)
         kept = strongest[: len(strongest) - pruning.most_removable([], strongest[::-1])]
         kept = without_blocks(without_unread(kept, names),
                               lambda edges: pruning.suffices(measure(all_but(edges))), checks)
@@ -99,7 +100,7 @@ def find_edges(
         removed = all_but(kept)
         alone = {edge: measure([*removed, edge]) for edge in kept}
         scores = {edge: scores[edge] for edge in strongest}
-        return pruning.circuit(kept, removed, alone, names, subsets, seed, scores)
+        return pruning.circuit(kept, removed, alone, names, scores)
 
 
 def without_blocks(kept, suffice, checks):

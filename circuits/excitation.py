@@ -137,7 +137,7 @@ def max_activating(
     if the model has no such unit.
     """
     check_count("top", top)
-    chosen = unit_of(model, unit)
+    chosen = unit_of(model, unit, edits)
     best: list[tuple[float, int, int, Example]] = []
     n_tokens, n_texts = 0, 0
     for passage in passages(model, texts, chosen.activation, edits, bos):
@@ -165,6 +165,8 @@ def max_activating(
 def finished(model, unit, example, edits):
     """Return an example with its labels, and for a head with the attention of one more pass."""
     labels, attention = labels_of(model, example.tokens), None
+    if model.tokenizer is None:  # ids, which would run together
+        labels = [f" {label}" for label in labels]
     if unit.head is not None:
         name = activation_name("pattern", unit.layer)
         pattern = run(model, example.tokens, name, edits=edits, bos=False,

@@ -9,15 +9,17 @@ tokens. The product of two heads' circuits tells if the second reads the output 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Error, Model
-from .inputs import check_index, check_numbers
+from ..gpt2_np import Error, Model, generator
+from .inputs import check_count, check_index, check_numbers
 from .low_rank import LowRank, triangle
-from .names import parse_head
+from .names import node_name, parse_head
+from .short_reprs import MOST_LINES, Result, short, table
 from .weights import best_tokens, centred, embedding, on_host, unembed, unembedding
 
 
@@ -113,6 +115,7 @@ def singular_tokens(
     embedding lies furthest along the input direction, and those whose logit the output raises
     most. Both signs of a singular vector are equivalent; the one that reads more strongly is given.
     """
+    check_count("n", n)
     into = embedding(model, folded)
     u, values, vt = ov(model, head, folded).svd()
     written = unembed(model, vt[:n], folded=folded)
@@ -132,7 +135,8 @@ def singular_tokens(
 def copying_scores(model: Model, folded: bool = False, extended: bool = False) -> np.ndarray:
     """Return Σ λ / Σ |λ| over the eigenvalues of each head's full OV circuit, [layer, head].
 
-    1 means that attending to any token raises that token's own logit; -1 that it lowers it.
+    1 means that attending to any token raises that token's own logit; -1 that it lowers it. NaN for
+    a head that writes nothing, as one whose weights were set to 0.
     (Elhage et al. 2021, "Copying / primitive in-context learning".)
     """
     config = model.config
@@ -144,19 +148,46 @@ def copying_scores(model: Model, folded: bool = False, extended: bool = False) -
         inner = weights.W_O @ gram @ weights.W_V
         check_numbers(f"layer {layer}'s OV circuits", inner, model)
         eigenvalues = np.linalg.eigvals(inner)
-        scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
+        with np.errstate(invalid="ignore"):
+            scores[layer] = (eigenvalues.sum(axis=-1) / np.abs(eigenvalues).sum(axis=-1)).real
     return scores
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Composition(Result):
+    """The composition of every pair of heads: `values` [layer, head, later layer, later head].
+
+    0 unless the second head is in a later layer, NaN if a head's circuit is 0. `kind` is "Q", "K"
+    or "V".
+    """
+
+    kind: str
+    values: np.ndarray
+
+    def __repr__(self) -> str:
+        return table(f"Composition by {self.kind}, {short(self.values)}; the highest pairs:",
+                     [[" → ".join(pair), f"{value:+.4g}"] for pair, value in self.top(MOST_LINES)])
+
+    def top(self, n: int = 10) -> list[tuple[tuple[str, str], float]]:
+        """Return the pairs of heads (first, second) with the highest scores, and these."""
+        check_count("n", n)
+        layers = np.arange(len(self.values))
+        is_later = layers[:, None, None, None] < layers[:, None]  # [layer, 1, later layer, 1]
+        pairs = np.argwhere(np.broadcast_to(is_later, self.values.shape))
+        scores = self.values[tuple(pairs.T)]
+        order = np.argsort(-scores, kind="stable")[: min(n, np.isfinite(scores).sum())]
+        return [((node_name(*pair[:2]), node_name(*pair[2:])), value) for pair, value in
+                zip(pairs[order].tolist(), scores[order].tolist(), strict=True)]
 
 
 def composition(
     model: Model, kind: str, *, folded: bool = False, baseline: bool = True, seed: int = 0
-) -> np.ndarray:
-    """Return the composition of every pair of heads, [layer, head, later layer, later head].
+) -> Composition:
+    """Return the composition of every pair of heads.
 
     It is ‖A B‖ / (‖A‖ ‖B‖) (Frobenius), the share of the first one's output that the second reads.
     A is the OV circuit of the first head, B a circuit of the second: QK for `kind` "Q", QKᵀ for
-    "K", OV for "V". `baseline` subtracts the mean for random matrices of the same shapes. 0 unless
-    the second head is in a later layer.
+    "K", OV for "V". `baseline` subtracts the mean for random matrices of the same shapes.
     (Elhage et al. 2021, "Composition".)
     """
     if kind not in ("Q", "K", "V"):
@@ -180,7 +211,7 @@ def composition(
         )
         if baseline:
             scores[rows, later] -= random_composition(config.n_embd, config.n_embd // h, seed)
-    return scores.reshape(config.n_layer, h, config.n_layer, h)
+    return Composition(kind, scores.reshape(config.n_layer, h, config.n_layer, h))
 
 
 def pairwise_composition(first, second):
@@ -188,13 +219,14 @@ def pairwise_composition(first, second):
     outer = triangle(first.left) @ first.right  # [a, r, d]
     inner = second.left @ triangle(second.right.swapaxes(1, 2)).swapaxes(1, 2)  # [b, d, r]
     products = np.stack([np.linalg.norm(one @ inner, axis=(1, 2)) for one in outer])
-    return products / first.norm()[:, None] / second.norm()
+    with np.errstate(invalid="ignore"):
+        return products / first.norm()[:, None] / second.norm()
 
 
 @functools.cache
 def random_composition(d, e, seed, n=16):
     """Return the mean composition of n pairs of Gaussian [d, e] @ [e, d]; it is near 1/√d."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
 
     def random():
         return LowRank(rng.standard_normal((n, d, e)), rng.standard_normal((n, e, d)))

@@ -438,21 +438,19 @@ class EditingTap:
 
     def find_place(self, name, array):
         """Find the positions of a pass that nobody has announced, by their embeddings."""
+        n_rows, n = array.shape[:2]
         if name == BEGINNINGS[0]:
-            self.at_start(array, position_axis(name), 0)
+            self.place = replace(Place.from_position(0, n_rows, n), growing=True)
         if name != BEGINNINGS[1] or not self.edits.placed:
             return
         found = np.flatnonzero((to_host(self.wpe) == to_host(array)[0, 0]).all(axis=-1))
         if len(found) != 1:
             raise Error("the positions of this pass are not known, as the model's position "
                         "embeddings are not all different: use circuits.run or gpt2_np.generate")
-        if found[0] and BEGINNINGS[0] in self.edits:
+        first = int(found[0])
+        if first and BEGINNINGS[0] in self.edits:
             raise Error("hook_embed is edited before the positions of a pass with a cache are "
                         "known: edit hook_pos_embed or blocks.0.hook_resid_pre")
-        self.at_start(array, 1, int(found[0]))
-
-    def at_start(self, array, axis, first):
-        n_rows, n = array.shape[0], array.shape[axis]
         self.given = self.given if first else n
         rows, length = np.arange(n_rows), self.given or first + n
         positions = np.broadcast_to(np.arange(first, first + n), (n_rows, n))

@@ -48,7 +48,8 @@ class Lens(Batched):
 
     `points` are "0_pre", "0_mid", ..., "final_post". `probability` and `rank` (0 is the best) of
     the target and `entropy` (nats) are [point, b, q]; `top` and `top_probability` are
-    [point, b, q, k]; `logits` are [point, b, q, v], or None unless asked for.
+    [point, b, q, k]; `logits` are [point, b, q, v], or None unless asked for. Axis q has one
+    `position`, or all if it is None.
     """
 
     points: list[str]
@@ -64,15 +65,23 @@ class Lens(Batched):
     prompt_axes: ClassVar[dict[str, int]] = {
         "probability": 1, "rank": 1, "entropy": 1, "top": 1, "top_probability": 1, "logits": 1,
         "targets": 0, "tokens": 0}  # fmt: skip
+    position: int | None
     tokenizer: Tokenizer | None = field(default=None, repr=False, kw_only=True)
 
+    @property
+    def read_tokens(self) -> np.ndarray:
+        """The tokens [b, q] after which the next is predicted."""
+        return self.tokens if self.position is None else self.tokens[:, [self.position]]
+
     def __repr__(self) -> str:
-        rows = []
-        for i in np.linspace(0, len(self.points) - 1, MOST_LINES).round().astype(int):
+        rows, n = [], len(self.points)
+        for i in np.linspace(0, n - 1, min(n, MOST_LINES)).round().astype(int):
             words = token_texts(self.tokenizer, self.top[i, 0, -1, :4])
             best = zip(map(shown, words), self.top_probability[i, 0, -1], strict=False)
             rows.append([self.points[i], *(f"{word} {p:.3f}" for word, p in best)])
-        return table(f"Lens of {prompts_in(self.tokens)}: the best tokens after the last, "
+        last = self.position in (None, self.tokens.shape[1] - 1)
+        place = "the last" if last else f"position {self.position}"
+        return table(f"Lens of {prompts_in(self.tokens)}: the best tokens after {place}, "
                      "were each layer the last:", rows)
 
     def _repr_html_(self) -> str:
@@ -173,7 +182,7 @@ def lens_of_group(model, given, answers, position, top, frozen, keep_logits, edi
         np.concatenate(arrays, axis=2) for arrays in zip(*blocks, strict=True))
     return Lens(stream_points(model.config), probability, rank, spread, best, best_probability,
                 logits[0] if keep_logits else None, targets[0], tokens, given.bos,
-                tokenizer=model.tokenizer)
+                None if position is None else first, tokenizer=model.tokenizer)
 
 
 def read_streams(model, streams, targets, top, frozen, keep_logits):

@@ -182,8 +182,10 @@ class RepeatLoss(Result):
         """Return the logits [b, n, v] that predict the last n tokens, and these, [b, n, 1]."""
         length = self.tokens.shape[1]
         if logits.shape[1] != length:
+            remedy = ("use last_only=False" if logits.shape[1] == 1 else "give repeat_loss the "
+                      "tokens of the prompts, with <|endoftext|> if they have it")
             raise Error(f"the loss of {self.n} tokens needs the logits of all {length} positions, "
-                        f"{logits.shape[1]} were given: use last_only=False")
+                        f"{logits.shape[1]} were given: {remedy}")
         targets = one_each(self.tokens[:, -self.n :, None], len(logits))
         return logits[:, -self.n - 1 : -1], targets
 

@@ -76,21 +76,26 @@ def glob_of(name, config):
     return as_glob(stream_point(name, config))
 
 
+def name_list(names):
+    """Return one name, pair ("z", 1) or predicate, or several names or pairs, as a list."""
+    pair = isinstance(names, tuple) and len(names) == 2 and not isinstance(names[1], str | tuple)
+    if isinstance(names, str) or callable(names) or pair:
+        return [names]
+    if not isinstance(names, Iterable):
+        raise Error(f"names is {shown(names)}: give names of activations, such as 'z', or a "
+                    "function that chooses them")
+    return list(names)
+
+
 def matching_names(names, config):
     """Return the set of activation names that names, short names, globs or a predicate mean.
 
     A pair ("z", 1) means one layer's.
     """
-    known = activation_names(config)
+    known, matching = activation_names(config), set()
     if callable(names):
         return {name for name in known if names(name)}
-    if not isinstance(names, Iterable):
-        raise Error(f"names is {shown(names)}: give names of activations, such as 'z', or a "
-                    "function that chooses them")
-    one, matching = isinstance(names, str), set()
-    if isinstance(names, tuple) and len(names) == 2:  # a pair, or two names
-        one = not isinstance(names[1], str | tuple)
-    for name in [names] if one else names:
+    for name in name_list(names):
         found = set(fnmatch.filter(known, glob_of(name, config)))
         if not found:
             raise unknown_activation(name, config, known)

@@ -151,7 +151,7 @@ def plot_lens(result: Lens, model: Model | None = None, path: Any = None, row: i
     figure = new_figure(1.8 + inches(0.55 * p.shape[1], most=60), 1.3 + inches(0.24 * len(p)))
     axes = figure.subplots()
     draw_heat_map(axes, p, "the best next token, were each layer the last", result.points[::-1],
-                  words(result.tokens[row])[-p.shape[1] :], False, "probability")
+                  words(result.read_tokens[row]), False, "probability")
     for (y, x), token in np.ndenumerate(top):
         axes.text(x, y, printable(words([token])[0].strip(" "))[:8], ha="center",
                   va="center", fontsize=6, parse_math=False,
@@ -329,8 +329,7 @@ def figure_class():
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise Error("pictures need matplotlib: pip install 'gpt2_np[plot]', or pip install "
-                    "matplotlib") from None
+        raise Error("pictures need matplotlib: pip install matplotlib") from None
 
     class Picture(Figure):
         def _repr_png_(self):

@@ -324,11 +324,12 @@ class EarlierPositions(Cache):
         return joined
 
 
-def progress_bar(total, shown):
+def progress_bar(total, shown, unit="patch"):
     """Return a progress bar on stderr, or an object whose `update` shows nothing."""
     if shown:
         with contextlib.suppress(ImportError):
             from tqdm import tqdm
 
-            return tqdm(total=total, unit="patch", file=sys.stderr, leave=False)
+            return tqdm(total=total, unit=unit, unit_scale=unit != "patch", file=sys.stderr,
+                        leave=False)
     return contextlib.nullcontext(types.SimpleNamespace(update=lambda n: None))

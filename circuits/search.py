@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Error, Model
+from ..gpt2_np import Error, Model, generator
 from ..inference.options import warn
 from .activations import run
 from .backward import gradients
@@ -148,7 +148,7 @@ def find(
         return current, {node: current + attributed(changes, *node) for node in nodes}
 
     nodes = {parse_node(model.config, name): name for name in node_names(model.config)}
-    pruning = Pruning(measure, list(nodes), keep, base, of_source, metric)
+    pruning = Pruning(measure, list(nodes), keep, base, of_source, metric, subsets, seed)
     has_gradient = isinstance(metric, Differentiable) and not edits.without_gradient
     left, removed = list(nodes), []
     while True:
@@ -159,7 +159,7 @@ def find(
             current, alone = removed_alone(removed, left)
             weakest = pruning.removable(removed, current, alone, exact=True)
         if not weakest:
-            return pruning.circuit(left, removed, alone, nodes, subsets, seed)
+            return pruning.circuit(left, removed, alone, nodes)
         removed = removed + weakest
         left = [node for node in left if node not in weakest]
 
@@ -189,9 +189,11 @@ class Pruning:
     Shares are of the effect of all parts: the metric of the whole model minus that of none.
     """
 
-    def __init__(self, measure, parts, keep, given, of_source, metric):
+    def __init__(self, measure, parts, keep, given, of_source, metric, subsets, seed):
         if not 0 < keep <= 1:
             raise Error(f"keep is {keep}: the share to keep must be above 0 and at most 1")
+        check_count("subsets", subsets)
+        self.subsets, self.seed, self.rng = subsets, seed, generator(seed)
         self.measure, self.keep, self.given, self.n_all = measure, keep, given, len(parts)
         self.of_source, self.lower_is_better = of_source, is_better_low(metric)
         self.whole, self.none = measure([]), measure(parts)
@@ -237,15 +239,14 @@ class Pruning:
         fit = [part for part in order if exact and self.suffices(alone[part])]
         return sorted(fit, key=lambda part: abs(1 - self.share(alone[part])))[:1]
 
-    def circuit(self, kept, removed, alone, names, subsets, seed, scores=None):
+    def circuit(self, kept, removed, alone, names, scores=None):
         """Return the parts kept as a Circuit.
 
         `alone` has the metric with one part more removed, `names` the name of each part.
         """
-        check_count("subsets", subsets)
-        own, rng, differences = self.measure(removed), np.random.default_rng(seed), []
-        for _ in range(subsets):
-            subset = [part for part in kept if rng.random() < 0.5]
+        own, differences = self.measure(removed), []
+        for _ in range(self.subsets):
+            subset = [part for part in kept if self.rng.random() < 0.5]
             differences.append(self.measure(removed + subset) - self.measure(subset))
         several = np.array(differences)
 
@@ -257,7 +258,7 @@ class Pruning:
             return lambda i: less[i].mean(axis=-1) / self.effect[i].mean(axis=-1)
 
         def estimate(statistic):
-            return bootstrap(statistic, len(own), seed=seed)
+            return bootstrap(statistic, len(own), seed=self.seed)
 
         return Circuit(
             kept=[names[part] for part in kept],

@@ -115,12 +115,13 @@ class Sweep(Result):
     def __getitem__(self, node: Any) -> Any:
         """Return the effect at a head, neuron, MLP or sender by name: a number, or [position]."""
         given = parse_node(None, node)
-        unit = "neuron" if len(given) == 3 else "head" if given[1] is not None else "layer"
+        unit = "neuron" if len(given) == 3 else "head" if given[1] is not None else "MLP"
+        whole = "MLP" if self.what in ("mlp_out", "path") else "stream"  # a layer's one cell
         index = tuple(i for i in given if i is not None)
         if self.senders:
             name = node_name(*given)
             index = (self.senders.index(name),) if name in self.senders else ()
-        elif unit != next((axis for axis in self.axes if axis in ("head", "neuron")), "layer"):
+        elif unit != next((axis for axis in self.axes if axis in ("head", "neuron")), whole):
             index = ()
         if not index:
             raise Error(f"there is no {shown(node)} in a sweep of {self.what} over "

@@ -14,7 +14,7 @@ from typing import TypedDict
 import numpy as np
 
 from ..bpe import shown
-from ..gpt2_np import Error, Model
+from ..gpt2_np import Error, Model, generator
 from .inputs import Prompts, check_count, encoded, end_of_text, prompts, token_id, tokenizer_of
 from .metrics import Differentiable, logit_difference
 from .short_reprs import Result
@@ -75,7 +75,8 @@ def repeated_tokens(
     if not 2 <= length <= most:
         raise Error(f"length is {length}: it must be from 2 to {most}, for two different halves "
                     "of this vocabulary to fit into n_ctx")
-    rng = np.random.default_rng(seed)
+    check_count("length", length)
+    rng = generator(seed)
     rows = np.stack([rng.choice(ordinary, 2 * length + 1, replace=False) for _ in range(batch)])
     once, others, wrong = rows[:, :length], rows[:, length:-1], rows[:, -1]
     clean = np.concatenate([once, once], axis=1)
@@ -121,7 +122,7 @@ def indirect_object(
     if len(names) < 6 or not places or not things:
         raise Error(f"only {len(names)} of the names are single tokens of this vocabulary, and the "
                     "indirect-object task needs 6: use name_repetition")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     clean, corrupted, answers, wrong, length = [], [], [], [], None
     for _ in range(100 * n):
         template = str(rng.choice(TEMPLATES))
@@ -158,7 +159,7 @@ def name_repetition(model: Model, n: int = 8, *, seed: int = 0, bos: bool | None
         raise Error("this vocabulary has no tokens to make names from: use repeated_tokens")
     before, between, after = (encoded(model, text) for text in (
         "I saw", ", and he saw me. I know the face of", " still, and all the men know"))
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     clean, corrupted, answers, wrong = [], [], [], []
     for _ in range(n):
         first = int(rng.choice(firsts))

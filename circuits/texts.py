@@ -119,17 +119,26 @@ def text_ids(model, text, bos):
 
 def is_unit(name: Any) -> bool:
     """Return True for a spelling of a neuron or head, False for the name of an activation."""
-    return isinstance(name, tuple) or bool(re.fullmatch(r"L\d+[NH]\d+|\d+\.\d+", str(name)))
+    if isinstance(name, tuple):  # (1, 1) or (2, None, 17), but not ("z", 1)
+        return not any(isinstance(part, str) for part in name)
+    return bool(re.fullmatch(r"L\d+[NH]\d+|\d+\.\d+", str(name)))
 
 
-def unit_of(model: Model, unit: Any) -> Unit:
-    """Return the neuron "L2N17" or the head "L1H1", "1.1" or (1, 1). Raises Error for others."""
+def unit_of(model: Model, unit: Any, edits: EditsLike | None = None) -> Unit:
+    """Return the neuron "L2N17" or the head "L1H1", "1.1" or (1, 1).
+
+    Raises Error for others, and for an edit of the hook_result that a head is measured by.
+    """
     layer, head, *neuron = parse_node(model.config, unit)
     if neuron:
         return Unit(f"L{layer}N{neuron[0]}", activation_name("post", layer),
                     "activation (hook_post)", lambda post: post[:, neuron[0]], layer, None)
     if head is None:
         raise Error(f"{shown(unit)} is not a neuron or head: write 'L2N17' or 'L1H1'")
+    result = activation_name("result", layer)
+    if result in Edits(model, edits):
+        raise Error(f"the output of {shown(unit)} is computed from z, so an edit of {result} would "
+                    "be ignored: edit z")
     w_o = attention_weights(model, layer).W_O[head]
     return Unit(f"L{layer}H{head}", activation_name("z", layer), "norm of the output (hook_result)",
                 lambda z: np.linalg.norm(z[:, head] @ w_o, axis=-1), layer, head)

@@ -106,7 +106,6 @@ def top_tokens(
     Printed, it is one line for each vector: `print(top_tokens(model, run["resid_post", 1][0],
     layer_norm=True))` shows the best tokens after each position.
     """
-    check_count("top", top)
     logits = unembed(model, vectors, layer_norm=layer_norm, folded=folded)
     return best_tokens(model.tokenizer, logits, top)
 
@@ -120,10 +119,11 @@ def checked_vectors(name, vectors, like):
     return found.astype(like.dtype, copy=False)
 
 
-def best_tokens(tokenizer, logits, n):
-    """Return the n tokens with the largest logits [..., v]."""
+def best_tokens(tokenizer, logits, top):
+    """Return the `top` tokens with the largest logits [..., v]."""
+    check_count("top", top)
     check_numbers("scores of tokens", logits)
-    ids = np.argsort(-logits, axis=-1, kind="stable")[..., :n]
+    ids = np.argsort(-logits, axis=-1, kind="stable")[..., :top]
     texts = np.array(token_texts(tokenizer, ids.ravel()), object).reshape(ids.shape)
     return TopTokens(ids, np.take_along_axis(logits, ids, axis=-1), texts)
 

@@ -191,7 +191,8 @@ def stoppable(args: argparse.Namespace) -> Iterator[None]:
 def print_summary(args: argparse.Namespace, summary: Mapping[str, Any]) -> None:
     skipped = summary["skipped"]
     reasons = reasons_of(skipped)
-    print(f"{summary['n_documents']:,} documents, {summary['n_tokens']:,} tokens"
+    n = summary["n_documents"]
+    print(f"{n:,} document{'s' * (n != 1)}, {summary['n_tokens']:,} tokens"
           + f"; skipped {skipped['n_documents']:,} ({reasons})" * bool(reasons))
     for name in ("nats_per_token", "perplexity", "bits_per_byte"):
         if (about := summary.get(name)) and about["value"] is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from ..bpe import shown
 from ..circuits.bootstrapping import Estimate, bootstrap
 from ..circuits.inputs import end_of_text, tokenizer_of
+from ..circuits.resumed_runs import progress_bar
 from ..circuits.texts import chunks
 from ..gpt2_np import Error, Model
 from ..inference.scoring import Scores, score_windows
@@ -173,7 +174,7 @@ def texts(model: Model, path: str, options: Options) -> Measured:
                     input_format=options.input_format)
     work = Scorer(model, stride=options.stride, per_token=True)
     totals, skipped, n_read, one = ScoredTotals(), Skipped(), 0, None
-    with bar(inputs.n_bytes(), "B", options.progress) as progress:
+    with progress_bar(inputs.n_bytes(), options.progress, "B") as progress:
         for shard in inputs.shards():
             left = None if options.limit is None else options.limit - n_read
             documents = list(itertools.islice(inputs.read(shard), left))
@@ -242,25 +243,19 @@ class Piece(NamedTuple):
 def scored(model: Model, pieces: Sequence[Piece], progress: bool) -> list[Scores]:
     """Return the scores of the last tokens of each piece, packed into rows of n_ctx."""
     found = []
-    with bar(sum(len(piece.tokens) for piece in pieces), "token", progress) as shown_progress:
+    with progress_bar(sum(len(piece.tokens) for piece in pieces), progress, "token") as bar:
         for first, chunk in chunks(piece.tokens for piece in pieces):
             for n, scores in enumerate(score_windows(model, chunk), first):
                 log_p, is_greedy = scores.checked()
                 start = -pieces[n].n_scored
                 found.append(Scores(log_p[start:], is_greedy[start:]))
-            shown_progress.update(sum(map(len, chunk)))
+            bar.update(sum(map(len, chunk)))
     return found
 
 
 def losses(found: Sequence[Scores]) -> np.ndarray:
     """Return the summed loss of each, in nats, float64 [n]."""
     return -np.array([scores.log_probabilities.sum(dtype=float) for scores in found])
-
-
-def bar(total: int, unit: str, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=unit, unit_scale=True, disable=not progress)
 
 
 def ratio(above: Any, below: Any = None, scale: Callable[[Any], Any] = np.asarray) -> Estimate:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,6 +203,8 @@ def run_command_line(args: argparse.Namespace, parser: argparse.ArgumentParser) 
     options = Options(args.stride, args.limit, args.field, args.documents, args.input_format,
                       not args.quiet)
     path = find_data(args.name, args.data, options)
+    at_terminal = sys.stderr is not None and sys.stderr.isatty()
+    options = options._replace(progress=options.progress and at_terminal)
     evaluation = run_protocol(args.name, path, options, text_model(args), args.ablate, args.model)
     if args.json:
         print_json(evaluation.as_dict())

@@ -128,7 +128,7 @@ def model_class() -> Any:
             simple_parse_args_string,
         )
     except ImportError as error:
-        raise Error(f'lm-eval 0.4.13 or newer is needed ({error}): pip install "gpt2_np[eval]"'
+        raise Error(f'lm-eval 0.4.13 or newer is needed ({error}): pip install "lm-eval>=0.4.13"'
                     ) from None
     from tqdm import tqdm
 

@@ -28,8 +28,7 @@ def import_pyarrow(path: str) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise Error(f"{path} needs pyarrow, which is not installed: "
-                    'pip install "gpt2_np[parquet]"') from None
+        raise Error(f"{path} needs pyarrow, which is not installed: pip install pyarrow") from None
     return pyarrow
 
 

@@ -1,6 +1,7 @@
 """The bar of a run: bytes of the inputs, documents, tokens a second and the time left."""
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -11,7 +12,7 @@ SECONDS = 60  # between two lines of a log
 
 
 class Progress:
-    """A bar on standard error; a line a minute if that is no terminal; nothing if quiet."""
+    """A bar on standard error, or a line a minute if that is no terminal or there is no tqdm."""
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
@@ -23,11 +24,12 @@ class Progress:
         """Begin with the bytes of all inputs."""
         self.n_bytes, self.begin = n_bytes, time.monotonic()
         if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
 
-            self.bar = tqdm(total=n_bytes, initial=self.n_before, unit="B", unit_scale=True,
-                            file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
-        elif self.n_before:
+                self.bar = tqdm(total=n_bytes, initial=self.n_before, unit="B", unit_scale=True,
+                                file=sys.stderr, dynamic_ncols=True, smoothing=0.05)
+        if self.bar is None and self.n_before:
             self.say(f"{self.n_before / max(n_bytes, 1):.0%} of {n_bytes:,} bytes are done; a line "
                      "will follow each minute")
 

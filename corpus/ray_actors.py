@@ -249,8 +249,8 @@ def import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise Error('engine ray needs the package ray, which is not installed: pip install '
-                    '"gpt2_np[ray]"') from None
+        raise Error("engine ray needs the package ray, which is not installed: pip install ray"
+                    ) from None
     finally:
         if before == ".":
             del os.environ[skip]

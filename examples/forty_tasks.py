@@ -393,11 +393,12 @@ def read_the_two_circuits_of_a_head_in_tokens(model):
 
 
 def see_which_heads_are_built_on_one_another(model):
-    keys = circuits.composition(model, "K", baseline=False)  # [layer, head, layer, head]
+    keys = circuits.composition(model, "K", baseline=False)
     (_, _, w_v, w_o), (w_q, w_k, _, _), size = (
         matrices(model, 0, 0), matrices(model, 1, 1), np.linalg.norm)
-    agree(keys[0, 0, 1, 1], size(w_v @ w_o @ w_k @ w_q.T) / size(w_v @ w_o) / size(w_q @ w_k.T))
-    return best(keys[:, :, 1, 1], model)
+    agree(keys.values[0, 0, 1, 1],  # [layer, head, later layer, later head]
+          size(w_v @ w_o @ w_k @ w_q.T) / size(w_v @ w_o) / size(w_q @ w_k.T))
+    return keys.top(3)
 
 
 def read_a_neuron_and_the_directions_of_a_head_in_tokens(model):

@@ -55,9 +55,9 @@ def main():
     print("  ", ", ".join(f"{name(*head)} {copying[head]:.2f}" for head in induction[:5]))
 
     print("\n3. Composition: whose output do the keys of induction heads read, beyond chance?")
-    by_key = circuits.composition(model, "K")
+    by_key = circuits.composition(model, "K").values  # [layer, head, later layer, later head]
     for head in induction[:5]:
-        sources = by_key[:, :, head[0], head[1]]
+        sources = by_key[: head[0], :, head[0], head[1]]  # of earlier layers
         best = ", ".join(f"{name(*source)} {sources[source]:.3f}" for source in ranked(sources)[:3])
         print(f"   {name(*head)} reads {best}")
 

@@ -9,7 +9,7 @@ connections, 503, is plain text. A failure within a stream is its last event.
 
 The deadline, and a client that leaves, are noticed between two pieces of text. No more than 31
 characters, which may begin a stop string, are held back. So the tokens of 32 characters may still
-be made. pip install "gpt2_np[serve]" brings the packages that this program needs.
+be made. It needs two packages: pip install starlette uvicorn
 """
 import argparse
 import asyncio
@@ -146,7 +146,7 @@ def main():
         parser.error(f"--port is {args.port}: it must be from 0 to 65535")
     warnings.simplefilter("ignore", gpt2_np.ContextWarning)  # "ended_by" says it
     uvicorn.run(service(gpt2_np.load(args.model)), host="127.0.0.1", port=args.port,
-                log_level="warning", limit_concurrency=MAX_CONNECTIONS)
+                access_log=False, limit_concurrency=MAX_CONNECTIONS)
 
 
 if __name__ == "__main__":

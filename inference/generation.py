@@ -39,7 +39,7 @@ from .options import (
     Seed,
     Stop,
     check_count,
-    one_text,
+    each_text,
     sampling_of,
     start_of_text,
     text_list,
@@ -230,7 +230,7 @@ class Generation:
         n_ctx = model.config.n_ctx
         check_count("n_tokens", n_tokens, 0)
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
+        rows = [row.tolist() for row in each_text(prompts, model.config)]
         longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "

@@ -87,6 +87,18 @@ def text_list(name: str, texts: Any) -> list[Tokens]:
                     "ids") from None
 
 
+def each_text(texts: Sequence[Tokens], config: Config) -> list[np.ndarray]:
+    """Return `one_text` of each. Raises Error that says which of several is wrong."""
+    rows = []
+    for number, tokens in enumerate(texts):
+        try:
+            rows.append(one_text(tokens, config))
+        except Error as error:
+            which = f"text {number} of {len(texts)}: " if len(texts) > 1 else ""
+            raise Error(f"{which}{error}") from None
+    return rows
+
+
 def sampling_of(options: Mapping[str, Any]) -> Sampling:
     """Return options of `sample`, checked. Raises TypeError for others."""
     known = GenerationOptions.__optional_keys__

@@ -27,7 +27,7 @@ from ..gpt2_np import (
     to_host,
     transformer,
 )
-from .options import one_text, start_of_text, text_list
+from .options import each_text, start_of_text, text_list
 from .packing import Packed
 from .taps import announce, checked_tap
 from .turns import turn
@@ -92,7 +92,7 @@ def score_windows(model, texts, stride=None, tap=None, bos=False) -> list[Scores
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
     known = replace(config, n_vocab=model.n_vocab)
-    texts = [one_text(text, known) for text in text_list("texts", texts)]
+    texts = each_text(text_list("texts", texts), known)
     start = start_of_text(model, bos, texts)
     texts = [np.insert(text, 0, start) for text in texts]
     scores = [Scores(np.empty(len(text) - 1, np.float32), np.empty(len(text) - 1, bool))

@@ -211,7 +211,7 @@ def test_the_neuron_that_moves_each_logit_most(model, figures):
 def test_heads_that_compose_with_the_induction_heads(model, figures):
     """The means of random matrices, which are subtracted, differ from seed to seed by less."""
     figures = figures["composition"]
-    scores = circuits.composition(model, "K", folded=True)  # [layer, head, later, later head]
+    scores = circuits.composition(model, "K", folded=True).values
     for later, published in zip(figures["with"], figures["beyond chance"], strict=True):
         layer, head = circuits.parse_node(model.config, later)
         of_earlier = scores[:layer, :, layer, head]

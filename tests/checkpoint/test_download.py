@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sys
 
 import pytest
 from downloads import DATA, INDEX, LARGER, NOWHERE, cached, damage
@@ -166,6 +167,13 @@ def test_offline_a_damaged_file_is_refused_and_kept(server, bundle, monkeypatch)
     with pytest.raises(DownloadError, match=r"hparams\.json is damaged, and GPT2_NP_OFFLINE"):
         checkpoint.load(bundle[0])
     assert (folder / "hparams.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("package", ["requests", "tqdm"])
+def test_a_package_that_downloads_need_is_asked_for_by_name(server, bundle, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DownloadError, match=f"{package}.*: pip install requests tqdm"):
+        checkpoint.download(bundle[0])
 
 
 @pytest.mark.parametrize("write", [write_tensorflow, write_hugging_face])

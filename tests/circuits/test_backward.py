@@ -33,7 +33,7 @@ def test_gradients_of_a_log_probability_leave_the_padding_out(speaking, padded):
 
 
 @pytest.mark.parametrize("names", ["z", ["blocks.2.hook_resid_post", "q"], "hook_embed",
-                                   "blocks.1.*"])
+                                   "blocks.1.*", ("z", 1), [("z", 1), "hook_embed"]])
 def test_gradients_of_some_names_are_those_of_all(names):
     every, some = circuits.gradients(MODEL, CLEAN, METRIC), circuits.gradients(
         MODEL, CLEAN, METRIC, names=names)
@@ -47,6 +47,8 @@ def test_gradients_of_some_names_are_those_of_all(names):
 def test_a_name_without_a_gradient_is_a_clear_error():
     with pytest.raises(Error, match="no gradient of 'result': choose of embed, pos_embed, resid"):
         circuits.gradients(MODEL, CLEAN, METRIC, names="result")
+    with pytest.raises(Error, match=r"no gradient of \[\]"):
+        circuits.gradients(MODEL, CLEAN, METRIC, names=[])
     with pytest.raises(Error, match="'resid_pots'; did you mean resid_post"):
         circuits.gradients(MODEL, CLEAN, METRIC, names="resid_pots")
 

@@ -165,7 +165,7 @@ def test_lines_and_files_and_standard_input_are_texts(folder, capsys, monkeypatc
     [
         (["lens", "text", "--answer", "zzz"], "'zzz' is 3 tokens"),
         (["attribution", "text", "--answer", "<nothing>"], "it must be one"),
-        (["patch", "The café", "The café at", "--answer", " the"], "tokens and the source prompts"),
+        (["patch", "The café", "The café at", "--answer", " the"], "and the corrupted prompts"),
         (["find", "--task", "indirect-object"], "use name_repetition"),
         (["neurons", "--layer", "7", "--neuron", "1"], "layer 7 does not exist"),
         (["patch", "The café", "The café", "--answer", " the"], "the same on both prompts"),
@@ -211,7 +211,7 @@ def test_a_picture_without_matplotlib_says_what_to_install(folder, capsys, monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     path = tmp_path / "heads.png"
     assert main(["heads", "--model", folder, "--plot", str(path)]) == 1
-    assert "gpt2_np[plot]" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
     assert not path.exists()
 
 

@@ -77,7 +77,7 @@ TOOLS = {
        for what in ("resid_pre", "z", "k", "pattern")},
     "patching neurons": lambda m: circuits.patching(m, "blocks.2.mlp.hook_post", **PAIR).values[2],
     "path patching": lambda m: circuits.path_patching(m, **PAIR, receivers=[(2, 1, "q")]).values,
-    "composition": lambda m: circuits.composition(m, "K"),
+    "composition": lambda m: circuits.composition(m, "K").values,
     "copying": circuits.copying_scores,
     "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).entries([1], [2]),
     "neuron": lambda m: circuits.neuron_tokens(m, "L1N1")["reads"].logits,

@@ -12,6 +12,7 @@ RESULTS = [
     lambda: circuits.decompose(MODEL, CLEAN), lambda: circuits.attribution(MODEL, CLEAN, 1),
     lambda: circuits.lens(MODEL, CLEAN), lambda: circuits.heads(MODEL, CLEAN),
     lambda: circuits.ablation(MODEL, base=CLEAN, metric=METRIC), lambda: circuits.ov(MODEL, "L0H0"),
+    lambda: circuits.composition(MODEL, "K"),
     lambda: circuits.find(MODEL, **DENOISING, keep=0.5),
     lambda: circuits.measure(MODEL, list(CLEAN), resamples=2),
     lambda: circuits.survey(MODEL, list(CLEAN)),
@@ -78,7 +79,7 @@ def ends(found):
 
 
 TOKEN_LISTS = {
-    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-2],
+    "lens": lambda m: list(vars(circuits.lens(m, TEXT[:40], keep_logits=True)).values())[1:-3],
     "copying": lambda m: [circuits.copying_scores(m), circuits.copying_scores(m, folded=True)],
     "full circuit": lambda m: [circuits.full_ov(m, "L1H1", folded=True).full(),
                                circuits.full_qk(m, "L1H1", extended=True).full()],

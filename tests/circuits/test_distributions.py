@@ -58,6 +58,12 @@ def test_patterns_count_the_keys_that_a_query_can_see():
     assert np.isfinite(scores.min) and scores.n == found.n
 
 
+def test_one_layers_activation_may_be_named_by_a_pair():
+    whole = circuits.histogram(MODEL, TEXTS, "blocks.1.hook_resid_post")
+    assert repr(circuits.histogram(MODEL, TEXTS, ("resid_post", 1))) == repr(whole)
+    assert circuits.histogram(MODEL, TEXTS, (1, 2)).name == "L1H2"
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=9),
                 min_size=1, max_size=5), st.integers(2, 12))
@@ -90,6 +96,7 @@ def test_growing_bins_depend_on_the_values_alone(parts, most):
         ("L1N80", 9, "neuron 80 does not exist"),
         ("L1N8", 1, "bins is 1"),
         ("L1N8", 0, "bins is 0"),
+        ("L1N8", 10**10, "bins is 10000000000: it must be at most 1048576"),
         ("L1N8", [1, 1], "edges that rise"),
         ("L1N8", [1], "edges that rise"),
         ("L1N8", [[1], [2]], "edges that rise"),

@@ -64,7 +64,7 @@ def test_a_heads_example_shows_what_the_marked_token_attends_to():
         close(one.attention, seen["pattern"][0, 2, one.marked])
         best = int(one.attention.argmax())
         back = f"{one.marked - best} back" if best < one.marked else "itself"
-        assert f"{one.attention[best]:.2f} to «{one.tokens[best]}», {back})" in str(one)
+        assert f"{one.attention[best]:.2f} to « {one.tokens[best]}», {back})" in str(one)
     assert circuits.max_activating(MODEL, TEXTS, (1, 2), top=1)[0].value == found[0].value
 
 
@@ -146,3 +146,15 @@ def test_examples_are_those_of_the_edited_model():
         seen = circuits.run(MODEL, one.tokens, ["result", "pattern"], edits=edits)
         close(one.value, np.linalg.norm(seen["blocks.1.attn.hook_result"][0, one.marked, 2]))
         close(one.attention, seen["blocks.1.attn.hook_pattern"][0, 2, one.marked])
+
+
+@pytest.mark.parametrize("tool", [circuits.max_activating, circuits.histogram])
+def test_an_edit_of_the_output_that_measures_a_head_is_refused(tool):
+    with pytest.raises(Error, match=r"an edit of blocks\.1.* would be ignored: edit z"):
+        tool(MODEL, TEXTS, "L1H2", edits={"result": circuits.zero()})
+    tool(MODEL, TEXTS, "L1H2", edits={("result", 0): circuits.zero()})
+
+
+def test_the_ids_of_a_model_without_a_vocabulary_stand_apart():
+    [found] = circuits.max_activating(MODEL, [[5, 17, 60]], "L1N3", top=1)
+    assert found.window().replace("«", "").replace("»", "") == " 5 17 60"

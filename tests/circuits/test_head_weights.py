@@ -12,7 +12,7 @@ WEIGHTS = {
     "eigenvalues": lambda m: np.sort_complex(circuits.ov(m, "L2H0", folded=True).eigenvalues()),
     "full circuit": lambda m: circuits.full_ov(m, "L1H1", extended=True).svd()[1],
     "copying": circuits.copying_scores,
-    "composition": lambda m: circuits.composition(m, "K"),
+    "composition": lambda m: circuits.composition(m, "K").values,
     "singular": lambda m: circuits.singular_tokens(m, "L1H2")[0]["writes"].logits,
     "neuron": lambda m: circuits.neuron_tokens(m, "L1N5", folded=True)["reads"].logits,
 }  # fmt: skip
@@ -83,7 +83,8 @@ def test_extended_embeddings_include_the_first_mlp():
 
 @pytest.mark.parametrize("kind", ["Q", "K", "V"])
 def test_composition_scores_are_ratios_of_frobenius_norms(kind):
-    scores = circuits.composition(MODEL, kind, baseline=False)
+    found = circuits.composition(MODEL, kind, baseline=False)
+    scores, best = found.values, found.top(100)
     first = circuits.ov(MODEL, "L0H3").full()
     second = {"Q": circuits.qk(MODEL, "L2H1").full(), "K": circuits.qk(MODEL, "L2H1").full().T,
               "V": circuits.ov(MODEL, "L2H1").full()}[kind]
@@ -91,10 +92,26 @@ def test_composition_scores_are_ratios_of_frobenius_norms(kind):
     close(scores[0, 3, 2, 1], norm(first @ second) / norm(first) / norm(second))
     for later in range(3):
         assert not scores[later:, :, later].any()
+    assert len(best) == 3 * 4 * 4  # the second head is in a later layer
+    assert dict(best)["L0H3", "L2H1"] == scores[0, 3, 2, 1]
+    assert [value for _, value in best] == sorted(scores[scores > 0], reverse=True)
+
+
+def test_a_head_that_does_nothing_has_no_scores_and_no_warning():
+    params = map_params(np.copy, MODEL.params)
+    attn = params["blocks"][1]["attn"]
+    for c in range(3):
+        attn["c_attn"]["w"][:, 20 * c + 10 : 20 * c + 15] = 0
+    attn["c_proj"]["w"][10:15] = 0
+    model = Model(TINY, params)
+    copying, found = circuits.copying_scores(model), circuits.composition(model, "K")
+    assert np.argwhere(np.isnan(copying)).tolist() == [[1, 2]]
+    pairs = [pair for pair, _ in found.top(100)]
+    assert len(pairs) == 3 * 4 * 4 - 8 and not any("L1H2" in pair for pair in pairs)
 
 
 def test_random_weights_compose_no_more_than_the_baseline():
-    scores = circuits.composition(random_model(Config(5, 4, 120, 4, 2), scale=1), "K")
+    scores = circuits.composition(random_model(Config(5, 4, 120, 4, 2), scale=1), "K").values
     assert np.abs(scores[0, :, 1]).max() < 0.02
 
 

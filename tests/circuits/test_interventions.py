@@ -166,6 +166,7 @@ EDITS = {
     "from there on": {MID: circuits.add(VECTOR, position=slice(3, None))},
     "one": {MID: circuits.add(VECTOR, position=5)},
     "from the end of the prompt on": {Z: circuits.zero(1, slice(-2, None))},
+    "one of the prompt": {Z: circuits.zero(1, [0, -2])},
     "of the prompt": {"blocks.0.hook_mlp_out": circuits.zero(position=slice(0, -1))},
     "attention": {"blocks.0.attn.hook_attn_scores": circuits.knock_out(slice(4, None), [1, 2])},
     "values": {MID: circuits.patch(OTHER[MID][:1], position=slice(2, 9))},
@@ -185,6 +186,7 @@ def test_an_edit_knows_the_positions_that_a_cache_goes_on_with(case):
             end = pieces[0]
             edits = {"from the end of the prompt on":
                      {Z: circuits.zero(1, slice(end - 2, None))},
+                     "one of the prompt": {Z: circuits.zero(1, [0, end - 2])},
                      "of the prompt": {"blocks.0.hook_mlp_out":
                                        circuits.zero(position=slice(0, end - 1))}}[case]
         else:

@@ -1,4 +1,6 @@
 """The lens reads each stream through the final layer norm, and ends in the model itself."""
+from html import unescape
+
 import numpy as np
 from prompt_pair import CLEAN, MODEL, close
 
@@ -37,3 +39,18 @@ def test_the_frozen_lens_grows_as_accumulated_attribution_does():
     attribution = circuits.attribution(MODEL, CLEAN, 9)
     _, grown = attribution.accumulated()
     close(result.logits[:, :, -1, 9], grown + attribution["ln_final.b"], 2e-5)
+
+
+def test_the_repr_of_a_lens_has_a_line_for_each_point():
+    result = circuits.lens(MODEL, CLEAN)
+    assert [line.split()[0] for line in repr(result).splitlines()[1:]] == result.points
+
+
+def test_a_lens_of_one_position_names_it_and_its_token():
+    for position, place in ((0, "position 0"), (-2, "position 10"), (-1, "the last")):
+        result = circuits.lens(MODEL, CLEAN, position=position)
+        assert f"the best tokens after {place}, were" in repr(result)
+        assert f"final_post, after “{CLEAN[0, position]}”:" in unescape(result._repr_html_())
+        np.testing.assert_array_equal(result.read_tokens, CLEAN[:, [position]])
+    short, long = circuits.lens(MODEL, [CLEAN[0, :3], CLEAN[1]], position=-1)
+    assert (short.position, long.position) == (2, 11)

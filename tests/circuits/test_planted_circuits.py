@@ -44,11 +44,11 @@ def test_weights_show_who_copies_who_suppresses_and_who_composes():
     assert copying[INDUCTION] > 0.99
     assert copying[NEGATIVE] < -0.99
     assert others(copying, INDUCTION, NEGATIVE) < 0.5
-    by_key = circuits.composition(MODEL, "K")
-    assert strongest(by_key) == (*PREVIOUS, *INDUCTION)
-    assert others(by_key, (*PREVIOUS, *INDUCTION)) < 0.6 * by_key[(*PREVIOUS, *INDUCTION)]
+    by_key, planted = circuits.composition(MODEL, "K"), (*PREVIOUS, *INDUCTION)
+    assert by_key.top(1) == [(("L0H1", "L1H2"), by_key.values[planted])]
+    assert others(by_key.values, planted) < 0.6 * by_key.values[planted]
     for kind in "QV":
-        assert circuits.composition(MODEL, kind).max() < 0.05
+        assert circuits.composition(MODEL, kind).values.max() < 0.05
 
 
 def test_full_circuits_hold_the_planted_entries():
@@ -137,7 +137,7 @@ def tell_the_story(model, task, threshold):
 
     previous = strongest(scores.previous_token)
     assert scores.previous_token[previous] > threshold
-    by_key = circuits.composition(model, "K")
+    by_key = circuits.composition(model, "K").values
     assert all(strongest(by_key[:, :, layer, head]) == previous for layer, head in found)
 
     n_half = task.clean.tokens.shape[1] // 2

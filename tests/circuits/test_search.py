@@ -113,3 +113,11 @@ def test_no_node_can_go_and_what_is_lost_is_that_of_whole_passes(few, monkeypatc
         assert abs(1 - left) > 1 - keep
         assert found.minimality[node].value == pytest.approx(share(found.kept) - left, abs=1e-4)
         assert np.isfinite(found.minimality[node]).all()
+
+
+@pytest.mark.parametrize("option", [{"subsets": 0}, {"seed": -1}])
+def test_a_bad_option_is_told_before_the_search(option, swept):
+    model = planted_model()
+    with pytest.raises(gpt2_np.Error, match=r"subsets is 0|seed is -1"):
+        circuits.find(model, **pair(circuits.repeated_tokens(model, 6, 4), model), **option)
+    assert not swept

@@ -254,8 +254,12 @@ def test_a_sweep_is_read_by_the_names_of_its_cells():
     close(neurons["L2N17"], neurons.effect[2, 17])
     sent = circuits.path_patching(MODEL, ["L0H1", "MLP1"], **NOISING)
     close([sent["0.1"], sent["MLP1"]], sent.effect)
+    mlps = circuits.patching(MODEL, "mlp_out", **DENOISING)
+    close(mlps["MLP1"], mlps.effect[1])
+    stream = circuits.patching(MODEL, "resid_pre", **DENOISING)
     for sweep, node, message in ((heads, "L3H0", "layer 3 does not exist: there are 3"),
                                  (heads, "MLP1", "there is no 'MLP1' in a sweep of z over layer"),
+                                 (stream, "MLP1", "there is no 'MLP1' in a sweep of resid_pre"),
                                  (sent, "L0H2", "there is no 'L0H2' in a sweep of path over sen"),
                                  (heads, "L1", "'L1' is not a head or MLP")):
         with pytest.raises(Error, match=message):

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -409,7 +410,13 @@ def test_the_command_prints_what_the_function_returns(command, passages):
     status, out, err = command(passages, "--json")
     assert json.loads(out)["measures"] == json.loads(json.dumps(
         evaluate(passages, model).as_dict()["measures"]))
-    assert "100%" in err
+    assert err == ""  # which is no terminal
+
+
+def test_a_terminal_shows_a_bar_unless_it_is_told_not_to(command, passages, monkeypatch):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+    assert "token/s" in command("lambada", "--data", passages)[2]
+    assert command("lambada", "--data", passages, "--quiet")[2] == ""
 
 
 def test_wrong_usage_ends_with_status_2_and_bad_input_with_1(command, passages):

@@ -164,7 +164,7 @@ def test_without_lm_eval_the_command_names_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     assert command("run", "--tasks", "lambada_openai") == 1
-    assert 'pip install "gpt2_np[eval]"' in capsys.readouterr().err
+    assert 'pip install "lm-eval>=0.4.13"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given, handed_over", [

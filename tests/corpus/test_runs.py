@@ -324,12 +324,12 @@ def test_an_input_that_was_touched_is_refused_with_the_command_that_undoes_it(tm
     os.utime(path, ns=(0, time))
     first = run("a", "bb")
     path.touch()
-    with pytest.raises(Error, match=r"0\.txt' had another time, but the same size") as error:
+    with pytest.raises(Error, match="had another time, but the same size") as error:
         run("a", "bb")
     subprocess.run(re.findall("`(.*)`", str(error.value))[0], shell=True, check=True)
     assert path.stat().st_mtime_ns == time and run("a", "bb") == first
     path.write_text("b")
-    with pytest.raises(Error, match=r"0\.txt' has changed\. Start it as it was"):
+    with pytest.raises(Error, match=r"has changed\. Start it as it was"):
         run("b", "bb")
 
 

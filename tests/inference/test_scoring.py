@@ -186,8 +186,14 @@ def test_a_stride_that_skips_tokens_is_rejected(stride):
 
 
 def test_an_empty_text_is_rejected():
-    with pytest.raises(gpt2_np.Error, match="no tokens"):
+    with pytest.raises(gpt2_np.Error, match=r"^there are no tokens"):
         score(MODEL, [])
+
+
+def test_of_several_texts_the_error_says_which_is_wrong():
+    for function in gpt2_np.score_batch, lambda *given: gpt2_np.generate_batch(*given, 3):
+        with pytest.raises(gpt2_np.Error, match=r"^text 1 of 3: there are no tokens"):
+            function(MODEL, [TEXT, [], TEXT])
 
 
 def test_padding_rows_of_the_embedding_have_no_probability():

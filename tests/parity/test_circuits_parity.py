@@ -292,7 +292,7 @@ def test_zero_ablation_agrees(pair):
 def test_composition_scores_agree(pair, kind, processed):
     peer = hooked(pair.model, processed)
     theirs = peer.all_composition_scores(kind).numpy()
-    ours = circuits.composition(pair.model, kind, folded=processed, baseline=False)
+    ours = circuits.composition(pair.model, kind, folded=processed, baseline=False).values
     assert error(ours, theirs) < 1e-4
 
 

@@ -125,6 +125,7 @@ def test_positions_are_labelled_by_tokens(folder):
     sweep = circuits.patching(model, "resid_pre", base=corrupted, source=clean, metric=metric)
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep))
     assert "<|endoftext|>" in texts_of(pictures.plot_map(sweep, model=model))
+    assert "<|endoftext|>" in texts_of(pictures.plot_lens(circuits.lens(model, clean, position=0)))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 5), (5, 5)])
