@@ -156,7 +156,7 @@ class Window(NamedTuple):
     first_scored: int
 
 
-def text_windows(texts: Sequence[Sequence[int]], n_ctx: int, stride: int) -> list[Window]:
+def text_windows(texts: Sequence[Tokens], n_ctx: int, stride: int) -> list[Window]:
     """Return the windows that score every token of every text once."""
     windows = []
     for text, tokens in enumerate(texts):
