@@ -87,7 +87,7 @@ def text_list(name: str, texts: Any) -> list[Tokens]:
                     "ids") from None
 
 
-def each_text(texts: Sequence[Tokens], config: Config) -> list[np.ndarray]:
+def each_text(texts: Sequence[Tokens] | np.ndarray, config: Config) -> list[Any]:
     """Return `one_text` of each. Raises Error that says which of several is wrong."""
     rows = []
     for number, tokens in enumerate(texts):
