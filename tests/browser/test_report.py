@@ -412,9 +412,9 @@ def large():
 
 @pytest.fixture(scope="module")
 def long_text():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    licence = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     tokenizer = bpe.Tokenizer.from_files(OFFICIAL / "vocab.bpe", OFFICIAL / "encoder.json")
-    return [50256, *tokenizer.encode(readme)]
+    return [50256, *tokenizer.encode(4 * licence)]
 
 
 @pytest.mark.parametrize(("n", "most"), [(64, 0.6e6), (128, 1.8e6), (256, 6.6e6)])
