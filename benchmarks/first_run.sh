@@ -29,8 +29,8 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
 
 card() {
-    nvidia-smi
-    "$python" - <<'PROGRAM'
+    timeout -k 5 "$(($1 / 2))" nvidia-smi
+    timeout -k 5 "$(($1 / 2))" "$python" - <<'PROGRAM'
 import platform
 from importlib.metadata import distributions
 names = "cupy", "numpy", "torch", "transformers", "triton", "cuda-", "nvidia-cu", "pytest"

@@ -134,7 +134,8 @@ def run_options(args, parser) -> dict[str, Any]:
 def as_typed(error: Error, args: argparse.Namespace) -> str:
     """Return the sentence of an error, which may begin with an option, as its user typed it."""
     name, verb, rest = str(error).partition(" is ")
-    return f"{option(name)}{verb}{rest}" if name in vars(args) else str(error)
+    is_option = name in vars(args) and name not in args.inputs
+    return f"{option(name)}{verb}{rest}" if is_option else str(error)
 
 
 # --- commands --------------------------------------------------------------------------

@@ -76,9 +76,8 @@ def score(
         output: the folder of the results, a file for each shard of the input.
         model: the name of a model, or a Model. Each worker loads a named one by itself.
         stride, bos, per_token: as in `Scorer`.
-        device, dtype, tf32: as in `gpt2_np.load`. "auto" is a GPU if `gpus` are asked for, or if
-            this process finds one and the engine is processes. A Model has its own device and
-            dtype.
+        device, dtype, tf32: as in `gpt2_np.load`, but that with Ray "auto" is the CPU. `gpus` ask
+            for GPUs. A Model has its own device and dtype.
         field, id, documents, input_format, max_bytes, shard_bytes: as in `Inputs`.
         output_format: "jsonl" or "parquet".
         engine: "processes" of this machine, or "ray", with the `address` of a cluster.
@@ -137,7 +136,7 @@ def check_workers(*, device: str = "auto", engine: str = "processes", address: s
     if engine not in ENGINES:
         raise Error(f"engine is {shown(engine)}: choose one of {', '.join(ENGINES)}")
     if address is not None and engine != "ray":
-        raise Error(f"address is {shown(address)}, that of a Ray cluster: give engine ray, too")
+        raise Error(f"address is {shown(address)}, that of a Ray cluster: it needs engine ray")
     check_count("threads", threads)
     check_count("gpus", gpus, 0)
     if workers is not None:

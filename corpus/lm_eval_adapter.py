@@ -279,10 +279,11 @@ def lm_eval_model(model: str | Model = "124M", **options: Any) -> Any:
 
 
 def loaded(model: str | Model, device: Any, dtype: Any) -> Model:
-    if not isinstance(model, Model):
-        # lm-eval asks for its default, cuda:0, if it is given no device.
-        model = checkpoint.load(str(model), "auto" if device == "cuda:0" else device, dtype)
-    return with_tokenizer(model, "the model")
+    if isinstance(model, Model):
+        return with_tokenizer(model, "the model")
+    # lm-eval asks for its default, cuda:0, if it is given no device.
+    device = "auto" if device == "cuda:0" else device
+    return with_tokenizer(checkpoint.load(str(model), device, dtype), model)
 
 
 def size_of_batch(size: int | str) -> int | None:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
@@ -264,6 +265,8 @@ def what_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     time = before.get("mtime_ns")
     if time is None or {**before, "mtime_ns": 0} != {**after, "mtime_ns": 0}:
         return "has changed"
+    words = "had another time, but the same size and the same first bytes"
+    if sys.platform != "linux":
+        return words
     touch = f"touch -d @{time // 10**9}.{time % 10**9:09d} {shlex.quote(before['path'])}"
-    return ("had another time, but the same size and the same first bytes (if it was only copied "
-            f"or touched, `{touch}` gives it that time again)")
+    return f"{words} (if it was only copied or touched, `{touch}` gives it that time again)"

@@ -154,7 +154,7 @@ USAGE = [
      "--workers is 3, but each of 2 GPUs has one: leave it out"),
     (["score", "a", "-o", "out", "--gpus", "-1"], "--gpus is -1"),
     (["score", "a", "-o", "out", "--address", "auto"],
-     "--address is 'auto', that of a Ray cluster: give engine ray"),
+     "--address is 'auto', that of a Ray cluster: it needs engine ray"),
     (["score", "a", "-o", "out", "--stride", "0"], "--stride is 0"),
     (["score", "a", "-o", "out", "--temperature", "1"], "unrecognized arguments"),
     (["generate", "a", "-o", "out", "-n", "-3"], "--tokens is -3: it must be at least 1"),
@@ -176,6 +176,7 @@ def test_wrong_usage_is_status_2_and_makes_nothing(arguments, words, capsys, tmp
 
 @pytest.mark.parametrize("arguments, words", [
     (["score", "gone.jsonl", "-o", "out", "-m", "shakespeare"], "gone.jsonl cannot be read"),
+    (["score", "field", "-o", "out", "-m", "shakespeare"], ": field cannot be read"),  # no option
     (["score", "a.txt", "-o", "a.txt", "-m", "shakespeare"], "a.txt is a file"),
     (["score", "a.txt", "-o", "out", "-m", "nothing"], "'nothing' is neither a model"),
     (["status", "."], "is not the output of a run"),

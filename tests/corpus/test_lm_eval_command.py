@@ -159,7 +159,7 @@ def command(*arguments):
     return main(["lm-eval", *arguments])
 
 
-def test_without_lm_eval_the_command_names_the_extra(monkeypatch, capsys):
+def test_without_lm_eval_the_command_names_the_package(monkeypatch, capsys):
     lm_eval_adapter.model_class.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)

@@ -14,7 +14,7 @@ from gpt2_np.corpus.runs import open_run
 from gpt2_np.corpus.shard_files import Job
 
 
-def test_without_ray_a_sentence_names_the_extra(monkeypatch):
+def test_without_ray_a_sentence_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(Error, match=r'^engine ray needs the package ray.*pip install ray$'):
         import_ray()
