@@ -193,11 +193,12 @@ def memory_advice(error: MemoryError) -> str:
 def is_cuda_error(error: Exception) -> bool:
     """Return True for an error that CUDA or cuBLAS reported in the midst of work."""
     cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return False
+    if isinstance(error, cupy.cuda.runtime.CUDARuntimeError | cupy.cuda.driver.CUDADriverError):
+        return True
     try:
-        return cupy is not None and isinstance(error, (
-            cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.cublas.CUBLASError,
-            cupy.cuda.driver.CUDADriverError,
-        ))  # fmt: skip
+        return isinstance(error, cupy.cuda.cublas.CUBLASError)
     except ImportError:  # of cuBLAS, which CuPy loads here: without it no GPU has worked
         return False
 

@@ -803,7 +803,7 @@ def whole_file(path: str, mode: int = 0o666) -> Iterator[BinaryIO]:
     Until then others see the old file or none. After an error nothing is left of the new one. The
     part that a killed process leaves ends in ".part".
     """
-    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}{PART}"
+    temporary = f"{path}.{os.urandom(4).hex()}{PART}"
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             yield file

@@ -99,8 +99,7 @@ def load(
 
 
 def pick_device(device: str) -> ModuleType:
-    """Return the array module of a device. "auto" is the device that GPT2_NP_DEVICE names, if any.
-    """
+    """Return the array module of a device. "auto" is what GPT2_NP_DEVICE names, if anything."""
     asked = os.environ.get("GPT2_NP_DEVICE") if device == "auto" else None
     return backend.pick(asked or device)
 

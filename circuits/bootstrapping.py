@@ -45,8 +45,8 @@ def bootstrap(
     """
     for name, count in (("n", n), ("resamples", resamples)):
         check_count(name, count)
-    if not 0 < level < 1:
-        raise Error(f"level is {level}: it must be a share between 0 and 1, such as 0.95")
+    if not 0 < level <= 1:
+        raise Error(f"level is {level}: it must be a share above 0, such as 0.95")
     rng, values, low, high = generator(seed), [], math.nan, math.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = np.asarray(statistic(np.arange(n)[None]))

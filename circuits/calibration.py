@@ -15,7 +15,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
-from ..gpt2_np import NO_TAP, Error, Model, Tap, transformer, unembed
+from ..gpt2_np import NO_TAP, Error, Model, Tap, generator, transformer, unembed
 from ..inference.packing import Packed
 from ..inference.scoring import pack_windows, text_windows
 from ..inference.turns import turn
@@ -26,7 +26,7 @@ from .metrics import log_sum_exp
 from .short_reprs import Result
 from .texts import chunks, text_ids
 
-MOST_BINS = 1000  # of each text
+MOST_BINS = 1000  # whose sums are kept for each text
 LOGITS_AT_ONCE = 128  # positions; logits of 1,024 positions in float64 would be 400 MB
 
 
@@ -73,6 +73,8 @@ def measure(
         raise Error(f"texts is {shown(texts)}: give a list of texts, at least one, as intervals "
                     "are over texts")
     check_count("bins", bins, most=MOST_BINS)
+    check_count("resamples", resamples)
+    generator(seed)  # a wrong one is an error now, and not after all texts were read
     edits, tokenizer, sums, n_bytes, begins = Edits(model, edits), model.tokenizer, [], [], True
     are_text = all(isinstance(text, str) for text in texts)
     for _, chunk in chunks(measured_ids(model, text, bos) for text in texts):

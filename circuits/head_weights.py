@@ -8,7 +8,6 @@ tokens. The product of two heads' circuits tells if the second reads the output 
 """
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -193,6 +192,8 @@ def composition(
     if kind not in ("Q", "K", "V"):
         raise Error(f"unknown composition {shown(kind)}: choose 'Q', 'K' or 'V'")
     config = model.config
+    d, e = config.n_embd, config.n_embd // config.n_head
+    chance = random_composition(d, e, seed) if baseline else 0.0
     layers = [attention_weights(model, n, folded) for n in range(config.n_layer)]
 
     def stack(field):  # [l h, ...]
@@ -208,9 +209,7 @@ def composition(
         scores[rows, later] = pairwise_composition(
             LowRank(first.left[rows], first.right[rows]),
             LowRank(second[kind].left[later], second[kind].right[later]),
-        )
-        if baseline:
-            scores[rows, later] -= random_composition(config.n_embd, config.n_embd // h, seed)
+        ) - chance
     return Composition(kind, scores.reshape(config.n_layer, h, config.n_layer, h))
 
 
@@ -223,7 +222,6 @@ def pairwise_composition(first, second):
         return products / first.norm()[:, None] / second.norm()
 
 
-@functools.cache
 def random_composition(d, e, seed, n=16):
     """Return the mean composition of n pairs of Gaussian [d, e] @ [e, d]; it is near 1/√d."""
     rng = generator(seed)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..backend import to_host
 from ..bpe import shown
-from ..gpt2_np import Error, Model, Tap, transformer
+from ..gpt2_np import Error, Model, Tap, generator, transformer
 from ..inference.turns import turn
 from .attention_patterns import Attention, heads
 from .calibration import Measures, measure, measured_ids
@@ -177,6 +177,7 @@ def survey(
     window by window, as there. `bins` are of confidence; `seed` is that of resampling and of the
     random tokens that repeat. Text gets <|endoftext|> put before it; `bos=False` leaves it out.
     """
+    generator(seed)  # a wrong one is an error now, and not after all texts were read
     profiles = [profile(name, model, texts, bins, seed, bos) for name, model in named(models)]
     if not profiles:
         raise Error("there is no model to survey: give at least one")

@@ -138,7 +138,7 @@ def unit_of(model: Model, unit: Any, edits: EditsLike | None = None) -> Unit:
     result = activation_name("result", layer)
     if result in Edits(model, edits):
         raise Error(f"the output of {shown(unit)} is computed from z, so an edit of {result} would "
-                    "be ignored: edit z")
+                    "be ignored: edit z, or leave {result} out")
     w_o = attention_weights(model, layer).W_O[head]
     return Unit(f"L{layer}H{head}", activation_name("z", layer), "norm of the output (hook_result)",
                 lambda z: np.linalg.norm(z[:, head] @ w_o, axis=-1), layer, head)

@@ -282,8 +282,8 @@ def loaded(model: str | Model, device: Any, dtype: Any) -> Model:
     if isinstance(model, Model):
         return with_tokenizer(model, "the model")
     # lm-eval asks for its default, cuda:0, if it is given no device.
-    device = "auto" if device == "cuda:0" else device
-    return with_tokenizer(checkpoint.load(str(model), device, dtype), model)
+    where: Any = "auto" if device == "cuda:0" else device
+    return with_tokenizer(checkpoint.load(str(model), where, dtype), model)
 
 
 def size_of_batch(size: int | str) -> int | None:

@@ -189,7 +189,7 @@ def search_all(
     stop: Stop = (), tap: TapFunction | None = None,
 ) -> list[list[Beam]]:  # fmt: skip
     """Return the best beams of each prompt, without the warning at n_ctx."""
-    prompts = text_list("prompts", prompts)
+    prompts = text_list("prompts", prompts, model.config)
     generation = Generation(model, prompts, n_tokens, stop, [0] * len(prompts), Sampling(), tap=tap)
     searches = [Search(text, rules) for text in generation.texts]
     going = [search for search in searches if not search.is_over]

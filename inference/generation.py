@@ -39,7 +39,7 @@ from .options import (
     Seed,
     Stop,
     check_count,
-    each_text,
+    one_text,
     sampling_of,
     start_of_text,
     text_list,
@@ -195,7 +195,7 @@ def run_batch(
     model, prompts, n_tokens, stop=(), seed=None, draft=True, tap=None, **options
 ) -> Generation:
     """Run a whole batch and return it, with its continuations and the reasons they ended."""
-    prompts = text_list("prompts", prompts)
+    prompts = text_list("prompts", prompts, model.config)
     seeds, sampling = row_seeds(seed, len(prompts)), sampling_of(options)
     generation = Generation(model, prompts, n_tokens, stop, seeds, sampling, draft, tap)
     for _ in generation:
@@ -230,7 +230,7 @@ class Generation:
         n_ctx = model.config.n_ctx
         check_count("n_tokens", n_tokens, 0)
         n_tokens, stop = int(min(n_tokens, n_ctx + 1)), stop_list(stop)  # no text has room for more
-        rows = [row.tolist() for row in each_text(prompts, model.config)]
+        rows = [one_text(prompt, model.config).tolist() for prompt in prompts]
         longest = max(map(len, rows), default=0)
         if longest > n_ctx:
             raise Error(f"the prompt has {longest} tokens and this model's n_ctx is {n_ctx}: drop "

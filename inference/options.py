@@ -78,23 +78,19 @@ def one_text(tokens: Tokens, config: Config) -> np.ndarray:
     return ids[0].astype(np.int64)  # smaller types cannot hold every id, uint64 turns to float
 
 
-def text_list(name: str, texts: Any) -> list[Tokens]:
-    """Return the texts, given in any iterable. Raises Error for what is none."""
+def text_list(name: str, texts: Any, config: Config) -> list[np.ndarray]:
+    """Return `one_text` of each text of an iterable. Raises Error that says which is wrong."""
     try:
-        return list(iter(texts))
+        given = list(iter(texts))
     except TypeError:
         raise Error(f"{name} are {shown(texts)}: give a list of them, each a list of token "
                     "ids") from None
-
-
-def each_text(texts: Sequence[Tokens] | np.ndarray, config: Config) -> list[np.ndarray]:
-    """Return `one_text` of each. Raises Error that says which of several is wrong."""
     rows = []
-    for number, tokens in enumerate(texts):
+    for number, tokens in enumerate(given):
         try:
             rows.append(one_text(tokens, config))
         except Error as error:
-            which = f"text {number} of {len(texts)}: " if len(texts) > 1 else ""
+            which = f"{name}[{number}]: " if len(given) > 1 else ""
             raise Error(f"{which}{error}") from None
     return rows
 

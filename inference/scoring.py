@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..gpt2_np import (
+    Config,
     Error,
     Model,
     Tap,
@@ -27,7 +28,7 @@ from ..gpt2_np import (
     to_host,
     transformer,
 )
-from .options import each_text, start_of_text, text_list
+from .options import one_text, start_of_text, text_list
 from .packing import Packed
 from .taps import announce, checked_tap
 from .turns import turn
@@ -66,8 +67,14 @@ def score_batch(
 
     With a tap they are computed one after another, as `score` would: it sees [1, ...].
     """
+    rows = text_list("texts", texts, vocabulary_config(model))
     return [one.checked().log_probabilities for one in
-            score_windows(model, texts, stride, checked_tap(tap), bos)]
+            score_windows(model, rows, stride, checked_tap(tap), bos)]
+
+
+def vocabulary_config(model: Model) -> Config:
+    """Return the model's config, without ids that only pad the embedding."""
+    return replace(model.config, n_vocab=model.n_vocab)
 
 
 class Scores(NamedTuple):
@@ -91,8 +98,8 @@ def score_windows(model, texts, stride=None, tap=None, bos=False) -> list[Scores
     stride = config.n_ctx // 2 if stride is None else stride
     if not (is_number(stride) and stride % 1 == 0 and 1 <= stride <= config.n_ctx):
         raise Error(f"stride is {stride!r}: it must be from 1 to n_ctx = {config.n_ctx}")
-    known = replace(config, n_vocab=model.n_vocab)
-    texts = each_text(text_list("texts", texts), known)
+    known = vocabulary_config(model)
+    texts = [one_text(text, known) for text in texts]
     start = start_of_text(model, bos, texts)
     texts = [np.insert(text, 0, start) for text in texts]
     scores = [Scores(np.empty(len(text) - 1, np.float32), np.empty(len(text) - 1, bool))

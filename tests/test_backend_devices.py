@@ -132,8 +132,10 @@ def test_an_error_is_not_cudas_if_cupy_has_no_cublas(monkeypatch):
             raise ImportError('Failure finding "libcublas.so.13"')
 
     errors = SimpleNamespace(CUDARuntimeError=OSError, CUDADriverError=OSError)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=Cuda(runtime=errors)))
+    cupy = SimpleNamespace(cuda=Cuda(runtime=errors, driver=errors))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
     assert not backend.is_cuda_error(ValueError("a shard's own fault"))
+    assert backend.is_cuda_error(OSError("CUDA's"))
 
 
 def test_float16_on_the_cpu_is_refused_with_the_way_out(tmp_path):

@@ -97,7 +97,7 @@ def call(function, *args, **options):
         (call(circuits.measure, [[1, 2]], seed=1.5), "seed is 1.5: expected None, integers from"),
         (call(circuits.composition, "K", seed=-1), "seed is -1: expected None, integers from 0"),
         (lambda _: circuits.bootstrap(lambda i: i.mean(axis=-1), 5, level=95),
-         "level is 95: it must be a share between 0 and 1, such as 0.95"),
+         "level is 95: it must be a share above 0, such as 0.95"),
         (call(circuits.find, **{**PAIR, "source": OTHER[:, 1:]}), "the source prompts 9"),
         (call(circuits.patch_edges, np.ones((1, 1), bool), base=TOKENS, source=OTHER),
          r"\(1, 1\), it must be booleans of shape \(16, 40\)"),

@@ -191,9 +191,11 @@ def test_an_empty_text_is_rejected():
 
 
 def test_of_several_texts_the_error_says_which_is_wrong():
-    for function in gpt2_np.score_batch, lambda *given: gpt2_np.generate_batch(*given, 3):
-        with pytest.raises(gpt2_np.Error, match=r"^text 1 of 3: there are no tokens"):
-            function(MODEL, [TEXT, [], TEXT])
+    with pytest.raises(gpt2_np.Error, match=r"^texts\[1\]: there are no tokens"):
+        gpt2_np.score_batch(MODEL, [TEXT, [], TEXT])
+    for function in gpt2_np.generate_batch, gpt2_np.beam_search_batch:
+        with pytest.raises(gpt2_np.Error, match=r"^prompts\[1\]: there are no tokens"):
+            function(MODEL, [TEXT, [], TEXT], 3)
 
 
 def test_padding_rows_of_the_embedding_have_no_probability():
